@@ -1,0 +1,56 @@
+# pycolo: `make demo` and `make test` are all a newcomer needs; both install what is missing (as root) or say what is.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
+GUEST := qemu-system-x86 busybox-static cpio
+TESTS := qemu-utils redis-server iputils-ping
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: packages
+packages:
+	@scripts/install-packages $(TOOLS) $(GUEST)
+
+.PHONY: test-packages
+test-packages: packages
+	@scripts/install-packages $(TESTS)
+
+$(STAMP): pyproject.toml src/pycolo/edge/preload.c | packages
+	@echo "installing pycolo into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.PHONY: setup
+setup: packages $(STAMP) ## Install what is missing: Debian packages, a virtual environment with pycolo
+
+.PHONY: demo
+demo: setup ## Two hosts, real clients, one death each: shows that no client noticed (ARGS="--help" for options)
+	@$(BIN)/colo demo $(ARGS)
+
+.PHONY: test
+test: setup test-packages ## Unit, property, simulation and integration tests with real QEMU
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff, mypy strict, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: sim
+sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
+	@$(BIN)/python -m tests.sim $(if $(ARGS),$(ARGS),--seeds 0..2000)
+
+.PHONY: clean
+clean: ## Remove what the targets made here
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report src/*.egg-info

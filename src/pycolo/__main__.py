@@ -1,0 +1,5 @@
+"""`python -m pycolo` is the command `colo`."""
+
+from pycolo.cli import main
+
+main()

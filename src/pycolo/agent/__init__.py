@@ -1,0 +1,1 @@
+"""The packet process of one VM on one host; on its own so that page work never delays packets."""

@@ -1,0 +1,245 @@
+"""The agent's program: one event loop over uplink, network card, packet channel and the daemon's commands.
+
+It ends when its daemon does; a bug ends it too, and the partner takes over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from pycolo.agent import protocol
+from pycolo.agent.primary import PrimarySide
+from pycolo.agent.secondary import SecondarySide
+from pycolo.agent.side import Side
+from pycolo.core import wire
+from pycolo.core.dataplane import DataplaneLimits
+from pycolo.edge.nic import Nic
+from pycolo.edge.packet_channel import PacketChannel
+from pycolo.edge.tap import Tap
+from pycolo.errors import EnvironmentFault, PeerLost
+
+CONNECT_S_MAX = 2.0
+FEED_DRAIN_MS_MAX = 1000.0  # a guest that does not take frames for this long is not cut now
+SVM_DRAIN_MS_MAX = 20.0  # what a busy SVM has not read by then is taken back
+NICE = -10
+
+
+def now_ms() -> float:
+    """Monotonic time, in ms."""
+    return time.monotonic_ns() / 1e6
+
+
+class Agent:
+    """Everything that is readable, and what follows from it."""
+
+    def __init__(self, control: socket.socket, nic: Nic) -> None:
+        self._control, self._nic = control, nic
+        self._side: Side | None = None
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until the daemon is gone."""
+        self._watch(self._control.fileno(), self._on_control)
+        while not self._ended:
+            self._turn(1000.0)
+
+    def _turn(self, wait_ms: float) -> None:
+        """Wait for the next thing to happen, at most `wait_ms`, and deal with it."""
+        side = self._side
+        if side is not None:
+            due_ms = side.on_time(now_ms())
+            if due_ms is not None:
+                wait_ms = max(0.0, min(wait_ms, due_ms - now_ms()))
+            self._set_watches(side)
+        for fd, _ in self._epoll.poll(wait_ms / 1000.0):
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler()
+
+    def _set_watches(self, side: Side) -> None:
+        """Ask only for what the side wants now: not reading is how back-pressure works."""
+        self._want(side.tap.fd, self._on_tap, select.EPOLLIN if side.reads_tap() else 0)
+        nic_events = (select.EPOLLIN if side.reads_nic() else 0) | (select.EPOLLOUT if self._nic.backlog else 0)
+        self._want(self._nic.fileno(), self._on_nic, nic_events)
+        if side.channel is not None:
+            waiting = select.EPOLLOUT if side.channel.waiting else 0
+            self._want(side.channel.fileno(), self._on_channel, select.EPOLLIN | waiting)
+        if isinstance(side, SecondarySide) and side.listener.fileno() >= 0:
+            self._want(side.listener.fileno(), side.accept, select.EPOLLIN)
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._want(fd, handler, select.EPOLLIN)
+
+    def _want(self, fd: int, handler: Callable[[], None], events: int) -> None:
+        self._handlers[fd] = handler
+        try:
+            self._epoll.modify(fd, events)
+        except FileNotFoundError:
+            self._epoll.register(fd, events)
+
+    # ---- readable things
+
+    def _on_tap(self) -> None:
+        assert self._side is not None
+        with self._channel_guard(self._side):
+            self._side.on_tap(now_ms())
+
+    def _on_nic(self) -> None:
+        assert self._side is not None
+        self._nic.flush()
+        with self._channel_guard(self._side):
+            if self._side.reads_nic():
+                self._side.on_nic(now_ms())
+
+    def _on_channel(self) -> None:
+        side = self._side
+        if side is None or side.channel is None:
+            return
+        with self._channel_guard(side):
+            side.channel.flush()
+            side.on_channel(now_ms())
+
+    @contextlib.contextmanager
+    def _channel_guard(self, side: Side) -> Iterator[None]:
+        """A broken packet channel is news for the daemon, not the end of the agent: what is held stays held."""
+        try:
+            yield
+        except PeerLost as lost:
+            side.leave_pair()
+            self._say(protocol.ChannelLost(str(lost)))
+
+    # ---- the daemon's commands
+
+    def _on_control(self) -> None:
+        packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
+        if not packet:
+            self._ended = True
+            return
+        try:
+            answer = self._carry_out(protocol.command_decoder.decode(packet))
+        except EnvironmentFault as fault:
+            answer = protocol.Failed(str(fault), "environment")
+        except PeerLost as lost:
+            answer = protocol.Failed(str(lost), "peer")
+        self._say(answer)
+
+    def _carry_out(self, command: protocol.Command) -> protocol.Answer:
+        if isinstance(command, protocol.Start):
+            return self._start(command)
+        if isinstance(self._side, PrimarySide):
+            return self._carry_out_primary(self._side, command)
+        if isinstance(self._side, SecondarySide):
+            return self._carry_out_secondary(self._side, command)
+        return protocol.Failed("the agent has not been started", "environment")
+
+    def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer:
+        match command:
+            case protocol.Connect():
+                side.attach(_connect(command))
+            case protocol.PauseFeed():
+                return self._pause_feed(side)
+            case protocol.ResumeFeed():
+                side.resume_feed()
+            case protocol.Seal():
+                return protocol.Done(side.seal(command.epoch, now_ms()))
+            case protocol.Commit():
+                return protocol.Done(side.commit(command.epoch))
+            case protocol.GoSolo():
+                return protocol.Done(side.go_solo())
+            case protocol.LeavePair():
+                side.leave_pair()
+            case protocol.GetStats():
+                return side.stats()
+            case _:
+                return protocol.Failed(f"a primary's agent has no {type(command).__name__}", "environment")
+        return protocol.Done()
+
+    def _carry_out_secondary(self, side: SecondarySide, command: protocol.Command) -> protocol.Answer:
+        match command:
+            case protocol.StopFeed():
+                side.stop_feed()
+                self._turn_until(self._nic.taken, SVM_DRAIN_MS_MAX)
+            case protocol.DropOutput():
+                return protocol.Done(side.drop_output())
+            case protocol.StartFeed():
+                return protocol.Done(side.start_feed(command.epoch, command.boundary))
+            case protocol.TakeOver():
+                return protocol.Done(side.take_over())
+            case protocol.LeavePair():
+                side.leave_pair()
+            case protocol.GetStats():
+                return side.stats()
+            case _:
+                return protocol.Failed(f"a secondary's agent has no {type(command).__name__}", "environment")
+        return protocol.Done()
+
+    def _start(self, command: protocol.Start) -> protocol.Started:
+        limits = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
+        tap = Tap(command.tap, command.bridge)
+        if command.role == "primary":
+            self._side = PrimarySide(tap, self._nic, self._say, limits)
+            return protocol.Started(0)
+        try:
+            side = SecondarySide(tap, self._nic, self._say, limits, command.listen_host, command.token)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"the agent can't listen on {command.listen_host} ({error.strerror}): check `listen` in host.toml"
+            ) from None
+        self._side = side
+        return protocol.Started(side.packet_port)
+
+    def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
+        boundary = side.pause_feed()
+        if self._turn_until(self._nic.taken, FEED_DRAIN_MS_MAX):
+            return protocol.Fed(boundary)
+        side.resume_feed()
+        return protocol.Failed("the guest takes no client frames: this checkpoint is given up", "guest")
+
+    def _turn_until(self, condition: Callable[[], bool], wait_ms_max: float) -> bool:
+        """Go on with packets until the condition holds; False after `wait_ms_max`."""
+        deadline_ms = now_ms() + wait_ms_max
+        self._want(self._control.fileno(), self._on_control, 0)  # commands come one at a time
+        try:
+            while not condition():
+                if now_ms() > deadline_ms:
+                    return False
+                self._turn(0.2)
+            return True
+        finally:
+            self._want(self._control.fileno(), self._on_control, select.EPOLLIN)
+
+    def _say(self, message: protocol.Answer | protocol.Notice) -> None:
+        try:
+            self._control.send(protocol.encoder.encode(message))
+        except OSError:  # the daemon is gone, and so is the reason for this process
+            self._ended = True
+
+
+def _connect(command: protocol.Connect) -> PacketChannel:
+    try:
+        connection = socket.create_connection((command.host, command.port), CONNECT_S_MAX)
+    except OSError as error:
+        raise PeerLost(f"the peer's agent at {command.host}:{command.port} can't be reached: {error}") from None
+    channel = PacketChannel(connection)
+    channel.send(wire.ChannelHello(command.token))
+    return channel
+
+
+def main() -> None:
+    """Arguments: the numbers of three inherited sockets: control, our end of the network card, QEMU's end."""
+    control, ours, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:4])
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # packets first: two guests compete for the same cores
+    Agent(control, Nic(ours, theirs)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The agent beside the PVM: client frames go to it and, numbered, to the peer; the PVM's output waits for its twin.
+
+Guarantees: in protected mode the only way to a client is what `PrimaryDataplane` releases (rule 1). After the pair is
+left everything stays held until `go_solo` (rule 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pycolo.agent import protocol
+from pycolo.agent.side import BATCH_FRAMES_MAX, Side
+from pycolo.core import wire
+from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.edge.nic import Nic
+from pycolo.edge.packet_channel import PacketChannel
+from pycolo.edge.tap import Tap
+
+
+class PrimarySide(Side):
+    """Solo at first; protected from the first seal on; solo again after `go_solo`."""
+
+    def __init__(self, tap: Tap, nic: Nic, notify: Callable[[protocol.Notice], None], limits: DataplaneLimits) -> None:
+        super().__init__(tap, nic, notify)
+        self._limits = limits
+        self._dataplane: PrimaryDataplane | None = None  # None: solo, output flows freely
+        self._input_no = 0
+        self._feeding = True
+        self._past = protocol.Stats()
+
+    def attach(self, channel: PacketChannel) -> None:
+        """From the next boundary on client frames go to the peer too."""
+        self.channel = channel
+
+    def reads_tap(self) -> bool:
+        return self._feeding and not self.nic.backlog
+
+    def reads_nic(self) -> bool:
+        return self._dataplane is None or not self._dataplane.full
+
+    def on_tap(self, now_ms: float) -> None:
+        frames = self.tap.receive(BATCH_FRAMES_MAX)
+        self.counters.client_frames += len(frames)
+        if self._dataplane is not None:
+            self._dataplane.client_frames(frames, now_ms)
+        self.nic.send(frames)
+        if self.channel is not None:
+            self.channel.send_frames(0, self._input_no, frames)
+            self._input_no += len(frames)
+
+    def on_nic(self, now_ms: float) -> None:
+        self._put_out(self.nic.receive(BATCH_FRAMES_MAX), now_ms)
+
+    def on_channel(self, now_ms: float) -> None:
+        for message in self.open_channel().receive():
+            if isinstance(message, tuple) and self._dataplane is not None:
+                epoch, first_no, frames = message
+                self.speak(self._dataplane.svm_frames(epoch, first_no, frames, now_ms))
+        self._confirm()
+
+    def on_time(self, now_ms: float) -> float | None:
+        if self._dataplane is None:
+            return None
+        reason = self._dataplane.due(now_ms)
+        if reason is not None:
+            self.notify(protocol.Wanted(reason))
+        return self._dataplane.next_due_ms(now_ms)
+
+    # ---- the checkpoint's steps, in their order
+
+    def pause_feed(self) -> int:
+        """Take no more client frames; returns the number of the next one, which the peer is told as well."""
+        self._feeding = False
+        self.open_channel().send(wire.Boundary(self._input_no))
+        return self._input_no
+
+    def resume_feed(self) -> None:
+        """Take client frames again."""
+        self._feeding = True
+
+    def seal(self, epoch: int, now_ms: float) -> int:
+        """The PVM is paused: what it has put out until now belongs to the old epoch."""
+        self._put_out(self.nic.receive_all(), now_ms)
+        if self._dataplane is None:
+            self._dataplane = PrimaryDataplane(self._limits, epoch)
+            return 0
+        return self._dataplane.seal(epoch)
+
+    def commit(self, epoch: int) -> int:
+        """Release what the checkpoint that starts `epoch` freed."""
+        if self._dataplane is None:
+            return 0
+        frames = self._dataplane.commit(epoch)
+        self.speak(frames)
+        return len(frames)
+
+    def go_solo(self) -> int:
+        """We hold the claim: everything held leaves, and output flows freely."""
+        self.leave_pair()
+        if self._dataplane is None:
+            return 0
+        frames = self._dataplane.go_solo()
+        self._past = self.stats()
+        self._dataplane = None
+        self.speak(frames)
+        self.counters.released_solo += len(frames)
+        return len(frames)
+
+    def stats(self) -> protocol.Stats:
+        """Counters, over all protected times."""
+        past, now, dataplane = self._past, self.counters, self._dataplane
+        return protocol.Stats(
+            released_equal=past.released_equal + (dataplane.stats.released_equal if dataplane else 0),
+            released_by_checkpoint=past.released_by_checkpoint
+            + (dataplane.stats.released_by_checkpoint if dataplane else 0),
+            released_solo=now.released_solo,
+            diverged=past.diverged + (dataplane.stats.diverged if dataplane else 0),
+            held_frames=dataplane.stats.held_frames if dataplane else 0,
+            held_bytes=dataplane.stats.held_bytes if dataplane else 0,
+            lag_ms=dataplane.stats.lag_ms if dataplane else 0.0,
+            client_frames=now.client_frames,
+            vm_frames=now.vm_frames,
+        )
+
+    def _put_out(self, frames: list[bytes], now_ms: float) -> None:
+        self.counters.vm_frames += len(frames)
+        if self._dataplane is None:
+            self.counters.released_solo += len(frames)
+            self.speak(frames)
+        else:
+            self.speak(self._dataplane.pvm_frames(frames, now_ms))
+            self._confirm()
+
+    def _confirm(self) -> None:
+        if self._dataplane is None or self.channel is None:
+            return
+        numbers = self._dataplane.take_confirmations()
+        if numbers:
+            self.channel.send(wire.Confirm(numbers))

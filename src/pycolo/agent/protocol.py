@@ -1,0 +1,155 @@
+"""What a daemon and its agent say to each other over a sequenced-packet socket pair: one message, one packet.
+
+The daemon sends one command at a time and gets exactly one answer; `Wanted` and `ChannelLost` come unasked.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MESSAGE_BYTES_MAX = 1 << 16
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Open the uplink and begin in the given role; the answer is `Started`."""
+
+    role: str
+    tap: str
+    bridge: str
+    listen_host: str
+    token: str
+    hold_ms_min: int
+    hold_ms_max: int
+
+
+class Connect(msgspec.Struct, frozen=True, tag="connect"):
+    """Primary: connect the packet channel to the secondary's agent."""
+
+    host: str
+    port: int
+    token: str
+
+
+class PauseFeed(msgspec.Struct, frozen=True, tag="pause-feed"):
+    """Primary: stop feeding and wait until QEMU has taken all; the answer is `Fed`."""
+
+
+class ResumeFeed(msgspec.Struct, frozen=True, tag="resume-feed"):
+    """Primary: feed again."""
+
+
+class Seal(msgspec.Struct, frozen=True, tag="seal"):
+    """Primary: the PVM is paused; what it put out so far belongs to the old epoch."""
+
+    epoch: int
+
+
+class Commit(msgspec.Struct, frozen=True, tag="commit"):
+    """Primary: the start of `epoch` is committed on the secondary."""
+
+    epoch: int
+
+
+class GoSolo(msgspec.Struct, frozen=True, tag="go-solo"):
+    """Primary: we hold the claim."""
+
+
+class LeavePair(msgspec.Struct, frozen=True, tag="leave-pair"):
+    """Close the packet channel; what is held stays held."""
+
+
+class StopFeed(msgspec.Struct, frozen=True, tag="stop-feed"):
+    """Secondary: stop feeding the SVM and wait until QEMU has taken what is on its way."""
+
+
+class DropOutput(msgspec.Struct, frozen=True, tag="drop-output"):
+    """Secondary: the SVM is stopped; drop what it put out and take back what it has not read."""
+
+
+class StartFeed(msgspec.Struct, frozen=True, tag="start-feed"):
+    """Secondary: the SVM runs from the start of `epoch`; replay from the boundary on."""
+
+    epoch: int
+    boundary: int
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag="take-over"):
+    """Secondary: we hold the claim; speak."""
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="get-stats"):
+    """The answer is `Stats`."""
+
+
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The uplink is open; a secondary listens for the packet channel on `packet_port`."""
+
+    packet_port: int
+
+
+class Fed(msgspec.Struct, frozen=True, tag="fed"):
+    """QEMU has taken every client frame below number `boundary`."""
+
+    boundary: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The command is carried out; `frames` counts what it released, dropped or replayed."""
+
+    frames: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The command is not carried out, and why; `cause` is one of "environment", "peer", "guest"."""
+
+    why: str
+    cause: str
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """Counters since the agent started."""
+
+    released_equal: int = 0
+    released_by_checkpoint: int = 0
+    released_solo: int = 0
+    diverged: int = 0
+    held_frames: int = 0
+    held_bytes: int = 0
+    lag_ms: float = 0.0
+    client_frames: int = 0
+    vm_frames: int = 0
+
+
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """A checkpoint is needed: divergence, late, limit, replay."""
+
+    reason: str
+
+
+class ChannelLost(msgspec.Struct, frozen=True, tag="channel-lost"):
+    """The packet channel to the peer's agent broke."""
+
+    why: str
+
+
+Command = (
+    Start
+    | Connect
+    | PauseFeed
+    | ResumeFeed
+    | Seal
+    | Commit
+    | GoSolo
+    | LeavePair
+    | StopFeed
+    | DropOutput
+    | StartFeed
+    | TakeOver
+    | GetStats
+)
+Answer = Started | Fed | Done | Failed | Stats
+Notice = Wanted | ChannelLost
+
+encoder = msgspec.msgpack.Encoder()
+command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+answer_decoder: msgspec.msgpack.Decoder[Answer | Notice] = msgspec.msgpack.Decoder(Answer | Notice)

@@ -1,0 +1,100 @@
+"""host.toml and vm.toml: what they may say; an error names the file, the key, what was found and what was expected."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pycolo.edge.peer_link import address
+from pycolo.errors import EnvironmentFault
+
+
+def _host_port(text: str) -> str:
+    address(text)
+    return text
+
+
+HostPort = Annotated[str, AfterValidator(_host_port)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Device = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
+Mac = Annotated[str, Field(pattern=r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HostConfig(_Model):
+    """One host of a pair."""
+
+    name: Name
+    listen: HostPort
+    peer: HostPort
+    state_dir: Path
+    arbiter_file: Path
+    bridge: Device
+    tap: Device = "colo0"
+
+
+class ProtectionConfig(_Model):
+    """How one VM is protected; defaults as in the design."""
+
+    heartbeat_ms: Annotated[int, Field(ge=10, le=10_000)] = 100
+    heartbeat_lost_max: Annotated[int, Field(ge=2, le=100)] = 3
+    hold_ms_min: Annotated[int, Field(ge=1, le=10_000)] = 50
+    hold_ms_max: Annotated[int, Field(ge=1, le=60_000)] = 1000
+    epoch_ms_max: Annotated[int, Field(ge=50, le=3_600_000)] = 10_000
+    qmp_deadline_ms: Annotated[int, Field(ge=100, le=60_000)] = 2000
+    self_check: bool = False
+    dirty_pages: Literal["auto", "compare"] = "auto"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ProtectionConfig:
+        if self.hold_ms_min > self.hold_ms_max:
+            raise ValueError(f"hold_ms_min ({self.hold_ms_min}) must not exceed hold_ms_max ({self.hold_ms_max})")
+        return self
+
+
+class VmConfig(_Model):
+    """One VM, the same on both hosts."""
+
+    name: Name
+    cpus: Annotated[int, Field(ge=1, le=64)] = 1
+    memory_mib: Annotated[int, Field(ge=32, le=1 << 20)] = 256
+    mac: Mac = "52:54:00:00:00:02"
+    kernel: Path
+    initrd: Path
+    append: str = ""
+    accel: Literal["tcg", "kvm"]
+    qemu: str = "qemu-system-x86_64"
+    protection: ProtectionConfig = ProtectionConfig()
+
+
+_Config = TypeVar("_Config", HostConfig, VmConfig)
+
+
+def load_config(path: Path, model: type[_Config]) -> _Config:
+    """Read one TOML file. Raises EnvironmentFault with one sentence for everything that can be wrong with it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name a file that exists") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise EnvironmentFault(f"{path} is not TOML ({problem}): correct it") from None
+    try:
+        return model.model_validate(values)
+    except ValidationError as problem:
+        raise EnvironmentFault(_sentence(path, problem)) from None
+
+
+def _sentence(path: Path, problem: ValidationError) -> str:
+    first = problem.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "missing":
+        return f"{path}: the key {key} is missing: add it"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: the key {key} is unknown: remove it or correct its spelling"
+    return f"{path}: {key} is {first['input']!r}: {first['msg']}"

@@ -1,0 +1,300 @@
+"""The story of a checkpoint, both sides, top to bottom.
+
+The procedures are plain coroutines over narrow ports: the daemon drives them with real QEMUs and sockets, the simulator
+in virtual time with a failure at every await. Nothing here knows of asyncio.
+
+Guarantees
+* The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
+* Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
+* The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated
+  until it succeeds and always ends at the committed epoch (rule 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pycolo.core.epochs import EpochLedger
+from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
+from pycolo.core.pages import Contents, Indices, PageBatch, PageDebt
+from pycolo.errors import PeerLost
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLimits:
+    """Bounds of one checkpoint."""
+
+    precopy_rounds_max: int = 2
+    precopy_pages_min: int = 256  # fewer dirty pages are copied faster inside the pause than before it
+    first_sync_rounds_max: int = 5
+    batch_pages_max: int = 1024
+
+
+class PrimaryVm(Protocol):
+    """The PVM. Every method may raise VmLost."""
+
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    async def take_dirty_pages(self) -> Indices: ...
+    async def read_pages(self, indices: Indices) -> Contents: ...
+    async def save_device_state(self) -> bytes: ...
+
+
+class PrimaryOutput(Protocol):
+    """The agent beside the PVM: it feeds client frames and holds output."""
+
+    async def pause_feed(self) -> int:
+        """Stop feeding; returns, once QEMU has taken every frame, the number of the next one: the boundary."""
+
+    async def resume_feed(self) -> None: ...
+
+    async def seal(self, epoch: int) -> None:
+        """Drain the paused PVM's output: it belongs to the old epoch, what comes after it to `epoch`."""
+
+    async def commit(self, epoch: int) -> None:
+        """Release everything that was sealed by the checkpoint that starts `epoch`, and before it."""
+
+
+class SecondaryLink(Protocol):
+    """The way to the secondary. Every method may raise PeerLost."""
+
+    async def send_pages(self, epoch: int, batch: PageBatch) -> None: ...
+    async def send_stage(self, stage: Stage) -> None: ...
+
+    async def committed(self, epoch: int) -> None:
+        """Returns when the secondary has committed `epoch`; raises CheckpointFailed when it has discarded it."""
+
+
+class SecondaryVm(Protocol):
+    """The SVM. Every method may raise VmLost."""
+
+    async def stop_for_load(self) -> None: ...
+    async def take_dirty_pages(self) -> Indices: ...
+    async def write_pages(self, indices: Indices, image: Contents) -> None: ...
+    async def load_device_state(self, device_state: bytes) -> None: ...
+    async def resume(self) -> None: ...
+
+
+class SecondaryFeed(Protocol):
+    """The agent beside the SVM."""
+
+    async def stop_feed(self) -> None:
+        """Stop feeding client frames to the SVM and wait until QEMU has taken those on their way."""
+
+    async def drop_output(self) -> None:
+        """Drop what the stopped SVM still put out: it belongs to a past that is being replaced."""
+
+    async def start_feed(self, epoch: int, boundary: int) -> None:
+        """The SVM is at the start of `epoch`: replay client frames from the boundary on, compare its output again."""
+
+
+class PrimaryLink(Protocol):
+    """The way to the primary. Every method may raise PeerLost."""
+
+    async def receive(self) -> tuple[int, PageBatch] | Stage: ...
+    async def send_committed(self, epoch: int) -> None: ...
+    async def send_discarded(self, epoch: int, why: str) -> None: ...
+    async def send_loaded(self, epoch: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What one checkpoint sent."""
+
+    epoch: int
+    pages: int
+    bytes: int
+
+
+# ---------------------------------------------------------------- primary
+
+
+async def take_checkpoint(
+    vm: PrimaryVm,
+    output: PrimaryOutput,
+    link: SecondaryLink,
+    ledger: EpochLedger,
+    limits: CheckpointLimits,
+    sealed: Callable[[], None] = lambda: None,
+) -> Transfer:
+    """Take one checkpoint and release what it frees; returns when the secondary has committed it.
+
+    `sealed` is called once the PVM's output is held and before it runs again: from then on the secondary may hold a
+    state that it could take over with. Raises VmLost, PeerLost (whether it was committed is unknown), CheckpointFailed.
+    """
+    epoch = ledger.begin()
+    stream = _Stream(vm, link, ledger, epoch, limits)
+    committed = False
+    try:
+        await _precopy(vm, ledger, stream, limits)
+        boundary, last_pages, device_state = await _cut(vm, output, ledger, epoch, sealed)
+        await stream.send(last_pages)
+        await link.send_stage(stream.stage(boundary, device_state))
+        await link.committed(epoch)
+        committed = True
+    finally:
+        if committed:
+            ledger.commit(epoch)
+        else:
+            ledger.fail()
+    await output.commit(epoch)
+    return Transfer(epoch, stream.pages, stream.bytes + len(device_state))
+
+
+async def _precopy(vm: PrimaryVm, ledger: EpochLedger, stream: _Stream, limits: CheckpointLimits) -> None:
+    """Send pages dirtied so far while the PVM runs, so that few are left for the pause."""
+    first_sync = ledger.committed == 0
+    for _ in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
+        await _collect_dirty(vm.take_dirty_pages, ledger.debt)
+        if ledger.debt.owed_count < limits.precopy_pages_min:
+            return
+        await stream.send_owed()
+
+
+async def _cut(
+    vm: PrimaryVm, output: PrimaryOutput, ledger: EpochLedger, epoch: int, sealed: Callable[[], None]
+) -> tuple[int, PageBatch, bytes]:
+    """Pause the PVM at one point of its input and output, and copy what makes up its state there."""
+    try:
+        boundary = await output.pause_feed()
+        try:
+            await vm.pause()
+            await output.seal(epoch)
+            ledger.sealed(epoch)
+            sealed()
+            await _collect_dirty(vm.take_dirty_pages, ledger.debt)
+            dirty = ledger.debt.take()
+            contents = await vm.read_pages(dirty)
+            device_state = await vm.save_device_state()
+        finally:
+            await vm.resume()
+    finally:
+        await output.resume_feed()
+    return boundary, PageBatch.of(dirty, contents), device_state
+
+
+class _Stream:
+    """The page stream of one checkpoint: batches, and the digest over them."""
+
+    def __init__(
+        self, vm: PrimaryVm, link: SecondaryLink, ledger: EpochLedger, epoch: int, limits: CheckpointLimits
+    ) -> None:
+        self._vm, self._link, self._ledger, self._epoch = vm, link, ledger, epoch
+        self._batch_pages_max = limits.batch_pages_max
+        self._digest = StageDigest(epoch)
+        self.pages = 0
+        self.bytes = 0
+
+    async def send_owed(self) -> None:
+        """Send what is owed now, in batches small enough that nothing else waits long."""
+        owed = self._ledger.debt.take()
+        for start in range(0, len(owed), self._batch_pages_max):
+            indices = owed[start : start + self._batch_pages_max]
+            await self.send(PageBatch.of(indices, await self._vm.read_pages(indices)))
+
+    async def send(self, batch: PageBatch) -> None:
+        """Send pages already copied."""
+        for part in _parts(batch, self._batch_pages_max):
+            self._digest.add(part)
+            self.pages += part.page_count
+            self.bytes += part.contents.nbytes
+            await self._link.send_pages(self._epoch, part)
+
+    def stage(self, boundary: int, device_state: bytes) -> Stage:
+        """The end of the stream."""
+        digest = self._digest.finish(boundary, device_state)
+        return Stage(self._epoch, boundary, device_state, self._digest.batch_count, digest)
+
+
+def _parts(batch: PageBatch, pages_max: int) -> list[PageBatch]:
+    if batch.page_count <= pages_max:
+        return [batch] if batch.page_count else []
+    none = batch.zeros[:0]
+    parts = [
+        PageBatch(batch.indices[i : i + pages_max], batch.contents[i : i + pages_max], none)
+        for i in range(0, len(batch.indices), pages_max)
+    ]
+    if len(batch.zeros):
+        parts.append(PageBatch(none, batch.contents[:0], batch.zeros))
+    return parts
+
+
+# ---------------------------------------------------------------- secondary
+
+
+async def receive_checkpoint(link: PrimaryLink, vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> bool:
+    """Receive one checkpoint, commit it when it is whole, and bring the SVM to it; False when it was discarded.
+
+    Raises PeerLost before the commit point with nothing staged any more; VmLost when the SVM can't follow.
+    """
+    try:
+        stage = await _receive_stage(link, cache)
+    except PeerLost:
+        cache.discard()
+        raise
+    problem = cache.problem(stage)
+    if problem is not None:
+        cache.discard()
+        await link.send_discarded(stage.epoch, problem)
+        return False
+    cache.commit(stage)  # ---- commit point: from here on, always forward ----
+    await _tell(link.send_committed(stage.epoch))
+    await roll_forward(vm, feed, cache)
+    await _tell(link.send_loaded(stage.epoch))
+    return True
+
+
+async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+    """Bring the SVM to the committed checkpoint; can be repeated after a failure at any point. Raises VmLost."""
+    stage = cache.committed
+    if stage is None or cache.loaded_epoch == stage.epoch:
+        return
+    await feed.stop_feed()
+    await vm.stop_for_load()
+    await feed.drop_output()
+    await _collect_dirty(vm.take_dirty_pages, cache.debt)
+    await vm.write_pages(cache.debt.owed(), cache.image)
+    await vm.load_device_state(stage.device_state)
+    await vm.write_pages(await _dirtied_by_load(vm, cache), cache.image)
+    await vm.resume()
+    await feed.start_feed(stage.epoch, stage.boundary)
+    cache.debt.take()
+    cache.debt.settle()
+    cache.loaded_epoch = stage.epoch
+
+
+async def _dirtied_by_load(vm: SecondaryVm, cache: MemoryCache) -> Indices:
+    """The pages that the load itself wrote; in the debt too, in case this roll-forward has to be repeated."""
+    by_load = PageDebt(len(cache.image), all_owed=False)
+    try:
+        await _collect_dirty(vm.take_dirty_pages, by_load)
+    finally:
+        cache.debt.add(by_load.owed())
+    return by_load.owed()
+
+
+async def _receive_stage(link: PrimaryLink, cache: MemoryCache) -> Stage:
+    while True:
+        message = await link.receive()
+        if isinstance(message, Stage):
+            return message
+        cache.stage(*message)
+
+
+async def _tell(sending: Awaitable[None]) -> None:
+    """After the commit point the primary's death changes nothing here; the failure detector learns of it by itself."""
+    try:
+        await sending
+    except PeerLost:
+        return
+
+
+# ---------------------------------------------------------------- both
+
+
+async def _collect_dirty(take_dirty_pages: Callable[[], Awaitable[Indices]], debt: PageDebt) -> None:
+    """Ask the tracker; an answer that gets lost leaves every page owed, as it may have re-armed the tracking."""
+    debt.expect_answer()
+    debt.answered(await take_dirty_pages())

@@ -1,0 +1,45 @@
+"""Frames without a stream (UDP, ICMP, whatever is not parsed) on the primary: one by one, in the order of their flow.
+
+Guarantees
+* The PVM's oldest held frame leaves only when the SVM's oldest waiting one has the same comparable bytes; both are
+  then used up. Different means diverged; missing means wait.
+* At most `datagrams_max` of the SVM wait in a flow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+HeldDatagram = tuple[int, float, bytes, bytes]
+"""A held frame: number, arrival in ms, frame, comparable bytes."""
+
+
+class DatagramFlow:
+    """One flow of datagrams; exists only while something waits in it."""
+
+    __slots__ = ("_confirmed", "_datagrams_max", "diverged", "hold", "key", "twins")
+
+    def __init__(self, key: bytes, datagrams_max: int, confirmed: deque[int]) -> None:
+        self.key = key
+        self.hold: deque[HeldDatagram] = deque()
+        self.twins: deque[tuple[int, bytes]] = deque()  # the SVM's: number, comparable bytes
+        self.diverged = False
+        self._datagrams_max = datagrams_max
+        self._confirmed = confirmed
+
+    def observe_svm(self, no: int, comparable: bytes) -> bool:
+        """The SVM has produced frame number `no`; False when there is no room for it."""
+        if len(self.twins) >= self._datagrams_max:
+            return False
+        self.twins.append((no, comparable))
+        return True
+
+    def release(self, out: list[bytes]) -> bool:
+        """Move what may leave from `hold` to `out`; True when the flow has diverged."""
+        while self.hold and self.twins:
+            if self.hold[0][3] != self.twins[0][1]:
+                self.diverged = True
+                break
+            out.append(self.hold.popleft()[2])
+            self._confirmed.append(self.twins.popleft()[0])
+        return self.diverged

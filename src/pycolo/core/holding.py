@@ -1,0 +1,39 @@
+"""How long a packet may wait for its twin: slow is not divergent, so the limit follows the lag of the SVM.
+
+Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
+"""
+
+from __future__ import annotations
+
+_GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
+_FACTOR = 2.0
+"""RFC 6298's bound fits a network path. The SVM's lag has a heavier tail (whole scheduling quanta), and a false alarm
+feeds back: the needless checkpoint stops the SVM for about one lag, which makes the next packet late as well.
+Twice the bound, as TCP doubles its own after a timeout, breaks that circle and delays only packets whose SVM is silent."""
+
+
+class HoldLimit:
+    """Smoothed lag between a PVM frame and its twin, in ms, and the limit that follows from it."""
+
+    def __init__(self, hold_ms_min: float, hold_ms_max: float) -> None:
+        self._ms_min, self._ms_max = hold_ms_min, hold_ms_max
+        self._deviation_ms = 0.0
+        self._sampled = False
+        self.lag_ms = 0.0
+        self.limit_ms = hold_ms_max  # nothing is known yet: patience
+
+    def sample(self, lag_ms: float) -> None:
+        """A frame was released because its twin came, `lag_ms` after it could have been."""
+        lag_ms = min(max(lag_ms, 0.0), self._ms_max)
+        if self._sampled:
+            self._deviation_ms += _DEVIATION_GAIN * (abs(lag_ms - self.lag_ms) - self._deviation_ms)
+            self.lag_ms += _GAIN * (lag_ms - self.lag_ms)
+        else:
+            self.lag_ms, self._deviation_ms, self._sampled = lag_ms, lag_ms / 2, True
+        bound_ms = _FACTOR * (self.lag_ms + 4 * self._deviation_ms)
+        self.limit_ms = min(max(bound_ms, self._ms_min), self._ms_max)
+
+    def late_at_ms(self, waiting_since_ms: float, progress_ms: float) -> float:
+        """When a frame waiting since then counts as late, given when the SVM last put out anything."""
+        quiet_since_ms = max(waiting_since_ms, progress_ms)
+        return min(waiting_since_ms + self._ms_max, quiet_since_ms + self.limit_ms)

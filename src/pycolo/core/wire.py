@@ -1,0 +1,237 @@
+"""Messages between hosts, and between a daemon and its agent: their bytes, and nothing else.
+
+Guarantees: every decoder takes any bytes and either returns a message that keeps the limits below or raises
+PeerViolation; nothing of a message is trusted beyond that.
+
+On a stream a message is `be32 length | u8 kind | body`. Kind CONTROL is a msgpack map (msgspec), kind PAGES a page batch
+(`be64 epoch, be32 n, be32 k, n le32 indices, k le32 zero indices, n * 4096 bytes`), kind FRAMES Ethernet frames
+(`be64 tag, be64 first_no, be16 count, count be16 lengths, frames`), all of one epoch (tag) and numbered from first_no.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
+from pycolo.core.pages import PAGE_BYTES, PageBatch
+from pycolo.errors import PeerViolation
+
+PROTOCOL_VERSION = 1
+BATCH_PAGES_MAX = 1024
+BATCH_ZEROS_MAX = 1 << 20
+FRAME_BYTES_MAX = 65535
+FRAMES_MAX = 512
+MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_BYTES + 4) + BATCH_ZEROS_MAX * 4 + 64)
+
+HEADER = struct.Struct(">IB")
+_PAGES = struct.Struct(">QII")
+_FRAMES = struct.Struct(">QQH")
+
+
+class Kind(enum.IntEnum):
+    """What the body of a message is."""
+
+    CONTROL = 1
+    PAGES = 2
+    FRAMES = 3
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
+    """First message on every connection: who calls, for which VM, with what, and which channel this is to be."""
+
+    version: int
+    channel: str  # "control" or "bulk"
+    vm: str
+    host: str
+    term: int
+    machine: str
+    memory_mib: int
+    cpus: int
+    token: str = ""  # bulk: the token that the Welcome of the control channel gave
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
+    """The secondary accepts; packets go to `packet_port`; further channels show `token`."""
+
+    version: int
+    host: str
+    packet_port: int
+    token: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=True):
+    """The secondary does not accept, and why."""
+
+    why: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", forbid_unknown_fields=True):
+    """I live."""
+
+
+class Committed(msgspec.Struct, frozen=True, tag="committed", forbid_unknown_fields=True):
+    """The checkpoint that starts `epoch` is committed here."""
+
+    epoch: int
+
+
+class Discarded(msgspec.Struct, frozen=True, tag="discarded", forbid_unknown_fields=True):
+    """The checkpoint that starts `epoch` was thrown away."""
+
+    epoch: int
+    why: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded", forbid_unknown_fields=True):
+    """The SVM runs from the start of `epoch`; `apply_ms` since the commit."""
+
+    epoch: int
+    apply_ms: float
+
+
+class CheckpointWanted(msgspec.Struct, frozen=True, tag="checkpoint-wanted", forbid_unknown_fields=True):
+    """The secondary can't keep the SVM alike without a checkpoint."""
+
+    reason: str
+
+
+class Bye(msgspec.Struct, frozen=True, tag="bye", forbid_unknown_fields=True):
+    """This side leaves the pair, and why."""
+
+    why: str
+
+
+class StageMessage(msgspec.Struct, frozen=True, tag="stage", forbid_unknown_fields=True):
+    """The end of a checkpoint's pages; `resumed_ms_ago` is the PVM's time since it ran again, for the clock."""
+
+    epoch: int
+    boundary: int
+    device_state: bytes
+    batch_count: int
+    digest: bytes
+    resumed_ms_ago: float
+
+    def stage(self) -> Stage:
+        """The part that the memory cache verifies and commits."""
+        return Stage(self.epoch, self.boundary, self.device_state, self.batch_count, self.digest)
+
+
+class ChannelHello(msgspec.Struct, frozen=True, tag="channel-hello", forbid_unknown_fields=True):
+    """First message of the packet channel: the token that the Welcome of the control channel gave."""
+
+    token: str
+
+
+class Boundary(msgspec.Struct, frozen=True, tag="boundary", forbid_unknown_fields=True):
+    """Packet channel: a checkpoint is cut before client frame number `input_no`; keep the frames from there on."""
+
+    input_no: int
+
+
+class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=True):
+    """Packet channel: the twins of these SVM frames have been released."""
+
+    numbers: list[int]
+
+
+Control = (
+    Hello
+    | Welcome
+    | Refused
+    | Heartbeat
+    | Committed
+    | Discarded
+    | Loaded
+    | CheckpointWanted
+    | Bye
+    | StageMessage
+    | ChannelHello
+    | Boundary
+    | Confirm
+)
+Message = Control | tuple[int, PageBatch]
+
+_control_encoder = msgspec.msgpack.Encoder()
+_control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
+
+
+def encode_control(message: Control) -> bytes:
+    """A whole message, header included."""
+    body = _control_encoder.encode(message)
+    return HEADER.pack(len(body), Kind.CONTROL) + body
+
+
+def encode_pages(epoch: int, batch: PageBatch) -> list[bytes | memoryview]:
+    """A whole message as a list of buffers, so that page contents are not copied once more."""
+    indices = np.ascontiguousarray(batch.indices, "<u4").tobytes()
+    zeros = np.ascontiguousarray(batch.zeros, "<u4").tobytes()
+    contents = np.ascontiguousarray(batch.contents)
+    length = _PAGES.size + len(indices) + len(zeros) + contents.nbytes
+    head = HEADER.pack(length, Kind.PAGES) + _PAGES.pack(epoch, len(batch.indices), len(batch.zeros))
+    return [head + indices + zeros, contents.reshape(-1).data]
+
+
+def encode_frames(tag: int, first_no: int, frames: Sequence[bytes]) -> bytes:
+    """A whole message of at most FRAMES_MAX frames; `tag` is the epoch they belong to."""
+    lengths = struct.pack(f">{len(frames)}H", *map(len, frames))
+    body = b"".join((_FRAMES.pack(tag, first_no, len(frames)), lengths, *frames))
+    return HEADER.pack(len(body), Kind.FRAMES) + body
+
+
+def decode_header(header: bytes) -> tuple[int, Kind]:
+    """(body length, kind) of a message. Raises PeerViolation."""
+    length, kind = HEADER.unpack(header)
+    if length > MESSAGE_BYTES_MAX:
+        raise PeerViolation(f"the peer announced a message of {length} bytes; the limit is {MESSAGE_BYTES_MAX}")
+    try:
+        return length, Kind(kind)
+    except ValueError:
+        raise PeerViolation(f"the peer sent a message of the unknown kind {kind}") from None
+
+
+def decode_control(body: bytes) -> Control:
+    """Raises PeerViolation for anything that is not exactly one known message."""
+    try:
+        return _control_decoder.decode(body)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise PeerViolation(f"the peer sent a message that can't be read: {error}") from None
+
+
+def decode_pages(body: bytes) -> tuple[int, PageBatch]:
+    """(epoch, batch); the arrays are views of `body`. Raises PeerViolation."""
+    if len(body) < _PAGES.size:
+        raise PeerViolation(f"the peer sent a page batch of only {len(body)} bytes")
+    epoch, count, zero_count = _PAGES.unpack_from(body)
+    if count > BATCH_PAGES_MAX or zero_count > BATCH_ZEROS_MAX:
+        raise PeerViolation(f"the peer sent {count} pages and {zero_count} zero pages in one batch")
+    if len(body) != _PAGES.size + 4 * (count + zero_count) + PAGE_BYTES * count:
+        raise PeerViolation(f"a batch of {count} pages and {zero_count} zero pages can't have {len(body)} bytes")
+    zeros_at = _PAGES.size + 4 * count
+    contents_at = zeros_at + 4 * zero_count
+    indices = np.frombuffer(body, "<u4", count, _PAGES.size).astype(np.uint32, copy=False)
+    zeros = np.frombuffer(body, "<u4", zero_count, zeros_at).astype(np.uint32, copy=False)
+    contents = np.frombuffer(body, np.uint8, count * PAGE_BYTES, contents_at).reshape(count, PAGE_BYTES)
+    return epoch, PageBatch(indices, contents, zeros)
+
+
+def decode_frames(body: bytes) -> tuple[int, int, list[bytes]]:
+    """(tag, first_no, frames). Raises PeerViolation."""
+    if len(body) < _FRAMES.size:
+        raise PeerViolation(f"the peer sent a frame batch of only {len(body)} bytes")
+    tag, first_no, count = _FRAMES.unpack_from(body)
+    start = _FRAMES.size + 2 * count
+    if count > FRAMES_MAX or len(body) < start:
+        raise PeerViolation(f"a batch of {count} frames can't have {len(body)} bytes")
+    lengths = struct.unpack_from(f">{count}H", body, _FRAMES.size)
+    if start + sum(lengths) != len(body):
+        raise PeerViolation(f"a batch of {count} frames has {len(body)} bytes, its lengths say {start + sum(lengths)}")
+    frames = []
+    for length in lengths:
+        frames.append(body[start : start + length])
+        start += length
+    return tag, first_no, frames

@@ -1,0 +1,1 @@
+"""The demo: two hosts, real clients, one death."""

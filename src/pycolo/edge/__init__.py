@@ -1,0 +1,1 @@
+"""Thin edges: system calls and servers, no decisions."""

@@ -1,0 +1,82 @@
+"""Network namespaces without names: each lives as long as we hold its descriptor or a process runs in it.
+
+Guarantees: nothing to clean up, not even after SIGKILL; with the last holder the namespace and its devices are gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+
+from pycolo.errors import EnvironmentFault
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+COMMAND_S_MAX = 10
+
+
+class Namespace:
+    """A fresh network namespace with loopback up and IPv6 off (nothing but the test's own packets)."""
+
+    def __init__(self, name: str) -> None:
+        """`name` only serves messages. Raises EnvironmentFault when the kernel does not allow it."""
+        self.name = name
+        self.fd = _new_namespace()
+        os.set_inheritable(self.fd, False)
+        self.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+        self.ip("link", "set", "lo", "up")
+
+    def prefix(self) -> list[str]:
+        """Argument list that runs a command inside, in front of the command."""
+        return ["nsenter", f"--net={self.path()}"]
+
+    def path(self) -> str:
+        """A path that names it, as long as we hold it."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def ip(self, *arguments: str) -> None:
+        """Run `ip` inside."""
+        self.run("ip", *arguments)
+
+    def run(self, *command: str) -> None:
+        """Run a short command inside. Raises EnvironmentFault when it fails."""
+        try:
+            done = subprocess.run(
+                [*self.prefix(), *command], capture_output=True, text=True, timeout=COMMAND_S_MAX, check=False
+            )
+        except FileNotFoundError as missing:
+            raise EnvironmentFault(f"the program {missing.filename} is missing: run `make setup`") from None
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFault(f"`{' '.join(command)}` hangs in namespace {self.name}: see dmesg") from None
+        if done.returncode:
+            raise EnvironmentFault(
+                f"`{' '.join(command)}` failed in namespace {self.name} ({done.stderr.strip()}): "
+                "run as root on a kernel with network namespaces, veth and bridge"
+            )
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _new_namespace() -> int:
+    """A thread of its own makes the namespace, so that this process never leaves its own."""
+    result: list[int | OSError] = []
+
+    def make() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNET) != 0:
+            result.append(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
+            return
+        result.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    made = result[0]
+    if isinstance(made, OSError):
+        raise EnvironmentFault(f"a network namespace can't be made ({made.strerror}): run as root") from made
+    return made

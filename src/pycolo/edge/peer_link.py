@@ -1,0 +1,394 @@
+"""Connections between two daemons: control (heartbeats and answers) and bulk (checkpoints), each with its own socket.
+
+Guarantees: when the peer is lost, `lost` is set with the reason in a sentence and every call under way raises PeerLost.
+A closed socket counts at once; silence counts after `heartbeat_lost_max` heartbeats of our own, so that a stall of our
+own process is never taken for the peer's death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+
+from pycolo.core import peer, wire
+from pycolo.core.memory_cache import Stage
+from pycolo.core.pages import PageBatch
+from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost, PeerViolation
+
+GREETING_S_MAX = 2.0
+COMMIT_S_MAX = 30.0
+FAREWELL_S_MAX = 0.5
+STREAM_BUFFER_BYTES = 8 << 20
+
+
+class Connection:
+    """One TCP connection as a stream of whole messages. Every method may raise PeerLost."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def send(self, *buffers: bytes | memoryview) -> None:
+        """Send one encoded message; waits while the peer does not take it."""
+        try:
+            for buffer in buffers:
+                self._writer.write(buffer)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise PeerLost(f"the connection to the peer broke: {error}") from None
+
+    async def receive(self) -> wire.Message:
+        """The next message. Raises PeerViolation for what can't be one."""
+        try:
+            length, kind = wire.decode_header(await self._reader.readexactly(wire.HEADER.size))
+            body = await self._reader.readexactly(length)
+        except asyncio.IncompleteReadError:
+            raise PeerLost("the peer closed the connection") from None
+        except OSError as error:
+            raise PeerLost(f"the connection to the peer broke: {error}") from None
+        if kind is wire.Kind.PAGES:
+            return wire.decode_pages(body)
+        if kind is wire.Kind.CONTROL:
+            return wire.decode_control(body)
+        raise PeerViolation("the peer sent frames on a connection between daemons")
+
+    def abort(self) -> None:
+        """Close at once; calls under way raise PeerLost."""
+        self._writer.transport.abort()
+
+
+class PeerSession:
+    """The open session with the peer, whichever role we have: heartbeats, loss, and the messages of both channels."""
+
+    def __init__(
+        self,
+        control: Connection,
+        bulk: Connection,
+        table: peer.PeerTable,
+        heartbeat_ms: int,
+        heartbeat_lost_max: int,
+    ) -> None:
+        self._control, self._bulk, self._table = control, bulk, table
+        self._heartbeat_s, self._lost_max = heartbeat_ms / 1000, heartbeat_lost_max
+        self._heard = True
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        """Start heartbeats and the control reader."""
+        self._table.phase = peer.Phase.OPEN
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
+
+    def close(self, why: str) -> None:
+        """End the session from our side or because the peer is lost."""
+        if self.lost.done():
+            return
+        self._table.phase = peer.Phase.CLOSED
+        self.lost.set_result(why)
+        for connection in (self._control, self._bulk):
+            connection.abort()
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.cancel()
+
+    async def leave(self, why: str) -> None:
+        """Tell the peer that we go, so that it need not wait for a timeout, and close."""
+        if not self.lost.done():
+            with suppress(PeerLost, TimeoutError):
+                await asyncio.wait_for(self.tell(wire.Bye(why)), FAREWELL_S_MAX)
+        self.close(why)
+
+    async def tell(self, message: wire.Control) -> None:
+        """Send a message on the control channel."""
+        await self._guarded_send(self._control, wire.encode_control(message))
+
+    def tell_soon(self, message: wire.Control) -> None:
+        """As `tell`, from code that can't wait."""
+        task = asyncio.create_task(self._tell_or_lose(message))
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
+
+    async def _tell_or_lose(self, message: wire.Control) -> None:
+        with suppress(PeerLost):  # the loss is noted by then; there is nobody else to tell
+            await self.tell(message)
+
+    def handle(self, message: wire.Message) -> None:
+        """A message other than heartbeat and farewell came on the control channel."""
+        raise NotImplementedError
+
+    async def _guarded_send(self, connection: Connection, *buffers: bytes | memoryview) -> None:
+        if self.lost.done():
+            raise PeerLost(self.lost.result())
+        try:
+            await connection.send(*buffers)
+        except PeerLost as lost:
+            self.close(str(lost))
+            raise
+
+    async def _beat(self) -> None:
+        silent = 0
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            silent = 0 if self._heard else silent + 1
+            self._heard = False
+            if silent >= self._lost_max:
+                self.close(f"the peer has been silent for {silent} heartbeats of {self._heartbeat_s * 1000:.0f} ms")
+                return
+            try:
+                await self.tell(wire.Heartbeat())
+            except PeerLost:
+                return
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                message = await self._control.receive()
+                self._heard = True
+                self._table.check(peer.Channel.CONTROL, message)
+                if isinstance(message, wire.Bye):
+                    self.close(f"the peer left: {message.why}")
+                    return
+                if not isinstance(message, wire.Heartbeat):
+                    self.handle(message)
+        except PeerLost as lost:
+            self.close(str(lost))
+
+
+class SessionWithSecondary(PeerSession):
+    """The primary's side; implements SecondaryLink of core/checkpoint."""
+
+    def __init__(
+        self,
+        control: Connection,
+        bulk: Connection,
+        table: peer.PeerTable,
+        heartbeat_ms: int,
+        heartbeat_lost_max: int,
+    ) -> None:
+        super().__init__(control, bulk, table, heartbeat_ms, heartbeat_lost_max)
+        self._verdicts: dict[int, asyncio.Future[str | None]] = {}
+        self.loaded = asyncio.Event()
+        self.pages_sent = 0
+        self.resumed_ms_ago: Callable[[], float] = lambda: 0.0
+        self.on_wanted: Callable[[str], None] = lambda reason: None
+
+    async def send_pages(self, epoch: int, batch: PageBatch) -> None:
+        await self._guarded_send(self._bulk, *wire.encode_pages(epoch, batch))
+        self.pages_sent += batch.page_count
+
+    async def send_stage(self, stage: Stage) -> None:
+        self.loaded.clear()
+        self._verdicts = {stage.epoch: asyncio.get_running_loop().create_future()}
+        message = wire.StageMessage(
+            stage.epoch,
+            stage.boundary,
+            stage.device_state,
+            stage.batch_count,
+            stage.digest,
+            self.resumed_ms_ago(),
+        )
+        await self._guarded_send(self._bulk, wire.encode_control(message))
+
+    async def committed(self, epoch: int) -> None:
+        verdict = self._verdicts[epoch]
+        await asyncio.wait((verdict, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if not verdict.done():
+            self.close(f"the secondary did not commit epoch {epoch} in {COMMIT_S_MAX:.0f} s")
+            raise PeerLost(self.lost.result())
+        discarded = verdict.result()
+        if discarded is not None:
+            raise CheckpointFailed(f"the secondary discarded epoch {epoch}: {discarded}")
+
+    def handle(self, message: wire.Message) -> None:
+        match message:
+            case wire.Committed(epoch=epoch):
+                self._decide(epoch, None)
+            case wire.Discarded(epoch=epoch, why=why):
+                self._decide(epoch, why)
+            case wire.Loaded():
+                self.loaded.set()
+            case wire.CheckpointWanted(reason=reason):
+                self.on_wanted(reason)
+
+    def _decide(self, epoch: int, discarded: str | None) -> None:
+        verdict = self._verdicts.get(epoch)
+        if verdict is None or verdict.done():
+            raise PeerViolation(f"the peer answered for epoch {epoch}, which is not under way")
+        verdict.set_result(discarded)
+
+
+class SessionWithPrimary(PeerSession):
+    """The secondary's side; implements PrimaryLink of core/checkpoint."""
+
+    def __init__(
+        self,
+        control: Connection,
+        bulk: Connection,
+        table: peer.PeerTable,
+        heartbeat_ms: int,
+        heartbeat_lost_max: int,
+    ) -> None:
+        super().__init__(control, bulk, table, heartbeat_ms, heartbeat_lost_max)
+        self.pvm_resumed_at_s = 0.0
+        self._committed_at_s = 0.0
+        self.on_committed: Callable[[int], None] = lambda epoch: None
+
+    async def receive(self) -> tuple[int, PageBatch] | Stage:
+        try:
+            message = await self._bulk.receive()
+            self._heard = True
+            self._table.check(peer.Channel.BULK, message)
+        except PeerLost as lost:
+            self.close(str(lost))
+            raise
+        if isinstance(message, wire.StageMessage):
+            self.pvm_resumed_at_s = time.monotonic() - message.resumed_ms_ago / 1000
+            return message.stage()
+        assert isinstance(message, tuple)
+        return message
+
+    async def send_committed(self, epoch: int) -> None:
+        self._committed_at_s = time.monotonic()
+        self.on_committed(epoch)
+        await self.tell(wire.Committed(epoch))
+
+    async def send_discarded(self, epoch: int, why: str) -> None:
+        await self.tell(wire.Discarded(epoch, why))
+
+    async def send_loaded(self, epoch: int) -> None:
+        await self.tell(wire.Loaded(epoch, self.since_commit_ms()))
+
+    def since_commit_ms(self) -> float:
+        """Time since the last commit point."""
+        return (time.monotonic() - self._committed_at_s) * 1000
+
+
+def address(text: str) -> tuple[str, int]:
+    """Split HOST:PORT (or [HOST]:PORT). Raises ValueError."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+# ---------------------------------------------------------------- primary: connect
+
+
+async def connect(
+    peer_address: str, hello: wire.Hello, heartbeat_ms: int, heartbeat_lost_max: int
+) -> tuple[SessionWithSecondary, wire.Welcome]:
+    """Open a session with the secondary. Raises PeerLost when nobody answers, EnvironmentFault when it refuses us."""
+    control = await _dial(peer_address)
+    table = peer.PeerTable(receiver_is_primary=True)
+    try:
+        async with asyncio.timeout(GREETING_S_MAX):
+            await control.send(wire.encode_control(hello))
+            answer = await control.receive()
+            table.check(peer.Channel.CONTROL, answer)
+            if isinstance(answer, wire.Refused):
+                raise EnvironmentFault(f"the secondary at {peer_address} refuses: {answer.why}")
+            assert isinstance(answer, wire.Welcome)
+            bulk = await _dial(peer_address)
+            bulk_hello = msgspec.structs.replace(hello, channel=peer.Channel.BULK, token=answer.token)
+            await bulk.send(wire.encode_control(bulk_hello))
+    except TimeoutError:
+        control.abort()
+        raise PeerLost(f"the secondary at {peer_address} does not greet in {GREETING_S_MAX:.0f} s") from None
+    except (PeerLost, EnvironmentFault):
+        control.abort()
+        raise
+    session = SessionWithSecondary(control, bulk, table, heartbeat_ms, heartbeat_lost_max)
+    return session, answer
+
+
+async def _dial(peer_address: str) -> Connection:
+    host, port = address(peer_address)
+    try:
+        async with asyncio.timeout(GREETING_S_MAX):
+            streams = await asyncio.open_connection(host, port, limit=STREAM_BUFFER_BYTES)
+    except (OSError, TimeoutError) as error:
+        raise PeerLost(f"the secondary at {peer_address} can't be reached: {error}") from None
+    return Connection(*streams)
+
+
+# ---------------------------------------------------------------- secondary: listen
+
+
+class Listener:
+    """Waits for a primary that fits; everybody else is told why not, or dropped when they do not speak in time."""
+
+    def __init__(self, ours: wire.Hello, packet_port: int, token: str) -> None:
+        self._ours, self._packet_port, self._packet_token = ours, packet_port, token
+        self._bulk_token = ""
+        self.term = 0
+        self._control: Connection | None = None
+        self._ready: asyncio.Future[tuple[Connection, Connection]] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One incoming connection."""
+        connection = Connection(reader, writer)
+        try:
+            async with asyncio.timeout(GREETING_S_MAX):
+                hello = await connection.receive()
+            peer.PeerTable(receiver_is_primary=False).check(peer.Channel.CONTROL, hello)
+            assert isinstance(hello, wire.Hello)
+            kept = (
+                self._take_bulk(connection, hello) if hello.channel == "bulk" else await self._take(connection, hello)
+            )
+        except (PeerLost, TimeoutError):
+            kept = False
+        if not kept:
+            connection.abort()
+
+    async def accepted(self) -> tuple[Connection, Connection]:
+        """The control and the bulk connection of the primary that fits."""
+        return await self._ready
+
+    async def _take(self, connection: Connection, hello: wire.Hello) -> bool:
+        problem = peer.greeting_problem(self._ours, hello)
+        if problem is None and self._ready.done():
+            problem = "this secondary is paired already"
+        if problem is not None:
+            await connection.send(wire.encode_control(wire.Refused(problem)))
+            return False
+        self._control, self._bulk_token, self.term = connection, self._packet_token, hello.term
+        welcome = wire.Welcome(wire.PROTOCOL_VERSION, self._ours.host, self._packet_port, self._packet_token)
+        await connection.send(wire.encode_control(welcome))
+        return True
+
+    def _take_bulk(self, connection: Connection, hello: wire.Hello) -> bool:
+        fits = bool(self._bulk_token) and hmac.compare_digest(hello.token.encode(), self._bulk_token.encode())
+        if not fits or self._control is None or self._ready.done():
+            return False
+        self._ready.set_result((self._control, connection))
+        return True
+
+
+@asynccontextmanager
+async def listening(listen: str, listener: Listener) -> AsyncIterator[None]:
+    """Serve `listener` on HOST:PORT. Raises EnvironmentFault when the address can't be had."""
+    host, port = address(listen)
+    try:
+        server = await asyncio.start_server(listener, host, port, limit=STREAM_BUFFER_BYTES)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"can't listen on {listen} ({error.strerror or error}): choose a free `listen` address in host.toml"
+        ) from None
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def new_token() -> str:
+    """A secret that binds the further channels to the greeting."""
+    return secrets.token_hex(16)

@@ -1,0 +1,176 @@
+"""One QEMU of ours: started, driven, watched, and ended.
+
+Guaranteed: every command ends within its deadline or raises VmLost; a dead QEMU resolves `lost` at once, a
+hung one at the first command that misses its deadline; after `kill`, or when this process dies in any way,
+neither the QEMU nor any file of it remains. Commands come one after the other from one task: there is no
+queue here. `start` belongs into the thread that lives longest, because QEMU gets its death signal when the
+thread that started it ends.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Self
+
+from pycolo.core.device_state import with_configuration
+from pycolo.core.mailbox import MAILBOX_TAG
+from pycolo.edge.dirty_pages import DirtyPages, open_dirty_pages
+from pycolo.edge.guest_ram import GuestRam
+from pycolo.edge.qemu_command import MAILBOX_NODE, QemuConfig, fd_path
+from pycolo.edge.qemu_process import QemuFiles, QemuProcess
+from pycolo.edge.qmp_session import QmpSession
+from pycolo.errors import EnvironmentFault, VmLost
+
+QMP_DEADLINE_S = 5.0
+START_DEADLINE_S = 20.0
+TAG_THAT_IS_NOT_THERE = "none-such"
+ANNOUNCEMENT = {
+    "initial": 50,
+    "max": 550,
+    "rounds": 5,
+    "step": 100,
+}  # milliseconds, as QEMU after a migration
+
+
+class Qemu:
+    """A started QEMU. `lost` is resolved with the reason when it has died, hangs, or was killed by us."""
+
+    def __init__(self, config: QemuConfig, files: QemuFiles, process: QemuProcess, qmp_deadline_s: float) -> None:
+        """Use `start`."""
+        self.config = config
+        self.pid = process.pid
+        self.ram: GuestRam = files.ram
+        self.dirty: DirtyPages
+        self.why_not_uffd = ""
+        """Why `dirty` is of the slow kind, in one sentence; empty when it isn't."""
+        self._files = files
+        self._process = process
+        self._qmp = QmpSession(config.name, qmp_deadline_s)
+        self.lost = self._qmp.lost
+        self._may_run = False
+        self._watchers = [asyncio.create_task(self._watch_process())]
+
+    @classmethod
+    async def start(
+        cls,
+        config: QemuConfig,
+        nic: socket.socket,
+        *,
+        paused: bool,
+        console: Path,
+        log: Path,
+        qmp_deadline_s: float = QMP_DEADLINE_S,
+        use_uffd: bool = True,
+    ) -> Self:
+        """A QEMU that answers, with its RAM tracked from before the guest's first instruction.
+
+        `nic` is QEMU's end of a datagram socketpair; both ends stay the caller's to close. `console` gets the
+        guest's serial output, `log` QEMU's own messages. EnvironmentFault: a tool is missing or QEMU refused
+        to start; VmLost: it died or hangs.
+        """
+        files = QemuFiles.create(config.memory_mib)
+        try:
+            process = await QemuProcess.spawn(config, files, nic, console, log, use_uffd=use_uffd)
+        except BaseException:
+            files.close()
+            raise
+        qemu = cls(config, files, process, qmp_deadline_s)
+        try:
+            await qemu._come_up(use_uffd)
+            if not paused:
+                await qemu.cont()
+        except BaseException:
+            await qemu.kill()
+            raise
+        return qemu
+
+    async def stop(self) -> None:
+        """Pause the VM and drain its devices. What QEMU had not yet sent of the guest's frames is lost."""
+        await self._qmp.execute("stop")
+        self._may_run = False
+
+    async def cont(self) -> None:
+        """Let the VM run. Pages reported by `dirty` must have been copied before."""
+        self._may_run = True
+        await self._qmp.execute("cont")
+
+    async def save_device_state(self) -> bytes:
+        """The device state of the stopped VM, complete with its configuration section, as `load_device_state`
+        wants it.
+        """
+        await self._qmp.execute("xen-save-devices-state", {"filename": fd_path(self._files.saved.fd), "live": False})
+        try:
+            return with_configuration(self._files.saved.content(), self.config.machine)
+        except ValueError as problem:
+            raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from problem
+
+    async def stop_for_load(self) -> None:
+        """Stop the VM in the state `restore-vm`, in which QEMU also drops translated code, as RAM is about to
+        change under it.
+
+        That is what a failing `snapshot-load` does. A plain `stop` keeps stale code from QEMU 10.2 on (TCG).
+        """
+        error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
+        if error is None or TAG_THAT_IS_NOT_THERE not in error:
+            raise VmLost(
+                f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
+            )
+        self._may_run = False
+
+    async def load_device_state(self, state: bytes) -> None:
+        """Reset the devices and load `state`. RAM must be in place before. VmLost when QEMU rejects it:
+        devices are undefined then.
+        """
+        try:
+            self._files.mailbox.put(state)
+        except ValueError as problem:
+            raise VmLost(f"QEMU {self.config.name} can't load the device state: {problem}") from problem
+        error = await self._load_snapshot(MAILBOX_TAG)
+        if error is not None:
+            raise VmLost(f"QEMU {self.config.name} rejected the device state: {error}")
+
+    async def announce(self) -> None:
+        """Make the network learn where the VM's MAC address is now: a burst of RARP frames, out of the
+        guest's NIC.
+        """
+        await self._qmp.execute("announce-self", ANNOUNCEMENT)
+
+    async def status(self) -> str:
+        """QEMU's run state: `running`, `paused`, `restore-vm`, `prelaunch`, ..."""
+        answer = await self._qmp.execute("query-status")
+        if not isinstance(answer, dict):
+            raise VmLost(f"QEMU {self.config.name} gave no run state")
+        return str(answer["status"])
+
+    async def kill(self) -> None:
+        """End QEMU at once and give everything back; may be called at any time, also twice."""
+        self._qmp.lose(f"QEMU {self.config.name} was killed by its owner")
+        for watcher in self._watchers:
+            watcher.cancel()
+        try:
+            await self._process.kill()
+        finally:
+            await asyncio.gather(*self._watchers, return_exceptions=True)
+            await self._qmp.close()
+            if hasattr(self, "dirty"):
+                self.dirty.close()
+            self._files.close()
+
+    async def _come_up(self, use_uffd: bool) -> None:
+        try:
+            await self._qmp.connect(self._process.qmp, START_DEADLINE_S)
+        except VmLost as problem:
+            if (self._process.exit_status or 0) > 0:
+                raise EnvironmentFault(f"{problem}; correct the VM's configuration") from problem
+            raise
+        self._watchers.append(asyncio.create_task(self._qmp.watch()))
+        uffd, why_not = self._process.receive_uffd() if use_uffd else (None, "it is switched off")
+        opened = open_dirty_pages(self.ram, self.pid, uffd, why_not, lambda: self._may_run)
+        self.dirty, self.why_not_uffd = opened.tracker, opened.why_not_uffd
+
+    async def _load_snapshot(self, tag: str) -> str | None:
+        devices = {"tag": tag, "vmstate": MAILBOX_NODE, "devices": [MAILBOX_NODE]}
+        return await self._qmp.run_job("snapshot-load", devices)
+
+    async def _watch_process(self) -> None:
+        self._qmp.lose(f"QEMU {self.config.name} {await self._process.ended()}")

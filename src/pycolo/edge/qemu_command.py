@@ -1,0 +1,121 @@
+"""Which QEMU there is and how it is started: the argument list and nothing else.
+
+Guaranteed: two QEMUs given equal configurations have equal guest-visible hardware, and nothing in the list
+refers to a file of ours that could stay behind: RAM, device state and mailbox are inherited memfds, network
+and QMP are inherited sockets.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pycolo.errors import EnvironmentFault
+
+QEMU_VERSION_MIN = (7, 2, 0)
+VERSION_ANSWER_S_MAX = 10
+MAILBOX_NODE = "ck"
+
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class QemuConfig:
+    """One VM as its two QEMUs must both have it; `name` may differ, it is only shown."""
+
+    accel: Literal["tcg", "kvm"]
+    machine: str
+    """Resolved machine type, `pc-q35-7.2`: device state names it, so an alias such as `q35` will not do."""
+    cpus: int
+    memory_mib: int
+    mac: str
+    kernel: Path
+    initrd: Path
+    append: str
+    name: str
+    binary: str = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True)
+class InheritedFds:
+    """Descriptor numbers that QEMU gets from us."""
+
+    ram: int
+    device_state: int
+    mailbox: int
+    qmp: int
+    nic: int
+
+
+def qemu_version(binary: str) -> Version:
+    """Major, minor and micro. EnvironmentFault when `binary` is missing, mute, or older than
+    `QEMU_VERSION_MIN`.
+    """
+    remedy = "install Debian's qemu-system-x86 or name another binary"
+    try:
+        answer = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=VERSION_ANSWER_S_MAX, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise EnvironmentFault(f"can't run {binary} ({problem}); {remedy}") from problem
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", answer.stdout)
+    if match is None:
+        raise EnvironmentFault(f"{binary} doesn't say a QEMU version; {remedy}")
+    major, minor, micro = (int(part) for part in match.groups())
+    if (major, minor, micro) < QEMU_VERSION_MIN:
+        raise EnvironmentFault(f"{binary} is QEMU {major}.{minor}.{micro}, which is too old; install 7.2 or newer")
+    return major, minor, micro
+
+
+def default_machine(version: Version) -> str:
+    """The newest versioned q35 machine type of that QEMU. EnvironmentFault when it is older than
+    `QEMU_VERSION_MIN`.
+    """
+    if version < QEMU_VERSION_MIN:
+        raise EnvironmentFault(f"QEMU {version[0]}.{version[1]} is too old; install 7.2 or newer")
+    return f"pc-q35-{version[0]}.{version[1]}"
+
+
+def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list[str]:
+    """QEMU's arguments, without the binary; the VM does not run before `cont`. The guest's serial port goes
+    to `console`.
+    """
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none", "-name", escaped(config.name), "-S"),
+        *_hardware(config, fds.ram),
+        *("-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.append),
+        *("-chardev", f"file,id=console,path={escaped(str(console))}", "-serial", "chardev:console"),
+        *("-netdev", f"dgram,id=net0,local.type=fd,local.str={fds.nic}"),
+        # Without an option ROM: ROM contents are no part of the device state.
+        *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={escaped(config.mac)},romfile="),
+        *("-blockdev", _mailbox(fds.mailbox)),
+        *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+    ]
+
+
+def fd_path(fd: int) -> str:
+    """The path by which QEMU opens a descriptor that it inherited, anew and with its own access mode."""
+    return f"/proc/self/fd/{fd}"
+
+
+def escaped(value: str) -> str:
+    """A value as QEMU's comma separated options want it."""
+    return value.replace(",", ",,")
+
+
+def _hardware(config: QemuConfig, ram_fd: int) -> list[str]:
+    # Random numbers of the hardware would make the two guests differ; some nested KVMs refuse that MSR.
+    cpu = "host,-rdrand,-rdseed,-arch-capabilities" if config.accel == "kvm" else "qemu64,-rdrand"
+    ram = f"memory-backend-file,id=ram,mem-path={fd_path(ram_fd)},size={config.memory_mib}M,share=on"
+    return [
+        *("-accel", config.accel, "-cpu", cpu, "-smp", str(config.cpus), "-m", f"{config.memory_mib}M"),
+        *("-machine", f"{escaped(config.machine)},memory-backend=ram,suppress-vmdesc=on", "-object", ram),
+        # The guest's clock stands still with the VM and travels with its device state.
+        *("-rtc", "base=utc,clock=vm"),
+    ]
+
+
+def _mailbox(fd: int) -> str:
+    return f"driver=qcow2,node-name={MAILBOX_NODE},file.driver=file,file.filename={fd_path(fd)},file.locking=off"

@@ -1,0 +1,132 @@
+"""The two VM copies as core/checkpoint wants them: QEMU, its RAM and its dirty pages behind the ports, with times taken.
+
+With `self_check` every checkpoint compares all RAM with what was copied: a page that the tracker missed, or an SVM that
+differs from the memory cache before it resumes, ends in VmLost rather than in a wrong copy (rule 7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from pycolo.core.device_state import advance_clock
+from pycolo.core.pages import Contents, Indices
+from pycolo.edge.dirty_pages import differing_pages, missed_pages
+from pycolo.edge.qemu import Qemu
+from pycolo.errors import VmLost
+
+STEP_PAGES = 4096  # 16 MiB: a few ms, after which heartbeats get their turn
+LOAD_S_FIRST_GUESS = 0.0085
+
+
+def _ms() -> float:
+    return time.monotonic_ns() / 1e6
+
+
+def _dirty(qemu: Qemu) -> Indices:
+    try:
+        return qemu.dirty.take()
+    except OSError as problem:
+        raise VmLost(f"the dirty pages of QEMU {qemu.config.name} can't be read: {problem.strerror}") from problem
+
+
+class PrimaryVmPort:
+    """The PVM; implements PrimaryVm. `pause_ms` is the length of its last pause."""
+
+    def __init__(self, qemu: Qemu, *, self_check: bool) -> None:
+        self._qemu = qemu
+        self._shadow: Contents | None = np.zeros_like(qemu.ram.pages) if self_check else None
+        self._paused_at_ms = self._resumed_at_ms = _ms()
+        self._paused = False
+        self.pause_ms = 0.0
+
+    async def pause(self) -> None:
+        self._paused_at_ms = _ms()
+        await self._qemu.stop()
+        self._paused = True
+
+    async def resume(self) -> None:
+        await self._qemu.cont()
+        self._paused = False
+        self._resumed_at_ms = _ms()
+        self.pause_ms = self._resumed_at_ms - self._paused_at_ms
+
+    def resumed_ms_ago(self) -> float:
+        """Time since the PVM ran again."""
+        return _ms() - self._resumed_at_ms
+
+    async def take_dirty_pages(self) -> Indices:
+        taken = _dirty(self._qemu)
+        if self._shadow is not None:
+            self._check(self._shadow, taken)
+        return taken
+
+    async def read_pages(self, indices: Indices) -> Contents:
+        await asyncio.sleep(0)
+        contents = self._qemu.ram.read(indices)
+        if self._shadow is not None:
+            self._shadow[indices] = contents
+        return contents
+
+    async def save_device_state(self) -> bytes:
+        return await self._qemu.save_device_state()
+
+    async def check(self) -> None:
+        """Raises VmLost when QEMU does not answer."""
+        await self._qemu.status()
+
+    def _check(self, shadow: Contents, taken: Indices) -> None:
+        if not self._paused:
+            return
+        missed = missed_pages(self._qemu.ram, shadow, taken)
+        if len(missed):
+            raise VmLost(f"self-check: the tracker missed {len(missed)} dirty pages, the first is page {missed[0]}")
+
+
+class SecondaryVmPort:
+    """The SVM; implements SecondaryVm."""
+
+    def __init__(self, qemu: Qemu, pvm_resumed_at_s: Callable[[], float], *, self_check: bool) -> None:
+        self._qemu = qemu
+        self._pvm_resumed_at_s = pvm_resumed_at_s
+        self._image: Contents | None = None
+        self._self_check = self_check
+        self._load_s = LOAD_S_FIRST_GUESS
+        self._load_began_at_s = 0.0
+        self.loads_checked = 0
+
+    async def stop_for_load(self) -> None:
+        await self._qemu.stop_for_load()
+
+    async def take_dirty_pages(self) -> Indices:
+        return _dirty(self._qemu)
+
+    async def write_pages(self, indices: Indices, image: Contents) -> None:
+        self._image = image
+        for start in range(0, len(indices), STEP_PAGES):
+            part = indices[start : start + STEP_PAGES]
+            self._qemu.ram.write(part, image[part])
+            await asyncio.sleep(0)
+
+    async def load_device_state(self, device_state: bytes) -> None:
+        """Load with the guest's clock moved to where the PVM's will be when the SVM resumes (design section 3)."""
+        self._load_began_at_s = time.monotonic()
+        behind_s = self._load_began_at_s - self._pvm_resumed_at_s() + self._load_s
+        try:
+            aligned = advance_clock(device_state, max(0, int(behind_s * 1e9)))
+        except ValueError as problem:
+            raise VmLost(f"the device state has no clock that can be aligned: {problem}") from problem
+        await self._qemu.load_device_state(aligned)
+
+    async def resume(self) -> None:
+        if self._self_check and self._image is not None:
+            different = np.flatnonzero(differing_pages(self._qemu.ram.pages, self._image))
+            if len(different):
+                raise VmLost(f"self-check: {len(different)} pages of the SVM differ from the memory cache after a load")
+            self.loads_checked += 1
+        await self._qemu.cont()
+        took_s = time.monotonic() - self._load_began_at_s
+        self._load_s += 0.3 * (took_s - self._load_s)

@@ -1,0 +1,49 @@
+"""Every failure that may reach a user, with its exit status; the message is one sentence that ends in the remedy."""
+
+
+class PycoloError(Exception):
+    """Base of all failures of ours; `exit_status` is what the command line returns."""
+
+    exit_status = 1
+
+
+class EnvironmentFault(PycoloError):
+    """The machine or the configuration can't do what was asked: a tool, a kernel feature, a port, a file."""
+
+    exit_status = 2
+
+
+class DemoFailed(PycoloError):
+    """The demo ran, and a client noticed."""
+
+    exit_status = 3
+
+
+class VmLost(PycoloError):
+    """Our own copy of the VM is gone: QEMU crashed, hung past its deadline or refused a command."""
+
+    exit_status = 4
+
+
+class PeerLost(PycoloError):
+    """The other host does not answer any more; what it did last is unknown."""
+
+    exit_status = 5
+
+
+class PeerViolation(PeerLost):
+    """The other host sent something that the protocol forbids; the session ends."""
+
+    exit_status = 6
+
+
+class CheckpointFailed(PycoloError):
+    """A checkpoint was given up before its commit point; its pages count as dirty again."""
+
+    exit_status = 7
+
+
+class Fenced(PycoloError):
+    """The other side holds the claim; our VM copy has been killed so that it can never speak."""
+
+    exit_status = 8

@@ -1,0 +1,1 @@
+"""The small real Linux guest of the demo and the tests, built from Debian packages."""

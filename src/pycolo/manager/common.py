@@ -1,0 +1,262 @@
+"""What both roles have in common: a QEMU, an agent, the failover table, and carrying out what it commands.
+
+Guarantees: every change of role goes through `drive`, so that its reason stands in the event log; whatever happens,
+`run` ends with the VM copy dead and nothing left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from pycolo.agent import protocol
+from pycolo.config import HostConfig, VmConfig
+from pycolo.core import wire
+from pycolo.core.failover import Command, Event, Failover, Role, State
+from pycolo.edge.agent_link import AgentLink
+from pycolo.edge.nic import nic_pair
+from pycolo.edge.peer_link import PeerSession, address
+from pycolo.edge.qemu import Qemu
+from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
+from pycolo.edge.state_file import ArbiterUnanswered, FileArbiter
+from pycolo.errors import EnvironmentFault, Fenced, PeerLost, VmLost
+from pycolo.events import EventLog
+
+CLAIM_S_MAX = 1.0
+CLAIM_RETRY_S = 0.2
+
+
+class Manager:
+    """One side of a pair."""
+
+    role: Role
+
+    def __init__(self, host: HostConfig, vm: VmConfig) -> None:
+        self.host, self.vm = host, vm
+        self.events = EventLog(host.name)
+        self.failover = Failover(self.role)
+        self.arbiter = FileArbiter(host.arbiter_file)
+        self.term = 0
+        self.session: PeerSession | None = None
+        self.qemu: Qemu
+        self.agent: AgentLink
+        self.machine = ""
+        self.qemu_version = ""
+        self._stop = asyncio.Event()
+        self._sockets: list[Any] = []
+
+    async def run(self) -> None:
+        """Live until the operator stops it, the VM copy is lost (VmLost) or the claim is lost (Fenced)."""
+        try:
+            await self._start()
+            await self._live_or_end()
+        finally:
+            await self._clean_up()
+
+    def stop(self) -> None:
+        """The operator's wish to end this side."""
+        self._stop.set()
+
+    async def live(self) -> None:
+        """The role's own story."""
+        raise NotImplementedError
+
+    async def go_alone(self) -> None:
+        """The claim is ours: speak alone."""
+        raise NotImplementedError
+
+    def details(self) -> dict[str, Any]:
+        """What the role adds to `status`."""
+        raise NotImplementedError
+
+    async def status(self) -> dict[str, Any]:
+        """Everything an operator asks for, as JSON-able values."""
+        stats = await self.agent.stats() if not self.agent.gone.done() else protocol.Stats()
+        return {
+            "host": self.host.name,
+            "vm": self.vm.name,
+            "role": self.role,
+            "state": self.failover.state,
+            "reason": self.failover.reason,
+            "term": self.term,
+            "qemu_version": self.qemu_version,
+            "accel": self.vm.accel,
+            "dirty_pages": self.qemu.dirty.kind,
+            "pids": {"qemu": self.qemu.pid, "agent": self.agent.pid},
+            "packets": {name: getattr(stats, name) for name in stats.__struct_fields__},
+            **self.details(),
+        }
+
+    # ---- decisions
+
+    async def drive(self, event: Event) -> None:
+        """Hand an event to the failover table and carry out what it commands, and what follows from that."""
+        commands = deque(self.decide(event))
+        while commands:
+            outcome = await self._carry_out(commands.popleft())
+            if outcome is not None:
+                commands.extend(self.decide(outcome))
+
+    def decide(self, event: Event) -> tuple[Command, ...]:
+        """The table's decision, noted in the event log when it changes something."""
+        before = self.failover.state
+        decision = self.failover.handle(event)
+        if decision.state is not before or decision.commands:
+            self.events.add("decision", on=str(event), state=str(decision.state), reason=decision.reason)
+        return decision.commands
+
+    async def _carry_out(self, command: Command) -> Event | None:
+        match command:
+            case Command.LEAVE_PAIR:
+                await self._leave_pair()
+            case Command.CLAIM:
+                return await self._claim()
+            case Command.RETRY_CLAIM_LATER:
+                await asyncio.sleep(CLAIM_RETRY_S)
+                return Event.CLAIM_RETRY_DUE
+            case Command.GO_SOLO | Command.TAKE_OVER:
+                await self.go_alone()
+            case Command.KILL_VM:
+                await self.qemu.kill()
+            case Command.EXIT:
+                self._stop.set()
+        return None
+
+    async def _claim(self) -> Event:
+        try:
+            claim = asyncio.to_thread(self.arbiter.claim, self.vm.name, self.term + 1, self.host.name)
+            answer = await asyncio.wait_for(claim, CLAIM_S_MAX)
+        except (ArbiterUnanswered, TimeoutError) as problem:
+            self.events.add("claim", granted=False, reason=str(problem) or "the arbiter does not answer in time")
+            return Event.CLAIM_UNANSWERED
+        self.events.add("claim", granted=answer.granted, term=self.term + 1, reason=answer.reason)
+        if not answer.granted:
+            return Event.CLAIM_DENIED
+        self.term += 1
+        return Event.CLAIM_GRANTED
+
+    async def _leave_pair(self) -> None:
+        """First the packets, then the session: nothing may be released by a peer that we are leaving."""
+        if not self.agent.gone.done():
+            await self.agent.command(protocol.LeavePair())
+        if self.session is not None:
+            await self.session.leave(self.failover.reason)
+            self.session = None
+
+    # ---- life and end
+
+    async def _start(self) -> None:
+        version = qemu_version(self.vm.qemu)
+        self.qemu_version = ".".join(map(str, version))
+        self.machine = default_machine(version)
+        self.host.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ours, theirs = nic_pair()
+        self._sockets = [ours, theirs]
+        self.agent = await AgentLink.start(ours, theirs)
+        protection = self.vm.protection
+        self.packet_token = self._packet_token()
+        started = await self.agent.command(
+            protocol.Start(
+                self.role,
+                self.host.tap,
+                self.host.bridge,
+                address(self.host.listen)[0],
+                self.packet_token,
+                protection.hold_ms_min,
+                protection.hold_ms_max,
+            )
+        )
+        assert isinstance(started, protocol.Started)
+        self.packet_port = started.packet_port
+        self.qemu = await Qemu.start(
+            self._qemu_config(),
+            theirs,
+            paused=True,
+            console=self.host.state_dir / "console.log",
+            log=self.host.state_dir / "qemu.log",
+            qmp_deadline_s=protection.qmp_deadline_ms / 1000,
+            use_uffd=protection.dirty_pages == "auto",
+        )
+        self.events.add("started", qemu=self.qemu_version, dirty_pages=self.qemu.dirty.kind, why=self.qemu.why_not_uffd)
+
+    def _packet_token(self) -> str:
+        return ""
+
+    def _qemu_config(self) -> QemuConfig:
+        vm = self.vm
+        for path in (vm.kernel, vm.initrd):
+            if not path.is_file():
+                raise EnvironmentFault(f"{path} of vm.toml does not exist: build the guest with `colo guest build`")
+        return QemuConfig(
+            accel=vm.accel,
+            machine=self.machine,
+            cpus=vm.cpus,
+            memory_mib=vm.memory_mib,
+            mac=vm.mac,
+            kernel=vm.kernel,
+            initrd=vm.initrd,
+            append=vm.append,
+            name=f"{vm.name}-{self.role}",
+            binary=vm.qemu,
+        )
+
+    def hello(self, channel: str) -> wire.Hello:
+        """Our greeting."""
+        vm = self.vm
+        return wire.Hello(
+            wire.PROTOCOL_VERSION,
+            channel,
+            vm.name,
+            self.host.name,
+            self.term,
+            self.machine,
+            vm.memory_mib,
+            vm.cpus,
+        )
+
+    async def _live_or_end(self) -> None:
+        """Live until something ends this side; then leave in the order that lets the peer go on at once."""
+        living = asyncio.create_task(self.live())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((living, stopped, self.qemu.lost, self.agent.gone), return_when=asyncio.FIRST_COMPLETED)
+        failure = await _ended(living)
+        await _ended(stopped)
+        if failure is not None and not isinstance(failure, VmLost | PeerLost):
+            raise failure
+        if not self.failover.ended:
+            if failure is None and not self._stop.is_set():
+                lost = self.qemu.lost if self.qemu.lost.done() else self.agent.gone
+                failure = VmLost(lost.result())
+            await self.drive(Event.STOP if failure is None else Event.VM_LOST)
+        self.events.add("ended", state=str(self.failover.state), reason=str(failure or self.failover.reason))
+        if self.failover.state is State.FENCED:
+            raise Fenced(self.failover.reason)
+        if failure is not None:
+            raise failure
+
+    async def _clean_up(self) -> None:
+        if self.session is not None:
+            self.session.close("this daemon ends")
+        if hasattr(self, "qemu"):
+            await self.qemu.kill()
+        if hasattr(self, "agent"):
+            await self.agent.close()
+        for end in self._sockets:
+            end.close()
+
+
+def console_says(path: Path, line: str) -> bool:
+    """Whether the guest's console has printed `line`."""
+    try:
+        return line.encode() in path.read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+async def _ended(task: asyncio.Task[Any]) -> BaseException | None:
+    """End a task of ours; returns what it failed with, if it did by itself."""
+    task.cancel()
+    await asyncio.wait((task,))
+    return None if task.cancelled() else task.exception()

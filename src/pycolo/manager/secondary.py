@@ -1,0 +1,87 @@
+"""The secondary's story: wait for the primary, follow its checkpoints, take over when it is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pycolo.agent import protocol
+from pycolo.core import peer, wire
+from pycolo.core.checkpoint import receive_checkpoint, roll_forward
+from pycolo.core.failover import Event, Role
+from pycolo.core.memory_cache import MemoryCache
+from pycolo.edge.peer_link import Listener, SessionWithPrimary, listening, new_token
+from pycolo.edge.vm_ports import SecondaryVmPort
+from pycolo.errors import PeerLost
+from pycolo.manager.common import Manager
+
+
+class SecondaryManager(Manager):
+    """The host that could take over."""
+
+    role = Role.SECONDARY
+    session: SessionWithPrimary | None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._pvm_resumed_at_s = 0.0
+
+    def _packet_token(self) -> str:
+        return new_token()
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "committed_epoch": self._cache.committed_epoch,
+            "loaded_epoch": self._cache.loaded_epoch,
+            "loads_checked": self._svm.loads_checked,
+        }
+
+    async def live(self) -> None:
+        protection = self.vm.protection
+        self._cache = MemoryCache(self.qemu.ram.page_count)
+        self._svm = SecondaryVmPort(self.qemu, self._resumed_at_s, self_check=protection.self_check)
+        self.agent.on_wanted = self._ask_primary
+        listener = Listener(self.hello("control"), self.packet_port, self.packet_token)
+        async with listening(self.host.listen, listener):
+            self.events.add("listening", address=self.host.listen)
+            control, bulk = await listener.accepted()
+            table = peer.PeerTable(receiver_is_primary=False)
+            session = SessionWithPrimary(control, bulk, table, protection.heartbeat_ms, protection.heartbeat_lost_max)
+            self.term = listener.term
+            session.on_committed = self._committed
+            self.agent.on_channel_lost = session.close
+            session.open()
+            self.session = session
+        await self.drive(Event.PEER_JOINED)
+        lost = await self._follow(session)
+        self.events.add("peer-lost", reason=lost)
+        await self.drive(Event.PEER_LOST)
+        await self._stop.wait()
+
+    async def go_alone(self) -> None:
+        await roll_forward(self._svm, self.agent, self._cache)
+        answer = await self.agent.command(protocol.TakeOver())
+        assert isinstance(answer, protocol.Done)
+        self.events.add("solo", released=answer.frames)
+        await self.qemu.announce()
+
+    async def _follow(self, session: SessionWithPrimary) -> str:
+        """Follow the primary from checkpoint to checkpoint; returns why it is lost."""
+        try:
+            while True:
+                await receive_checkpoint(session, self._svm, self.agent, self._cache)
+                self.events.add("loaded", epoch=self._cache.loaded_epoch, after_ms=session.since_commit_ms())
+        except PeerLost as lost:
+            session.close(str(lost))
+            return str(lost)
+
+    def _committed(self, epoch: int) -> None:
+        self.decide(Event.COMMITTED)
+        if self.session is not None:
+            self._pvm_resumed_at_s = self.session.pvm_resumed_at_s
+
+    def _resumed_at_s(self) -> float:
+        return self._pvm_resumed_at_s
+
+    def _ask_primary(self, reason: str) -> None:
+        if self.session is not None and not self.session.lost.done():
+            self.session.tell_soon(wire.CheckpointWanted(reason))

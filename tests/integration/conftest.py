@@ -1,0 +1,99 @@
+"""What the tests that drive real QEMUs share: one guest, and a way to start QEMUs that always end."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pycolo.edge.qemu import QMP_DEADLINE_S, Qemu
+from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
+from pycolo.guest.builder import GuestImage, build_guest
+
+BINARY = "qemu-system-x86_64"
+GUEST_ADDRESS = "10.77.0.2/24"
+READY = "COLO-GUEST-READY"
+BOOT_S_MAX = 60.0
+
+
+class StartedQemu(NamedTuple):
+    """A QEMU, our end of its NIC, and the files it writes."""
+
+    qemu: Qemu
+    nic: socket.socket
+    console: Path
+    log: Path
+
+    async def says(self, text: str = READY, limit_s: float = BOOT_S_MAX) -> None:
+        """Until the guest has said `text` on its console; TimeoutError with what it said instead."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while text not in self.console.read_text(errors="replace"):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            said = self.console.read_text(errors="replace")[-2000:]
+            raise TimeoutError(f"the guest never said {text!r}; the end of what it said: {said}") from None
+
+
+StartQemu = Callable[..., Awaitable[StartedQemu]]
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> GuestImage:
+    return build_guest()
+
+
+@pytest.fixture
+def vm_config(guest_image: GuestImage) -> QemuConfig:
+    return QemuConfig(
+        binary=BINARY,
+        accel="tcg",
+        machine=default_machine(qemu_version(BINARY)),
+        cpus=1,
+        memory_mib=256,
+        mac="52:54:00:00:00:02",
+        kernel=guest_image.kernel,
+        initrd=guest_image.initrd,
+        append=guest_image.command_line(GUEST_ADDRESS),
+        name="vm",
+    )
+
+
+@pytest.fixture
+async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[StartQemu]:
+    """`start_qemu(name, paused=..., ...)`: a QEMU that is killed when the test ends, however it ends."""
+    started: list[StartedQemu] = []
+    sockets: list[socket.socket] = []
+
+    async def start(
+        name: str,
+        *,
+        paused: bool,
+        config: QemuConfig = vm_config,
+        use_uffd: bool = True,
+        qmp_deadline_s: float = QMP_DEADLINE_S,
+    ) -> StartedQemu:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sockets.extend((ours, theirs))
+        ours.setblocking(False)
+        console, log = tmp_path / f"{name}.console", tmp_path / f"{name}.log"
+        qemu = await Qemu.start(
+            replace(config, name=name),
+            theirs,
+            paused=paused,
+            console=console,
+            log=log,
+            use_uffd=use_uffd,
+            qmp_deadline_s=qmp_deadline_s,
+        )
+        started.append(StartedQemu(qemu, ours, console, log))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.qemu.kill()
+    for end in sockets:
+        end.close()

@@ -1,0 +1,1 @@
+"""The simulator: the production core, unchanged, in virtual time, with a fault at any await, drawn from a seed."""

@@ -1,0 +1,1 @@
+"""Checkers look only from outside: at what clients received, at snapshots the harness took, and at time."""

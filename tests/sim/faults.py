@@ -1,0 +1,129 @@
+"""Which fault happens at which await: drawn from the seed, or exactly one in the exhaustive sweep."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass
+
+
+class Kind(enum.StrEnum):
+    """What goes wrong at an await of a port."""
+
+    VM_LOST = "vm-lost"  # the port says so; the guest itself may live
+    PEER_LOST = "peer-lost"  # the port says so, or the manager ends the follower's task here
+    REFUSED = "refused"  # CheckpointFailed; the VM lives
+    UNANSWERED = "unanswered"  # the arbiter
+    DIE = "die"
+    PEER_DIES = "peer-dies"
+    GUEST_DIES = "guest-dies"  # nobody is told
+    CUT = "cut"
+    CUT_OUT = "cut-out"
+    CUT_IN = "cut-in"
+    FREEZE = "freeze"
+    PEER_FREEZES = "peer-freezes"
+    SLOW = "slow"
+    SPOIL = "spoil"  # a byte of the next page batch changes on its way
+    DROP = "drop"  # the next page batch is lost
+    NO_ARBITER_HERE = "no-arbiter-here"  # until the heal
+    NO_ARBITER = "no-arbiter"  # until the heal, for both
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault at one await, before or after the port's effect."""
+
+    kind: Kind
+    after: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind} {'after' if self.after else 'before'}"
+
+
+_K = Kind
+_PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
+_OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit")
+_TO_SECONDARY = ("to_secondary.send_pages", "to_secondary.send_stage", "to_secondary.committed")
+_SVM = ("svm.stop_for_load", "svm.take_dirty_pages", "svm.write_pages", "svm.load_device_state", "svm.resume")
+_FEED = ("feed.stop_feed", "feed.drop_output", "feed.start_feed")
+_TO_PRIMARY = ("to_primary.receive", "to_primary.send_committed", "to_primary.send_discarded", "to_primary.send_loaded")
+_REFUSING = (*(p for p in _PVM if p != "pvm.resume"), "output.pause_feed", "output.seal", "output.commit")
+
+# The faults that leave the port's own answer alone.
+AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.FREEZE, _K.PEER_FREEZES)
+
+
+def _own_kinds(port: str) -> tuple[Kind, ...]:
+    kinds: list[Kind] = []
+    if port in _PVM + _OUTPUT + _SVM + _FEED:
+        kinds.append(_K.VM_LOST)
+    if port in _TO_SECONDARY + _SVM + _FEED + _TO_PRIMARY:
+        kinds.append(_K.PEER_LOST)
+    if port in _REFUSING:
+        kinds.append(_K.REFUSED)
+    if port == "arbiter.claim":
+        kinds.append(_K.UNANSWERED)
+    return tuple(kinds)
+
+
+_BEFORE_ONLY = {"to_secondary.send_pages": (_K.SPOIL, _K.DROP)}
+
+
+def faults_of(port: str) -> list[Fault]:
+    """Every fault that can happen at an await of `port`."""
+    kinds = (*_own_kinds(port), *AROUND)
+    before = (*kinds, _K.SLOW, *_BEFORE_ONLY.get(port, ()))
+    return [Fault(kind, False) for kind in before] + [Fault(kind, True) for kind in kinds]
+
+
+class Plan:
+    """No faults; it only counts the awaits."""
+
+    def __init__(self) -> None:
+        self.ports: list[str] = []
+
+    def next(self, port: str) -> Fault | None:
+        """The fault at this await, if any."""
+        self.ports.append(port)
+        return self.draw(len(self.ports) - 1, port)
+
+    def draw(self, number: int, port: str) -> Fault | None:
+        """What happens at await `number`."""
+        return None
+
+    def heal(self) -> None:
+        """No faults any more."""
+
+
+class OneFault(Plan):
+    """Exactly these faults at exactly these awaits."""
+
+    def __init__(self, faults: dict[int, Fault]) -> None:
+        super().__init__()
+        self._faults = faults
+
+    def draw(self, number: int, port: str) -> Fault | None:
+        """See Plan."""
+        return self._faults.get(number)
+
+
+class Drawn(Plan):
+    """Up to `budget` faults, drawn from the seed, until the heal."""
+
+    def __init__(self, seed: str, rate: float, budget: int) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+        self._rate, self._budget = rate, budget
+
+    def draw(self, number: int, port: str) -> Fault | None:
+        """See Plan."""
+        if self._budget <= 0 or self._random.random() >= self._rate:
+            return None
+        self._budget -= 1
+        if self._random.random() < 0.15:
+            return Fault(self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER)), False)
+        return self._random.choice(faults_of(port))
+
+    def heal(self) -> None:
+        """See Plan."""
+        self._budget = 0

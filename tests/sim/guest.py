@@ -1,0 +1,168 @@
+"""The model guest: a small program whose whole state is RAM pages and a few registers.
+
+It takes client frames into a queue (device state), works on them one by one, writes pages, and answers. Some requests
+ask for something that two copies answer differently: a random bit, a random number, the time of day in coarse steps.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from pycolo.core.pages import PAGE_BYTES, Contents, Indices
+
+from .scheduler import Host, Scheduler
+
+PLAIN, RANDOM_BIT, RANDOM_NUMBER, TIME_OF_DAY = range(4)
+REQUEST = struct.Struct(">HIB")  # client, sequence number from 1, kind
+RESPONSE = struct.Struct(">HIQI")  # client, sequence number, value, frames worked on before
+_REGISTERS = struct.Struct(">IIQH")  # frames taken, frames worked on, ticks, frames queued
+_TABLE_AT, _LAST_AT = 16, PAGE_BYTES - 24
+CLOCK_STEP_US = 7_000
+TICK_US = 2_500
+WORK_US = (60, 350)
+LOAD_DIRTIES_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A response at its place in the guest's output."""
+
+    position: int
+    response: bytes
+
+
+def response_digest(response: bytes) -> int:
+    """What the guest keeps of every response."""
+    return xxhash.xxh3_64_intdigest(response)
+
+
+def answered(ram: Contents, client: int, seq: int) -> int:
+    """The digest that the guest with this RAM keeps of its response; 0 when it never answered."""
+    return int(ram[1 + client, _TABLE_AT:_LAST_AT].view(np.uint64)[seq - 1]) if seq else 0
+
+
+class Guest:
+    """One copy of the VM on one host."""
+
+    def __init__(self, scheduler: Scheduler, host: Host, page_count: int, clients: int, seed: str) -> None:
+        self._scheduler, self.host, self._clients = scheduler, host, clients
+        self._entropy = random.Random(seed)
+        self.ram: Contents = np.zeros((page_count, PAGE_BYTES), np.uint8)
+        self._dirty = np.zeros(page_count, np.bool_)
+        self.taken = 0
+        self._worked = 0
+        self._ticks = 0
+        self._queue: list[bytes] = []
+        self.outbox: list[Output] = []
+        self.on_output: Callable[[], None] = lambda: None
+        self.running = False
+        self.dead = False
+        self._turn = 0
+        self._busy = False
+        scheduler.call_later(TICK_US, host, self._tick)
+
+    # ---- what QEMU does with it
+
+    def pause(self) -> None:
+        """Stand still."""
+        self.running = False
+        self._turn += 1
+        self._busy = False
+
+    def resume(self) -> None:
+        """Go on."""
+        self.running = not self.dead
+        self._kick()
+
+    def kill(self) -> None:
+        """The copy ends for good."""
+        self.pause()
+        self.dead = True
+        self.outbox.clear()
+
+    def take_dirty(self) -> Indices:
+        """Pages written since the last call; tracking is armed again."""
+        dirty = np.flatnonzero(self._dirty).astype(np.uint32)
+        self._dirty[:] = False
+        return dirty
+
+    def device_state(self) -> bytes:
+        """The registers and the frames taken but not worked on."""
+        head = _REGISTERS.pack(self.taken, self._worked, self._ticks, len(self._queue))
+        return head + b"".join(self._queue)
+
+    def load(self, state: bytes) -> None:
+        """Take over registers; like QEMU's, the load itself writes into RAM."""
+        self.taken, self._worked, self._ticks, queued = _REGISTERS.unpack_from(state)
+        at = _REGISTERS.size
+        self._queue = [state[at + i * REQUEST.size : at + (i + 1) * REQUEST.size] for i in range(queued)]
+        for _ in range(self._entropy.randint(1, LOAD_DIRTIES_MAX)):
+            self._write(self._entropy.randrange(len(self.ram)), self._entropy.randrange(4000), b"\xa5loaded")
+
+    def deliver(self, frame: bytes) -> None:
+        """QEMU takes a frame."""
+        if not self.dead:
+            self.taken += 1
+            self._queue.append(frame)
+            self._kick()
+
+    # ---- the program
+
+    def _write(self, page: int, at: int, data: bytes) -> None:
+        self.ram[page, at : at + len(data)] = np.frombuffer(data, np.uint8)
+        self._dirty[page] = True
+
+    def _kick(self) -> None:
+        if self.running and self._queue and not self._busy:
+            self._busy = True
+            turn = self._turn
+            self._scheduler.call_later(self._entropy.randint(*WORK_US), self.host, lambda: self._work(turn))
+
+    def _work(self, turn: int) -> None:
+        if turn != self._turn:
+            return
+        self._busy = False
+        response = self._answer(*REQUEST.unpack(self._queue.pop(0)))
+        if response:
+            self.outbox.append(Output(self._worked, response))
+            self.on_output()
+        self._worked += 1
+        self._kick()
+
+    def _answer(self, client: int, seq: int, kind: int) -> bytes:
+        page = 1 + client
+        last, value = struct.unpack_from(">IQ", self.ram[page].data)
+        if seq == last:  # sent again by the client: the same answer once more
+            return self.ram[page, _LAST_AT : _LAST_AT + RESPONSE.size].tobytes()
+        if seq != last + 1:
+            return b""
+        value = xxhash.xxh3_64_intdigest(struct.pack(">QIQ", value, seq, self._chance(kind)))
+        response = RESPONSE.pack(client, seq, value, self._worked)
+        self._write(page, 0, struct.pack(">IQ", seq, value))
+        self._write(page, _LAST_AT, response)
+        self._write(page, _TABLE_AT + 8 * last, struct.pack("=Q", response_digest(response)))
+        return response
+
+    def _chance(self, kind: int) -> int:
+        if kind == RANDOM_BIT:
+            return self._entropy.getrandbits(1)
+        if kind == RANDOM_NUMBER:
+            return self._entropy.getrandbits(64)
+        return self._scheduler.now_us // CLOCK_STEP_US if kind == TIME_OF_DAY else 0
+
+    def _tick(self) -> None:
+        """Work that no client sees; it differs between the copies, and sometimes leaves a page of zeros."""
+        if self.dead:
+            return
+        if self.running:
+            self._ticks += 1
+            page = self._entropy.randrange(1 + self._clients, len(self.ram))
+            wipe = self._entropy.random() < 0.3
+            self._write(page, 0, bytes(PAGE_BYTES) if wipe else self._entropy.randbytes(64))
+        self._scheduler.call_later(TICK_US, self.host, self._tick)

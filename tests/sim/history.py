@@ -1,0 +1,91 @@
+"""What the harness saw from outside; the checkers read nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pycolo.core.pages import Contents
+
+# Why a packet left: `unprotected`, `solo` and `takeover` mean that the host spoke alone.
+ALONE = ("unprotected", "solo", "takeover")
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A host let a response go."""
+
+    time_us: int
+    host: str
+    why: str
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """A client got a response."""
+
+    time_us: int
+    client: int
+    seq: int
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The PVM as it stood still for the checkpoint that starts `epoch`; `boundary` frames had been taken."""
+
+    epoch: int
+    boundary: int
+    ram: Contents
+    device_state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The committed state that the secondary held at some moment."""
+
+    moment: str
+    epoch: int
+    boundary: int
+    ram: Contents
+    device_state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The SVM just before it resumed: the guest as it is, beside the committed image."""
+
+    epoch: int
+    ram: Contents
+    device_state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one side stands at the end; `cause` is empty while it goes on."""
+
+    host: str
+    state: str
+    cause: str
+
+
+@dataclass(slots=True)
+class History:
+    """Everything recorded in one run."""
+
+    faults: list[str] = field(default_factory=list)
+    sent: dict[int, int] = field(default_factory=dict)  # client -> newest sequence number it sent
+    emissions: list[Emission] = field(default_factory=list)
+    receptions: list[Reception] = field(default_factory=list)
+    cuts: dict[int, Cut] = field(default_factory=dict)
+    sealed_epochs: list[int] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
+    converged: list[bool] = field(default_factory=list)  # once after the heal, once after the last act
+    unanswered: list[int] = field(default_factory=list)  # clients that wait at the end
+    endings: list[Ending] = field(default_factory=list)
+    holder: str | None = None  # who holds the claim at the end
+    committed_before_end: bool = False  # the secondary had a committed checkpoint when the primary ended
+    survivor: str | None = None
+    survivor_ram: Contents | None = None

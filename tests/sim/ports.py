@@ -1,0 +1,366 @@
+"""The core's ports over the model: every await passes the gate, where a fault may strike before or after the effect."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pycolo.core.memory_cache import MemoryCache, Stage
+from pycolo.core.pages import Contents, Indices, PageBatch
+from pycolo.errors import CheckpointFailed, PeerLost, VmLost
+
+from .agents import PrimaryAgent, SecondaryAgent
+from .faults import Fault, Kind, Plan
+from .guest import Guest
+from .history import Cut, History, Image, Load
+from .network import Arbiter, LinkEnd, Verdict
+from .scheduler import Host, HostDied, Scheduler
+
+T = TypeVar("T")
+FREEZE_US = 45_000
+SLOW_US = 40_000
+OP_US = (20, 200)
+
+
+class ClaimUnanswered(Exception):
+    """The arbiter gave no answer; the claim may have been granted all the same."""
+
+
+@dataclass(slots=True)
+class Side:
+    """One host with what runs on it."""
+
+    host: Host
+    guest: Guest
+    link: LinkEnd
+
+
+class Gate:
+    """Where faults strike."""
+
+    def __init__(self, scheduler: Scheduler, plan: Plan, history: History, arbiter: Arbiter, seed: str) -> None:
+        self.scheduler, self._plan, self.history, self.arbiter = scheduler, plan, history, arbiter
+        self._random = random.Random(seed)
+        self.sides: list[Side] = []
+        self.trace: Callable[[str], None] = lambda _: None
+
+    async def operate(self, host: Host, port: str, effect: Callable[[], Awaitable[T]], *, vm: bool = False) -> T:
+        """One call of a port: half of its time, the effect, the other half; a fault before or after the effect."""
+        self._check(host, vm)
+        fault = self._plan.next(port)
+        if fault and not fault.after:
+            await self._strike(host, port, fault)
+        await self.scheduler.sleep(self._random.randint(*OP_US), host)
+        self._check(host, vm)
+        result = await effect()
+        if fault and fault.after:
+            await self._strike(host, port, fault)
+        await self.scheduler.sleep(self._random.randint(*OP_US), host)
+        self._check(host, vm)
+        return result
+
+    def _check(self, host: Host, vm: bool) -> None:
+        if not host.alive:
+            raise HostDied(host.name)
+        if vm and self._own(host).guest.dead:
+            raise VmLost("the guest is gone")
+
+    def _own(self, host: Host) -> Side:
+        return next(side for side in self.sides if side.host is host)
+
+    def _peer(self, host: Host) -> Side:
+        return next(side for side in self.sides if side.host is not host)
+
+    async def _strike(self, host: Host, port: str, fault: Fault) -> None:
+        self.history.faults.append(f"{fault} {port} on {host.name}")
+        self.trace(f"{host.name}: fault {fault} {port}")
+        own, peer = self._own(host), self._peer(host)
+        match fault.kind:
+            case Kind.VM_LOST:
+                raise VmLost(f"injected at {port}")
+            case Kind.PEER_LOST:
+                raise PeerLost(f"injected at {port}")
+            case Kind.REFUSED:
+                raise CheckpointFailed(f"injected at {port}")
+            case Kind.UNANSWERED:
+                raise ClaimUnanswered
+            case Kind.DIE:
+                self.kill(own)
+                raise HostDied(host.name)
+            case Kind.PEER_DIES:
+                self.kill(peer)
+            case Kind.SLOW:
+                await self.scheduler.sleep(SLOW_US, host)
+                self._check(host, False)
+            case _:
+                self._disturb(own, peer, fault.kind)
+
+    def _disturb(self, own: Side, peer: Side, kind: Kind) -> None:
+        thaw_us = self.scheduler.now_us + FREEZE_US
+        match kind:
+            case Kind.GUEST_DIES:
+                own.guest.kill()
+            case Kind.CUT | Kind.CUT_OUT | Kind.CUT_IN:
+                if kind is not Kind.CUT_IN:
+                    own.link.cut()
+                if kind is not Kind.CUT_OUT:
+                    peer.link.cut()
+            case Kind.FREEZE:
+                own.host.frozen_until_us = thaw_us
+            case Kind.PEER_FREEZES:
+                peer.host.frozen_until_us = thaw_us
+            case Kind.SPOIL | Kind.DROP:
+                own.link.damage = _spoiled if kind is Kind.SPOIL else lambda _: None
+            case _:
+                self.arbiter.unreachable |= {own.host.name, *([peer.host.name] if kind is Kind.NO_ARBITER else [])}
+
+    def kill(self, side: Side) -> None:
+        """A host dies, whatever it was doing."""
+        side.link.host_died(seen=self._random.random() < 0.5)
+        side.guest.kill()
+        self.scheduler.kill(side.host)
+
+
+def _spoiled(batch: PageBatch) -> PageBatch:
+    contents = batch.contents.copy()
+    if not contents.size:
+        return PageBatch(batch.indices, contents, batch.zeros[:-1])
+    contents[0, 7] ^= 0x10
+    return PageBatch(batch.indices, contents, batch.zeros)
+
+
+async def _now(effect: Callable[[], T]) -> T:
+    return effect()
+
+
+class PvmPort:
+    """PrimaryVm."""
+
+    def __init__(self, gate: Gate, guest: Guest, agent: PrimaryAgent) -> None:
+        self._gate, self._guest, self._agent = gate, guest, agent
+
+    async def _call(self, name: str, effect: Callable[[], T]) -> T:
+        return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: _now(effect), vm=True)
+
+    async def pause(self) -> None:
+        """See PrimaryVm."""
+        await self._call("pause", self._guest.pause)
+
+    async def resume(self) -> None:
+        """See PrimaryVm."""
+        await self._call("resume", self._guest.resume)
+
+    async def take_dirty_pages(self) -> Indices:
+        """See PrimaryVm."""
+        return await self._call("take_dirty_pages", self._guest.take_dirty)
+
+    async def read_pages(self, indices: Indices) -> Contents:
+        """See PrimaryVm."""
+        return await self._call("read_pages", lambda: self._guest.ram[indices])
+
+    async def save_device_state(self) -> bytes:
+        """See PrimaryVm."""
+        return await self._call("save_device_state", self._save)
+
+    def _save(self) -> bytes:
+        guest, epoch = self._guest, self._agent.epoch
+        state = guest.device_state()
+        if not guest.running:
+            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state)
+        return state
+
+
+class OutputPort:
+    """PrimaryOutput."""
+
+    def __init__(self, gate: Gate, agent: PrimaryAgent) -> None:
+        self._gate, self._agent = gate, agent
+
+    async def _call(self, name: str, effect: Callable[[], T]) -> T:
+        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: _now(effect))
+
+    async def pause_feed(self) -> int:
+        """See PrimaryOutput."""
+        return await self._gate.operate(self._agent.host, "output.pause_feed", self._agent.pause_feed)
+
+    async def resume_feed(self) -> None:
+        """See PrimaryOutput."""
+        await self._call("resume_feed", self._agent.resume_feed)
+
+    async def seal(self, epoch: int) -> None:
+        """See PrimaryOutput."""
+        await self._call("seal", lambda: self._seal(epoch))
+
+    def _seal(self, epoch: int) -> None:
+        self._gate.history.sealed_epochs.append(epoch)
+        self._agent.seal(epoch)
+
+    async def commit(self, epoch: int) -> None:
+        """See PrimaryOutput."""
+        await self._call("commit", lambda: self._agent.commit(epoch))
+
+    async def go_solo(self) -> None:
+        """The command GO_SOLO."""
+        await self._call("go_solo", self._agent.go_solo)
+
+
+class ToSecondary:
+    """SecondaryLink."""
+
+    def __init__(self, gate: Gate, link: LinkEnd) -> None:
+        self._gate, self._link = gate, link
+
+    async def send_pages(self, epoch: int, batch: PageBatch) -> None:
+        """See SecondaryLink."""
+        await self._gate.operate(self._link.host, "to_secondary.send_pages", lambda: self._send_pages(epoch, batch))
+
+    async def _send_pages(self, epoch: int, batch: PageBatch) -> None:
+        damage, self._link.damage = self._link.damage, None
+        arriving = damage(batch) if damage else batch
+        if arriving is not None:
+            self._send((epoch, arriving))
+
+    async def send_stage(self, stage: Stage) -> None:
+        """See SecondaryLink."""
+        await self._gate.operate(
+            self._link.host, "to_secondary.send_stage", lambda: _now(lambda: self._send(stage))
+        )
+
+    def _send(self, message: tuple[int, PageBatch] | Stage) -> None:
+        if self._link.lost:
+            raise PeerLost("the secondary is lost")
+        self._link.send("control", message)
+
+    async def committed(self, epoch: int) -> None:
+        """See SecondaryLink."""
+        verdict = await self._gate.operate(
+            self._link.host, "to_secondary.committed", lambda: self._link.verdict(epoch)
+        )
+        if verdict.why_discarded:
+            raise CheckpointFailed(verdict.why_discarded)
+
+
+class SvmPort:
+    """SecondaryVm."""
+
+    def __init__(self, gate: Gate, guest: Guest, cache: MemoryCache) -> None:
+        self._gate, self._guest, self._cache = gate, guest, cache
+
+    async def _call(self, name: str, effect: Callable[[], T]) -> T:
+        return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: _now(effect), vm=True)
+
+    async def stop_for_load(self) -> None:
+        """See SecondaryVm."""
+        await self._call("stop_for_load", self._guest.pause)
+
+    async def take_dirty_pages(self) -> Indices:
+        """See SecondaryVm."""
+        return await self._call("take_dirty_pages", self._guest.take_dirty)
+
+    async def write_pages(self, indices: Indices, image: Contents) -> None:
+        """See SecondaryVm."""
+        await self._call("write_pages", lambda: self._write(indices, image))
+
+    def _write(self, indices: Indices, image: Contents) -> None:
+        self._guest.ram[indices] = image[indices]
+
+    async def load_device_state(self, device_state: bytes) -> None:
+        """See SecondaryVm."""
+        await self._call("load_device_state", lambda: self._guest.load(device_state))
+
+    async def resume(self) -> None:
+        """See SecondaryVm."""
+        await self._call("resume", self._resume)
+
+    def _resume(self) -> None:
+        guest = self._guest
+        self._gate.history.loads.append(
+            Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state())
+        )
+        guest.resume()
+
+
+class FeedPort:
+    """SecondaryFeed."""
+
+    def __init__(self, gate: Gate, agent: SecondaryAgent) -> None:
+        self._gate, self._agent = gate, agent
+
+    async def _call(self, name: str, effect: Callable[[], T]) -> T:
+        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: _now(effect))
+
+    async def stop_feed(self) -> None:
+        """See SecondaryFeed."""
+        await self._gate.operate(self._agent.host, "feed.stop_feed", self._agent.stop_feed)
+
+    async def drop_output(self) -> None:
+        """See SecondaryFeed."""
+        await self._call("drop_output", self._agent.drop_output)
+
+    async def start_feed(self, epoch: int, boundary: int) -> None:
+        """See SecondaryFeed."""
+        await self._call("start_feed", lambda: self._agent.start_feed(epoch, boundary))
+
+    async def take_over(self) -> None:
+        """The command TAKE_OVER, after the roll-forward."""
+        await self._call("take_over", self._agent.take_over)
+
+
+class ToPrimary:
+    """PrimaryLink; it also takes a snapshot of the committed image whenever the core passes by."""
+
+    def __init__(self, gate: Gate, link: LinkEnd, cache: MemoryCache) -> None:
+        self._gate, self._link, self._cache = gate, link, cache
+
+    def look(self, moment: str) -> None:
+        """Record what a failover would use now."""
+        stage = self._cache.committed
+        if stage is not None:
+            self._gate.history.images.append(
+                Image(moment, stage.epoch, stage.boundary, self._cache.image.copy(), stage.device_state)
+            )
+
+    async def receive(self) -> tuple[int, PageBatch] | Stage:
+        """See PrimaryLink."""
+        return await self._gate.operate(self._link.host, "to_primary.receive", self._link.receive)
+
+    async def send_committed(self, epoch: int) -> None:
+        """See PrimaryLink."""
+        self.look("commit")
+        await self._send("send_committed", Verdict(epoch))
+
+    async def send_discarded(self, epoch: int, why: str) -> None:
+        """See PrimaryLink."""
+        self.look("discard")
+        await self._send("send_discarded", Verdict(epoch, why))
+
+    async def send_loaded(self, epoch: int) -> None:
+        """See PrimaryLink."""
+        await self._send("send_loaded", None)
+
+    async def _send(self, name: str, verdict: Verdict | None) -> None:
+        await self._gate.operate(self._link.host, f"to_primary.{name}", lambda: _now(lambda: self._put(verdict)))
+
+    def _put(self, verdict: Verdict | None) -> None:
+        if self._link.lost:
+            raise PeerLost("the primary is lost")
+        if verdict is not None:
+            self._link.send("control", verdict)
+
+
+class ArbiterPort:
+    """The claim over a network that may lose the question or the answer."""
+
+    def __init__(self, gate: Gate, host: Host) -> None:
+        self._gate, self._host = gate, host
+
+    async def claim(self, term: int) -> bool:
+        """Whether the claim is granted; raises ClaimUnanswered."""
+        return await self._gate.operate(self._host, "arbiter.claim", lambda: _now(lambda: self._claim(term)))
+
+    def _claim(self, term: int) -> bool:
+        if self._host.name in self._gate.arbiter.unreachable:
+            raise ClaimUnanswered
+        return self._gate.arbiter.claim(self._host.name, term)

@@ -1,0 +1,174 @@
+"""Virtual time: coroutines and callbacks on hosts, run in an order that depends on nothing but the seed.
+
+Guarantees: a dead host's coroutines are dropped at the await where they are (their `finally` blocks reach no port any
+more), a frozen host's work waits until it thaws, and time moves only between steps.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class HostDied(BaseException):
+    """Thrown into the coroutines of a host that dies; no port catches it and none works after it."""
+
+
+class Host:
+    """A machine: it lives, freezes, dies."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.frozen_until_us = 0
+        self.tasks: list[Task[Any]] = []
+
+
+class Future(Generic[T]):
+    """One value, or one error, that comes later."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._values: list[T] = []
+        self._error: Exception | None = None
+        self.wake_calls: list[Callable[[], None]] = []
+
+    def resolve(self, value: T) -> None:
+        """The value is there; a second one changes nothing."""
+        if not self.done:
+            self._values.append(value)
+            self._finish()
+
+    def fail(self, error: Exception) -> None:
+        """There will be no value."""
+        if not self.done:
+            self._error = error
+            self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        for call in self.wake_calls:
+            call()
+
+    def result(self) -> T:
+        """The value of a future that is done; raises its error."""
+        if self._error is not None:
+            raise self._error
+        return self._values[0]
+
+    @property
+    def failure(self) -> Exception | None:
+        """The error of a future that failed."""
+        return self._error
+
+    def __await__(self) -> Generator[Future[Any], None, T]:
+        if not self.done:
+            yield self
+        return self.result()
+
+
+class Task(Generic[T]):
+    """A coroutine that runs on a host."""
+
+    def __init__(self, scheduler: Scheduler, host: Host, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._scheduler, self._host, self._coroutine = scheduler, host, coroutine
+        self._waiting: Future[Any] | None = None
+        self.finished: Future[T] = Future()
+        self.dropped = False
+        self.handled: tuple[type[Exception], ...] = ()  # failures that somebody takes from `finished`
+
+    @property
+    def crash(self) -> str:
+        """The failure that ended it, when nobody expected it."""
+        failure = self.finished.failure
+        if failure is None or self.dropped or isinstance(failure, self.handled):
+            return ""
+        return f"{type(failure).__name__}: {failure}"
+
+    def step(self, error: BaseException | None = None) -> None:
+        """Run up to the next await that has to wait."""
+        if self.finished.done:
+            return
+        self._waiting = None
+        try:
+            future = self._coroutine.throw(error) if error else self._coroutine.send(None)
+        except StopIteration as stop:
+            self.finished.resolve(stop.value)
+        except HostDied as died:
+            self.dropped = True
+            self.finished.fail(RuntimeError(f"host {died} died"))
+        except Exception as failure:  # noqa: BLE001 - whoever awaits the task gets it, or the harness calls it a crash
+            self.finished.fail(failure)
+        else:
+            self._waiting = future
+            future.wake_calls.append(lambda: self._wake(future))
+
+    def interrupt(self, error: Exception) -> None:
+        """Throw `error` into the coroutine at the await where it is."""
+        if self._waiting is not None:
+            self._waiting = None
+            self._scheduler.call_later(0, self._host, lambda: self.step(error))
+
+    def _wake(self, future: Future[Any]) -> None:
+        if self._waiting is future:
+            self._scheduler.call_later(0, self._host, lambda: self.step() if self._waiting is future else None)
+
+    def drop(self) -> None:
+        """The host died: end at the present await."""
+        if not inspect.getcoroutinestate(self._coroutine) == inspect.CORO_RUNNING:
+            self.step(HostDied())
+
+
+class Scheduler:
+    """The queue of what happens when, in whole microseconds of virtual time."""
+
+    def __init__(self) -> None:
+        self.now_us = 0
+        self.steps = 0
+        self._order = 0
+        self._queue: list[tuple[int, int, Host, Callable[[], None]]] = []
+
+    def call_later(self, delay_us: int, host: Host, call: Callable[[], None]) -> None:
+        """Call on `host` after `delay_us`, unless it is dead by then."""
+        self._order += 1
+        heapq.heappush(self._queue, (self.now_us + delay_us, self._order, host, call))
+
+    def spawn(self, host: Host, coroutine: Coroutine[Any, Any, T]) -> Task[T]:
+        """Start a coroutine on a host."""
+        task = Task(self, host, coroutine)
+        host.tasks.append(task)
+        self.call_later(0, host, task.step)
+        return task
+
+    async def sleep(self, delay_us: int, host: Host) -> None:
+        """Wait in virtual time."""
+        future: Future[None] = Future()
+        self.call_later(delay_us, host, lambda: future.resolve(None))
+        await future
+
+    def kill(self, host: Host) -> None:
+        """The host dies now."""
+        host.alive = False
+        for task in host.tasks:
+            task.drop()
+
+    def run(self, until_us: int, stop: Callable[[], bool]) -> bool:
+        """Run until `stop()` (asked after every step) or virtual time `until_us`; whether `stop()` was it."""
+        while self._queue and self._queue[0][0] <= until_us:
+            time_us, order, host, call = heapq.heappop(self._queue)
+            if not host.alive:
+                continue
+            if host.frozen_until_us > time_us:
+                heapq.heappush(self._queue, (host.frozen_until_us, order, host, call))
+                continue
+            self.now_us = time_us
+            self.steps += 1
+            call()
+            if stop():
+                return True
+        self.now_us = until_us
+        return False

@@ -1,0 +1,18 @@
+"""All checkers over one history."""
+
+from __future__ import annotations
+
+from .checkers import client_history, committed_state, liveness
+from .history import History
+
+_CHECKERS = (client_history, committed_state, liveness)
+
+
+def problems_of(history: History) -> list[str]:
+    """What the checkers found, each sentence led by the name of its checker."""
+    return [f"{checker.NAME}: {problem}" for checker in _CHECKERS for problem in checker.check(history)]
+
+
+def finders(history: History) -> set[str]:
+    """The names of the checkers that found something."""
+    return {problem.partition(":")[0] for problem in problems_of(history)}
