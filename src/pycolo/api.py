@@ -41,6 +41,8 @@ class _Routes:
         self._manager = manager
 
     async def status(self, _: web.Request) -> web.Response:
+        if not self._manager.started:
+            raise web.HTTPServiceUnavailable(text="the daemon is starting: ask again in a moment")
         return web.json_response(await self._manager.status())
 
     async def events(self, request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,11 @@ class StartedQemu(NamedTuple):
 
     async def says(self, text: str = READY, limit_s: float = BOOT_S_MAX) -> None:
         """Until the guest has said `text` on its console; TimeoutError with what it said instead."""
-        try:
-            async with asyncio.timeout(limit_s):
-                while text not in self.console.read_text(errors="replace"):
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            said = self.console.read_text(errors="replace")[-2000:]
-            raise TimeoutError(f"the guest never said {text!r}; the end of what it said: {said}") from None
+        deadline = time.monotonic() + limit_s
+        while text not in (said := self.console.read_text(errors="replace")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the guest never said {text!r}; the end of what it said: {said[-2000:]}")
+            await asyncio.sleep(0.1)
 
 
 StartQemu = Callable[..., Awaitable[StartedQemu]]

@@ -151,6 +151,36 @@ def test_no_write_is_lost_while_pages_are_written_all_the_time(
     assert np.array_equal(copy, ram.pages)
 
 
+@pytest.mark.parametrize("runs", [2, RUNS_PROTECTED_SINGLY_MAX, RUNS_PROTECTED_SINGLY_MAX + 1, 1000])
+def test_no_write_between_scan_and_protection_is_lost(
+    ram: GuestRam, uffd_tracker: DirtyPages, monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    copy = ram.pages.copy()
+    uffd_tracker.take()
+    dirty = (np.arange(runs) * 4).astype(np.uint32)
+    touch(ram, dirty)
+    late = np.concatenate([dirty, dirty + 2, np.array([PAGES - 1])]).astype(np.uint32)  # in runs, in gaps, outside
+    ioctl, calls = fcntl.ioctl, []
+
+    def write_after_the_scan(fd: int, request: int, argument: bytes | bytearray) -> int:
+        answer = ioctl(fd, request, argument)
+        calls.append(request)
+        if len(calls) == 1:
+            touch(ram, late)
+        return int(answer)
+
+    with monkeypatch.context() as racing:
+        racing.setattr(fcntl, "ioctl", write_after_the_scan)
+        first = uffd_tracker.take()
+    copy[first] = ram.read(first)
+
+    assert len(calls) > 1
+    assert set(dirty.tolist()) <= set(first.tolist())
+    second = uffd_tracker.take()
+    assert set(late.tolist()) <= set(first.tolist()) | set(second.tolist())
+    assert len(missed_pages(ram, copy, second)) == 0
+
+
 def test_the_self_check_finds_a_missed_page(ram: GuestRam) -> None:
     copy = ram.pages.copy()
     touch(ram, np.array([3, 9, 77], np.uint32))

@@ -1,4 +1,4 @@
-"""Real QEMUs: device state and RAM from one to the other, the tracker while a guest runs, and every way a QEMU can be lost."""
+"""Real QEMUs: one VM copied into another, the tracker while a guest runs, and every way a QEMU can be lost."""
 
 import asyncio
 import os
@@ -44,6 +44,14 @@ class StartedQemu(Protocol):
 
 
 StartQemu = Callable[..., Awaitable[StartedQemu]]
+
+
+def gone(pid: int) -> bool:
+    """No such process, or only its exit status is left for whoever inherited it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 async def capture(qemu: Qemu, copy: Pages) -> bytes:
@@ -214,7 +222,7 @@ async def test_a_hanging_qemu_is_lost_within_the_deadline(start_qemu: StartQemu,
     with pytest.raises(VmLost, match="did not answer"):
         await vm.qemu.status()
     await vm.qemu.kill()
-    assert not Path(f"/proc/{vm.qemu.pid}").exists()
+    assert gone(vm.qemu.pid)
 
 
 async def test_a_dead_qemu_is_lost_at_once(start_qemu: StartQemu) -> None:
@@ -255,7 +263,7 @@ async def test_killing_gives_everything_back(start_qemu: StartQemu) -> None:
     await vm.qemu.kill()
 
     assert "killed by its owner" in await vm.qemu.lost
-    assert not Path(f"/proc/{vm.qemu.pid}").exists()
+    assert gone(vm.qemu.pid)
     assert len(os.listdir("/proc/self/fd")) == len(before) + 2  # the NIC's socket pair is the caller's
 
 
@@ -313,14 +321,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def gone(pid: int) -> bool:
-    """No such process, or only its exit status is left for whoever inherited it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_qemu_dies_with_its_owner(vm_config: QemuConfig, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 FREEZE_US = 45_000
 SLOW_US = 40_000
 OP_US = (20, 200)
+LONG_US = (200, 3_000)
+LONG_SHARE = 0.05
 
 
 class ClaimUnanswered(Exception):
@@ -52,14 +54,20 @@ class Gate:
         fault = self._plan.next(port)
         if fault and not fault.after:
             await self._strike(host, port, fault)
-        await self.scheduler.sleep(self._random.randint(*OP_US), host)
+        await self._work(host)
         self._check(host, vm)
         result = await effect()
         if fault and fault.after:
+            await self._work(host)
             await self._strike(host, port, fault)
-        await self.scheduler.sleep(self._random.randint(*OP_US), host)
+        await self._work(host)
         self._check(host, vm)
         return result
+
+    async def _work(self, host: Host) -> None:
+        """Half the time of a call; now and then it takes long."""
+        span = LONG_US if self._random.random() < LONG_SHARE else OP_US
+        await self.scheduler.sleep(self._random.randint(*span), host)
 
     def _check(self, host: Host, vm: bool) -> None:
         if not host.alive:
@@ -80,7 +88,8 @@ class Gate:
         match fault.kind:
             case Kind.VM_LOST:
                 raise VmLost(f"injected at {port}")
-            case Kind.PEER_LOST:
+            case Kind.PEER_LOST:  # a link that lost its peer once never finds it again
+                own.link.lose()
                 raise PeerLost(f"injected at {port}")
             case Kind.REFUSED:
                 raise CheckpointFailed(f"injected at {port}")

@@ -71,7 +71,8 @@ def show(**versions: str) -> str:
         "libelf": "libs",
     }
     return "\n".join(
-        f"Package: {name}\nVersion: {versions.get(name, '1.0')}\nDescription: x\n Size: 7\nSection: {section}\nSize: 10\n"
+        f"Package: {name}\nVersion: {versions.get(name, '1.0')}\nDescription: x\n Size: 7\n"
+        f"Section: {section}\nSize: 10\n"
         for name, section in sections.items()
     )
 

@@ -70,6 +70,9 @@ class SecondaryLink(Protocol):
 class SecondaryVm(Protocol):
     """The SVM. Every method may raise VmLost."""
 
+    async def breathe(self) -> None:
+        """Let heartbeats and packets have their turn between two pieces of long work."""
+
     async def stop_for_load(self) -> None: ...
     async def take_dirty_pages(self) -> Indices: ...
     async def write_pages(self, indices: Indices, image: Contents) -> None: ...
@@ -251,6 +254,8 @@ async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache)
     stage = cache.committed
     if stage is None or cache.loaded_epoch == stage.epoch:
         return
+    while cache.apply_next():
+        await vm.breathe()
     await feed.stop_feed()
     await vm.stop_for_load()
     await feed.drop_output()

@@ -3,12 +3,14 @@
 Guarantees
 * The PVM's oldest held frame leaves only when the SVM's oldest waiting one has the same comparable bytes; both are
   then used up. Different means diverged; missing means wait.
-* At most `datagrams_max` of the SVM wait in a flow.
+* At most `datagrams_max` of the SVM wait in a flow, and all together within the budget.
 """
 
 from __future__ import annotations
 
 from collections import deque
+
+from pycolo.core.holding import TwinBudget
 
 HeldDatagram = tuple[int, float, bytes, bytes]
 """A held frame: number, arrival in ms, frame, comparable bytes."""
@@ -17,20 +19,22 @@ HeldDatagram = tuple[int, float, bytes, bytes]
 class DatagramFlow:
     """One flow of datagrams; exists only while something waits in it."""
 
-    __slots__ = ("_confirmed", "_datagrams_max", "diverged", "hold", "key", "twins")
+    __slots__ = ("_budget", "_confirmed", "_datagrams_max", "diverged", "hold", "key", "twins")
 
-    def __init__(self, key: bytes, datagrams_max: int, confirmed: deque[int]) -> None:
+    def __init__(self, key: bytes, datagrams_max: int, budget: TwinBudget, confirmed: deque[int]) -> None:
         self.key = key
         self.hold: deque[HeldDatagram] = deque()
         self.twins: deque[tuple[int, bytes]] = deque()  # the SVM's: number, comparable bytes
         self.diverged = False
         self._datagrams_max = datagrams_max
+        self._budget = budget
         self._confirmed = confirmed
 
     def observe_svm(self, no: int, comparable: bytes) -> bool:
         """The SVM has produced frame number `no`; False when there is no room for it."""
-        if len(self.twins) >= self._datagrams_max:
+        if len(self.twins) >= self._datagrams_max or not self._budget.has_room(len(comparable)):
             return False
+        self._budget.used_bytes += len(comparable)
         self.twins.append((no, comparable))
         return True
 
@@ -41,5 +45,13 @@ class DatagramFlow:
                 self.diverged = True
                 break
             out.append(self.hold.popleft()[2])
-            self._confirmed.append(self.twins.popleft()[0])
+            no, comparable = self.twins.popleft()
+            self._budget.used_bytes -= len(comparable)
+            self._confirmed.append(no)
         return self.diverged
+
+    def forget(self) -> None:
+        """The flow is dropped: give back what it took of the budget."""
+        self._budget.used_bytes -= sum(len(comparable) for _, comparable in self.twins)
+        self.twins.clear()
+        self.hold.clear()

@@ -18,13 +18,12 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import merge
 from itertools import islice
 from typing import Literal
 
 from pycolo.core.datagrams import DatagramFlow
-from pycolo.core.flow import Flow, StreamBudget
-from pycolo.core.holding import HoldLimit
+from pycolo.core.flow import Flow
+from pycolo.core.holding import HoldLimit, TwinBudget
 from pycolo.core.packet import (
     ACK,
     FIN,
@@ -91,12 +90,11 @@ class PrimaryDataplane:
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        self._budget = StreamBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
+        self._budget = TwinBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
         self._flows: OrderedDict[bytes, Flow] = OrderedDict()
         self._finished: OrderedDict[bytes, None] = OrderedDict()
         self._forgot = False  # a live connection was forgotten, so an unknown one may have any offset
         self._datagrams: dict[bytes, DatagramFlow] = {}
-        self._twin_bytes = 0  # of the SVM's datagrams that wait
         self._waiting: dict[Flow | DatagramFlow, None] = {}
         self._arrivals: deque[tuple[int, float, Flow | DatagramFlow]] = deque()
 
@@ -149,16 +147,14 @@ class PrimaryDataplane:
             self._pvm_datagram(frame, *whole_frame(frame), out)
             return
         flow.observe_pvm(seq, ack, flags, end - start)
-        no = self._count(frame)
-        flow.hold.append((no, now_ms, frame, seq, ack, flags, start, end))
-        self._arrivals.append((no, now_ms, flow))
-        self._waiting[flow] = None
+        flow.hold.append((self._next_no, now_ms, frame, seq, ack, flags, start, end))
+        self._count(frame, flow)
         self._pump(flow, out)
         if flags & (FIN | RST) and flow.finished():
             self._finished[key] = None
 
     def _pvm_opens(self, frame: bytes, segment: Segment, flow: Flow | None) -> Flow | None:
-        """The PVM opens or refuses a connection: the one we know of, the one the SVM has opened already, or a new one."""
+        """The PVM opens or refuses a connection: the known one, the one the SVM has opened already, or a new one."""
         key, seq, ack, flags, start, _ = segment
         if flow is None:
             flow = self._admit(key)
@@ -172,9 +168,10 @@ class PrimaryDataplane:
 
     def _succeed(self, key: bytes, flow: Flow, seq: int, ack: int, flags: int) -> Flow:
         self._orphan(flow)
-        successor, flow.successor = flow.successor, None
-        if successor is None or not successor.answers(None, seq, ack, flags):
-            flow.forget()
+        successor = flow.successor
+        if successor is not None and successor.answers(None, seq, ack, flags):
+            flow.successor = None
+        else:
             successor = self._new_flow(key)
         flow.forget()
         self._finished.pop(key, None)
@@ -194,17 +191,19 @@ class PrimaryDataplane:
         flow = self._datagrams.get(key)
         if flow is None:
             flow = self._datagrams[key] = self._new_datagram_flow(key)
-        no = self._count(frame)
-        flow.hold.append((no, self._now_ms, frame, comparable))
-        self._arrivals.append((no, self._now_ms, flow))
-        self._waiting[flow] = None
+        flow.hold.append((self._next_no, self._now_ms, frame, comparable))
+        self._count(frame, flow)
         self._pump(flow, out)
 
-    def _count(self, frame: bytes) -> int:
+    def _count(self, frame: bytes, flow: Flow | DatagramFlow) -> None:
+        """A frame has gone into the flow's hold."""
+        self._arrivals.append((self._next_no, self._now_ms, flow))
+        self._next_no += 1
         self._held_frames += 1
         self._held_bytes += len(frame)
-        self._next_no += 1
-        return self._next_no
+        self._waiting[flow] = None
+        if len(self._arrivals) > 2 * self._held_frames + 1024:
+            self._arrivals = deque(entry for entry in self._arrivals if _is_held(entry[0], entry[2]))
 
     # ---------------------------------------------------------------- a frame of the SVM
 
@@ -244,7 +243,7 @@ class PrimaryDataplane:
         """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
         key, seq, ack, flags, start, _ = segment
         successor = flow.successor
-        if flow.answers(flow.svm_isn, seq, ack, flags) or flow.pvm_next is None and not flow.svm_open:
+        if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
             mine = flow
         elif successor is not None and successor.answers(successor.svm_isn, seq, ack, flags):
             mine = successor
@@ -262,8 +261,228 @@ class PrimaryDataplane:
                 self._reach_limit()
                 return
             flow = self._datagrams[key] = self._new_datagram_flow(key)
-        if self._twin_bytes >= self._limits.unreleased_bytes_max or not flow.observe_svm(no, comparable):
+        if not flow.observe_svm(no, comparable):
             self._reach_limit()
-            return
-        self._twin_bytes += len(comparable)
         self._pump(flow, out)
+
+    # ---------------------------------------------------------------- what leaves because it is equal
+
+    def _pump(self, flow: Flow | DatagramFlow, out: list[bytes]) -> None:
+        """Release what the twins allow."""
+        if not flow.hold or flow.diverged or self._awaiting_commit:
+            return
+        before = len(out)
+        waiting_since_ms = max(flow.hold[0][1], self._compared_since_ms)
+        if flow.release(out):
+            self._diverged += 1
+            self._reason = "divergence"
+        released = len(out) - before
+        if released:
+            self._hold_limit.sample(self._now_ms - waiting_since_ms)
+            self._released_equal += released
+            self._uncount(out[before:])
+        if not flow.hold:
+            del self._waiting[flow]
+            if isinstance(flow, DatagramFlow) and not flow.twins:
+                del self._datagrams[flow.key]
+
+    def _uncount(self, frames: Sequence[bytes]) -> None:
+        self._held_frames -= len(frames)
+        self._held_bytes -= sum(map(len, frames))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def seal(self, epoch_next: int) -> int:
+        """The PVM is stopped and drained: all that is held belongs to the past of `epoch_next`; returns its number.
+
+        It waits for `commit`. The SVM's side of every flow is void: at the start of `epoch_next` the SVM is the PVM's
+        copy. Flows that hold nothing are set right when they are next used, so that the pause stays short.
+        """
+        assert epoch_next > self.epoch, "an epoch number is never used twice"
+        sealed = self._take_held()
+        for flow in self._waiting:
+            if isinstance(flow, Flow):
+                flow.rebase(epoch_next)
+        self._forget_waiting()
+        self._sealed.append((epoch_next, sealed))
+        self.epoch = epoch_next
+        self._awaiting_commit, self._solo = True, False
+        self._asked, self._reason, self._forgot = False, None, False
+        return len(sealed)
+
+    def commit(self, epoch: int, now_ms: float | None = None) -> list[bytes]:
+        """The start of `epoch` is committed on the secondary: returns what was sealed by then, in order.
+
+        If that is the newest seal, comparison begins again, and what the PVM has produced since may leave as well.
+        """
+        out = self._take_sealed(epoch)
+        self._released_by_checkpoint += len(out)
+        self._uncount(out)
+        if epoch >= self.epoch and self._awaiting_commit:
+            self._awaiting_commit = False
+            self._now_ms = self._now_ms if now_ms is None else now_ms
+            self._compared_since_ms = self._progress_ms = self._now_ms
+            self._forget_finished()
+            for flow in list(self._waiting):
+                self._pump(flow, out)
+        return out
+
+    def go_solo(self) -> list[bytes]:
+        """We hold the claim: everything held leaves, in order; from now on (until the next `seal`) nothing is held."""
+        out = self._take_sealed(self.epoch)
+        out += self._take_held()
+        self._solo, self._awaiting_commit = True, False
+        self._held_frames = self._held_bytes = 0
+        self._asked, self._reason = False, None
+        self._start_afresh()
+        return out
+
+    def _take_held(self) -> list[bytes]:
+        """Everything held and not sealed, in the order in which the PVM produced it; the flows keep theirs."""
+        held = [(entry[0], entry[2]) for flow in self._waiting for entry in flow.hold]
+        held += self._orphans
+        self._orphans = []
+        return [frame for _, frame in sorted(held)]
+
+    def _take_sealed(self, epoch: int) -> list[bytes]:
+        out: list[bytes] = []
+        while self._sealed and self._sealed[0][0] <= epoch:
+            out += self._sealed.popleft()[1]
+        return out
+
+    def _forget_waiting(self) -> None:
+        for flow in self._datagrams.values():
+            flow.forget()
+        self._datagrams.clear()
+        self._waiting.clear()
+        self._arrivals.clear()
+
+    def _forget_finished(self) -> None:
+        """All offsets are zero now, so to forget a flow that has ended costs no knowledge."""
+        for key in self._finished:
+            flow = self._flows.get(key)
+            if flow is not None and flow.successor is None and flow.finished():
+                del self._flows[key]
+                flow.forget()
+        self._finished.clear()
+
+    # ---------------------------------------------------------------- when a checkpoint is needed
+
+    def due(self, now_ms: float) -> Reason | None:
+        """Why a checkpoint is needed, or None; said once, and not again before the next seal (but see `ask_again`)."""
+        if self._asked or self._awaiting_commit or self._solo:
+            return None
+        self._now_ms = max(now_ms, self._now_ms)
+        reason = self._reason
+        if reason is None and self.full:
+            reason = "limit"
+        if reason is None:
+            late_at_ms = self._late_at_ms()
+            if late_at_ms is not None and now_ms >= late_at_ms:
+                reason = "late"
+        self._asked = reason is not None
+        return reason
+
+    def ask_again(self) -> None:
+        """The checkpoint asked for came to nothing before its seal: `due` may say its reason once more."""
+        self._asked = False
+
+    def next_due_ms(self, now_ms: float) -> float | None:
+        """When `due` should be asked at the latest, None while nothing waits."""
+        if self._asked or self._awaiting_commit or self._solo:
+            return None
+        return now_ms if self._reason is not None or self.full else self._late_at_ms()
+
+    def _late_at_ms(self) -> float | None:
+        while self._arrivals:
+            no, arrived_ms, flow = self._arrivals[0]
+            if _is_held(no, flow):
+                waiting_since_ms = max(arrived_ms, self._compared_since_ms)
+                return self._hold_limit.late_at_ms(waiting_since_ms, self._progress_ms)
+            self._arrivals.popleft()
+        return None
+
+    def _reach_limit(self) -> None:
+        self._reason = self._reason or "limit"
+
+    # ---------------------------------------------------------------- what the caller may ask
+
+    @property
+    def full(self) -> bool:
+        """The limits of what may be held are reached: read no more from the PVM. Draining it for a seal is fine."""
+        limits = self._limits
+        return self._held_frames >= limits.held_frames_max or self._held_bytes >= limits.held_bytes_max
+
+    @property
+    def stats(self) -> DataplaneStats:
+        """Counts since the start, and what is held now."""
+        return DataplaneStats(
+            released_equal=self._released_equal,
+            released_by_checkpoint=self._released_by_checkpoint,
+            diverged=self._diverged,
+            held_frames=self._held_frames,
+            held_bytes=self._held_bytes,
+            lag_ms=self._hold_limit.lag_ms,
+            limit_ms=self._hold_limit.limit_ms,
+        )
+
+    def take_confirmations(self) -> list[int]:
+        """Numbers of the SVM's datagrams (not TCP) whose twin has left, since the last call."""
+        confirmed = list(self._confirmed)
+        self._confirmed.clear()
+        return confirmed
+
+    # ---------------------------------------------------------------- the table of flows
+
+    def _flow(self, key: bytes) -> Flow | None:
+        flow = self._flows.get(key)
+        if flow is not None and flow.epoch != self.epoch:
+            flow.rebase(self.epoch)
+        return flow
+
+    def _new_flow(self, key: bytes) -> Flow:
+        return Flow(self.epoch, int.from_bytes(key[8:10]), self._budget)
+
+    def _new_datagram_flow(self, key: bytes) -> DatagramFlow:
+        return DatagramFlow(key, self._limits.datagrams_max, self._budget, self._confirmed)
+
+    def _admit(self, key: bytes) -> Flow | None:
+        """A new flow in the table, None when all of it holds something."""
+        if len(self._flows) >= self._limits.flows_max and not self._evict():
+            return None
+        flow = self._flows[key] = self._new_flow(key)
+        if self._forgot:
+            flow.diverged = True  # until it is seen to open: its offset may be one that we have forgotten
+            self._reach_limit()
+        return flow
+
+    def _evict(self) -> bool:
+        """Forget a flow that holds nothing: an ended one if there is one, else one of the oldest."""
+        while self._finished:
+            key, _ = self._finished.popitem(last=False)
+            flow = self._flows.get(key)
+            if flow is not None and flow.finished():
+                self._forget(key, flow)
+                return True
+        for key, flow in islice(self._flows.items(), _EVICTION_LOOKS_MAX):
+            if not flow.hold:
+                self._forget(key, flow)
+                return True
+        return False
+
+    def _forget(self, key: bytes, flow: Flow) -> None:
+        has_offset = flow.epoch == self.epoch and (flow.delta != 0 or flow.successor is not None)
+        if has_offset and (flow.successor is not None or not flow.ended_in_order()):
+            self._forgot = True
+        del self._flows[key]
+        flow.forget()
+
+
+def _is_held(no: int, flow: Flow | DatagramFlow) -> bool:
+    """Whether frame `no` of the flow has not left yet: frames leave in order."""
+    return bool(flow.hold) and flow.hold[0][0] <= no
+
+
+def _opens(seq: int, flags: int) -> bool:
+    """SYN, SYN-ACK, or the RST that refuses a SYN (RFC 9293, 3.10.7.1: sequence number 0, with ACK)."""
+    return bool(flags & SYN) or (seq == 0 and flags & (RST | ACK) == RST | ACK)

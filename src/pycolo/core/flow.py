@@ -1,15 +1,15 @@
 """One TCP connection on the primary: what the PVM wants to send waits until the SVM has said the same.
 
 Guarantees
-* `release` lets a segment go only when the SVM has produced its payload at the same place of the stream, its SYN, FIN or
-  RST as well, and has acknowledged at least as much (rules 1 and 2; the exceptions at the end of a connection are at
-  `_acknowledged` and `_judge_reset`). Segments leave in the order in which the PVM produced them.
+* `release` lets a segment go only when the SVM has produced its payload at the same place of the stream, its SYN, FIN
+  or RST as well, and has acknowledged at least as much (rules 1 and 2; the exceptions at the end of a connection are
+  at `_acknowledged` and `_judge_reset`). Segments leave in the order in which the PVM produced them.
 * One `Flow` is one connection, never two that happen to use the same ports one after the other.
 
 Names: `pvm_*` is what the PVM has produced, in its sequence numbers; `svm_*` what the SVM has, in its own, which are
 `delta` ahead. After a checkpoint the SVM is the PVM's copy: `rebase` puts the PVM's side in the place of the SVM's.
-What the client can't tell apart is ignored: IP id, TTL, window, timestamps, PSH, and SACK (advice that may be taken back,
-RFC 2018, 8: a client keeps the bytes until they are acknowledged).
+What the client can't tell apart is ignored: IP id, TTL, window, timestamps, PSH, and SACK (advice that may be taken
+back, RFC 2018, 8: a client keeps the bytes until they are acknowledged).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from enum import IntEnum
 
+from pycolo.core.holding import TwinBudget
 from pycolo.core.packet import ACK, FIN, HALF, MASK, ODD, RST, SYN, URG, distance, syn_terms
 from pycolo.core.tolerance import CONTEXT_BYTES, HTTP_PORT, tolerates
 
@@ -37,16 +38,6 @@ class Verdict(IntEnum):
 
 
 WAIT, RELEASE, DIVERGED = Verdict.WAIT, Verdict.RELEASE, Verdict.DIVERGED
-
-
-class StreamBudget:
-    """Bytes that all flows together keep of the SVM's streams."""
-
-    __slots__ = ("flow_bytes_max", "total_bytes_max", "used_bytes")
-
-    def __init__(self, flow_bytes_max: int, total_bytes_max: int) -> None:
-        self.flow_bytes_max, self.total_bytes_max = flow_bytes_max, total_bytes_max
-        self.used_bytes = 0
 
 
 class Flow:
@@ -84,7 +75,7 @@ class Flow:
         "svm_syn",
     )
 
-    def __init__(self, epoch: int, guest_port: int, budget: StreamBudget) -> None:
+    def __init__(self, epoch: int, guest_port: int, budget: TwinBudget) -> None:
         self.epoch = epoch
         self.hold: deque[Held] = deque()
         self.diverged = False
@@ -130,14 +121,16 @@ class Flow:
             return
         if flags & ACK:
             self.client_isn = (ack - 1) & MASK
-            self.client_next = ack
         else:
             self.guest_opened = True
 
     def open_pvm(self, frame: bytes, seq: int, ack: int, flags: int, start: int) -> None:
         """The PVM opens (SYN, SYN-ACK) or refuses (RST that answers a SYN) this connection."""
         self._identify(ack, flags)
-        self.pvm_open = True
+        if not self.pvm_open:  # what it said so far was said in an older connection
+            self.pvm_open, self.diverged = True, False
+            self.pvm_next = self.pvm_ack = self.pvm_fin = self.released = self.acked = self.client_fin = None
+            self.client_next = ack if flags & ACK else None
         if flags & SYN:
             self.pvm_isn, self.pvm_syn = seq, syn_terms(frame, flags, start)
             if self.acked is None:
@@ -147,7 +140,10 @@ class Flow:
     def open_svm(self, frame: bytes, seq: int, ack: int, flags: int, start: int) -> None:
         """The SVM does."""
         self._identify(ack, flags)
-        self.svm_open = True
+        if not self.svm_open:  # as above
+            self.svm_open, self.diverged = True, False
+            self.svm_ack = self.svm_fin = None
+            self._set_stream(None, bytearray())
         if flags & SYN:
             self.svm_syn = syn_terms(frame, flags, start)
             if self.svm_isn is None:
@@ -174,10 +170,11 @@ class Flow:
                 self.client_next = end
             if flags & FIN:
                 self.client_fin = end
-        if flags & ACK and self.released is not None and distance(self.released, ack) >= 0:
-            if self.acked is None or distance(ack, self.acked) > 0:
-                self.acked = ack
-                self._trim()
+        if not flags & ACK or self.released is None or distance(self.released, ack) < 0:
+            return
+        if self.acked is None or distance(ack, self.acked) > 0:
+            self.acked = ack
+            self._trim()
 
     def observe_pvm(self, seq: int, ack: int, flags: int, length: int) -> None:
         """The PVM has produced a segment, which goes into `hold`."""
@@ -205,9 +202,8 @@ class Flow:
             return True
         if flags & SYN:
             seq = (seq + 1) & MASK
-        if self.svm_base is None or (self._guessed and not self.svm_stream):
-            if self.svm_base is None or distance(seq, self.svm_base) > 0:
-                self.svm_base = seq
+        if self.svm_base is None or (self._guessed and not self.svm_stream and distance(seq, self.svm_base) > 0):
+            self.svm_base = seq
         known = distance((self.svm_base + len(self.svm_stream)) & MASK, seq)
         if known < 0:
             return True  # a gap: what the SVM said before got lost, so nothing behind it can be compared
@@ -219,10 +215,7 @@ class Flow:
 
     def _extend(self, payload: bytes) -> bool:
         budget = self._budget
-        if (
-            len(self.svm_stream) + len(payload) > budget.flow_bytes_max
-            or budget.used_bytes + len(payload) > budget.total_bytes_max
-        ):
+        if len(self.svm_stream) + len(payload) > budget.flow_bytes_max or not budget.has_room(len(payload)):
             return False
         self.svm_stream += payload
         budget.used_bytes += len(payload)
@@ -277,16 +270,17 @@ class Flow:
         return RELEASE if not flags & ACK or self._acknowledged(ack) else WAIT
 
     def _acknowledged(self, ack: int) -> bool:
-        """Rule 2; once the SVM has reset the connection only the client's data count, not its FIN: nobody will read on."""
+        """Rule 2. Once the SVM has reset the connection only the client's data count, not its FIN: nobody will read on.
+
+        As long as the SVM has merely ended its own stream, a FIN counts: somebody may still wait for the client's end.
+        """
         if self.svm_ack is None:
             return False
         return (self.svm_ack - ack) & MASK < HALF or (self.svm_rst and self._all_data_acknowledged())
 
     def _all_data_acknowledged(self) -> bool:
         return (
-            self.svm_ack is not None
-            and self.client_next is not None
-            and distance(self.svm_ack, self.client_next) >= 0
+            self.svm_ack is not None and self.client_next is not None and distance(self.svm_ack, self.client_next) >= 0
         )
 
     def _judge_event(self, frame: bytes, seq: int, ack: int, flags: int, start: int, end: int) -> Verdict:
@@ -415,10 +409,10 @@ class Flow:
 
     def finished(self) -> bool:
         """No payload can come from the PVM any more: it has reset, or both FINs are acknowledged."""
-        if self.hold:
-            return False
-        if self.pvm_rst:
-            return True
+        return not self.hold and (self.pvm_rst or self.ended_in_order())
+
+    def ended_in_order(self) -> bool:
+        """Both FINs are acknowledged."""
         return (
             self.pvm_fin is not None
             and self.client_fin is not None

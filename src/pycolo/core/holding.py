@@ -1,4 +1,6 @@
-"""How long a packet may wait for its twin: slow is not divergent, so the limit follows the lag of the SVM.
+"""How long a packet may wait for its twin, and how much of the SVM's output may wait for the PVM's.
+
+Slow is not divergent, so the time limit follows the lag of the SVM.
 
 Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
 """
@@ -9,7 +11,7 @@ _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
 _FACTOR = 2.0
 """RFC 6298's bound fits a network path. The SVM's lag has a heavier tail (whole scheduling quanta), and a false alarm
 feeds back: the needless checkpoint stops the SVM for about one lag, which makes the next packet late as well.
-Twice the bound, as TCP doubles its own after a timeout, breaks that circle and delays only packets whose SVM is silent."""
+Twice the bound, as TCP doubles its own after a timeout, breaks the circle and delays only packets whose SVM is silent."""
 
 
 class HoldLimit:
@@ -37,3 +39,17 @@ class HoldLimit:
         """When a frame waiting since then counts as late, given when the SVM last put out anything."""
         quiet_since_ms = max(waiting_since_ms, progress_ms)
         return min(waiting_since_ms + self._ms_max, quiet_since_ms + self.limit_ms)
+
+
+class TwinBudget:
+    """Bytes of the SVM's output kept for comparison, all flows together."""
+
+    __slots__ = ("flow_bytes_max", "total_bytes_max", "used_bytes")
+
+    def __init__(self, flow_bytes_max: int, total_bytes_max: int) -> None:
+        self.flow_bytes_max, self.total_bytes_max = flow_bytes_max, total_bytes_max
+        self.used_bytes = 0
+
+    def has_room(self, more_bytes: int) -> bool:
+        """Whether so many bytes more may be kept."""
+        return self.used_bytes + more_bytes <= self.total_bytes_max

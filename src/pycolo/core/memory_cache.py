@@ -7,12 +7,13 @@ Memory and device state carry one epoch number (rule 4).
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
-from pycolo.core.pages import PAGE_BYTES, Contents, Indices, PageBatch, PageDebt
+from pycolo.core.pages import PAGE_BYTES, Contents, PageBatch, PageDebt
 from pycolo.errors import PeerViolation
 
 # First sync sends all RAM once and then rounds of dirtied pages; more than this many times RAM is an attack or a bug.
@@ -57,7 +58,10 @@ class StageDigest:
 
 
 class MemoryCache:
-    """Committed image of the PVM, with the checkpoint that is being staged beside it."""
+    """Committed image of the PVM, with the checkpoint that is being staged beside it.
+
+    `image` (pages, 4096) uint8 is the committed one whenever `apply_next` returns False.
+    """
 
     def __init__(self, page_count: int) -> None:
         self.image: Contents = np.zeros((page_count, PAGE_BYTES), np.uint8)
@@ -65,6 +69,7 @@ class MemoryCache:
         self.committed: Stage | None = None
         self.loaded_epoch = 0
         self._staged: list[PageBatch] = []
+        self._unapplied: deque[PageBatch] = deque()
         self._staged_pages = 0
         self._digest: StageDigest | None = None
         self._staging_epoch = 0
@@ -116,17 +121,23 @@ class MemoryCache:
         return None
 
     def commit(self, stage: Stage) -> None:
-        """The commit point: from here on a takeover uses this checkpoint. Call it only when `problem` is None."""
-        for batch in self._staged:
-            batch.apply_to(self.image)
-            self.debt.add(batch.indices)
-            self.debt.add(batch.zeros)
+        """The commit point: from here on a takeover uses this checkpoint. Call it only when `problem` is None.
+
+        It only marks: the pages reach the image by `apply_next`, so that the answer to the primary does not wait for it.
+        """
+        self._unapplied += self._staged
         self.committed = stage
         self.discard()
 
-    def contents(self, indices: Indices) -> Contents:
-        """Copy of some committed pages, (n, 4096) uint8."""
-        return self.image[indices]
+    def apply_next(self) -> bool:
+        """Bring one committed batch into the image; False when the image is the committed one."""
+        if not self._unapplied:
+            return False
+        batch = self._unapplied.popleft()
+        batch.apply_to(self.image)
+        self.debt.add(batch.indices)
+        self.debt.add(batch.zeros)
+        return True
 
     def _running_digest(self, epoch: int) -> StageDigest:
         if self._digest is None:

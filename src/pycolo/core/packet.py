@@ -18,7 +18,7 @@ ODD = 0x100
 """Our own flag: the segment carries an option beyond NOP, timestamp and SACK, whose meaning we can't compare."""
 
 Segment = tuple[bytes, int, int, int, int, int]
-"""key (source ip, destination ip, source port, destination port: 12 bytes), seq, ack, flags, payload start, payload end."""
+"""Key (source and destination ip, source and destination port: 12 bytes), seq, ack, flags, payload start and end."""
 
 _TCP = struct.Struct(">HBxHxxHxB14xIIBB")
 _IPV4 = struct.Struct(">HBxHxxHxB")
@@ -51,11 +51,7 @@ def parse_tcp(frame: bytes) -> Segment | None:
     start, end = _TCP_AT + (offset >> 4) * 4, 14 + total
     if start < _OPTIONS_AT or start > end or end > len(frame):
         return None
-    if (
-        start != _OPTIONS_AT
-        and (start != 66 or frame[54:58] != _NOP_NOP_TS)
-        and _has_odd_option(frame, start)
-    ):
+    if start != _OPTIONS_AT and (start != 66 or frame[54:58] != _NOP_NOP_TS) and _has_odd_option(frame, start):
         flags |= ODD
     return frame[26:38], seq, ack, flags, start, end
 
@@ -72,7 +68,7 @@ def _has_odd_option(frame: bytes, end: int) -> bool:
 
 def _options(frame: bytes, end: int) -> tuple[list[tuple[int, int, int]], bool]:
     """Options of the TCP header that ends at `end`: (kind, where its value starts, where it ends); False: malformed."""
-    found = []
+    found: list[tuple[int, int, int]] = []
     at = _OPTIONS_AT
     while at < end:
         kind = frame[at]
@@ -180,7 +176,7 @@ def _comparable(frame: bytes, end: int) -> bytes:
 
 
 def checksum_is_right(frame: bytes, end: int) -> bool:
-    """Whether the TCP checksum of the segment that ends at `end` fits (RFC 9293, 3.1); one's complement is mod 65535."""
+    """Whether the TCP checksum of the segment that ends at `end` fits (RFC 9293, 3.1); one's complement: mod 65535."""
     body = frame[26:end] + (b"\0" if end & 1 else b"")
     return (int.from_bytes(body) + 6 + end - _TCP_AT) % 0xFFFF == 0
 

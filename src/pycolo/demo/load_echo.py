@@ -61,12 +61,20 @@ class TcpEcho:
     def step(self) -> bool:
         with self._ledger.request("tcp", self.name) as request:
             self._exchange(self._connected())
-        return keeps_connection(self._ledger, request)
+        kept = keeps_connection(self._ledger, request)
+        if not kept:
+            self._drop()
+        return kept
 
     def finish(self) -> None:
         if self._sock is not None:
             check_idle(self._ledger, self.name, self._sock)
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._sock is not None:
             self._sock.close()
+            self._sock = None
 
     def _connected(self) -> socket.socket:
         if self._sock is None:

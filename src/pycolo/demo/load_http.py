@@ -42,10 +42,10 @@ class HttpClient:
         kind = "http" if len(self._contents[file]) < DOWNLOAD_BYTES_MIN else "download"
         with self._ledger.request(kind, self.name) as request:
             self._download(file, request)
-        if self._keep_alive:
-            return keeps_connection(self._ledger, request)
-        self._drop()
-        return True
+        goes_on = not self._keep_alive or keeps_connection(self._ledger, request)
+        if not (self._keep_alive and goes_on):
+            self._drop()
+        return goes_on
 
     def finish(self) -> None:
         sock: socket.socket | None = self._connection.sock if self._connection else None

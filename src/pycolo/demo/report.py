@@ -247,15 +247,21 @@ def _client_figures(client: Client) -> list[Figure]:
     ]
 
 
+def outcome(killed: str, went_on: bool) -> str:
+    """What followed a kill, in three words."""
+    if not went_on:
+        return "nobody went on"
+    return "secondary took over" if killed == "primary" else "primary went solo"
+
+
 def _failover_figures(round_: Round) -> list[Figure]:
-    last = "secondary took over" if round_.killed == "primary" else "primary went solo"
     steps = {
         "death noticed": round_.failover.detect_ms,
         "claim won": round_.failover.claim_ms,
         "output flows again": round_.failover.takeover_ms,
     }
     return [
-        Figure("Failover", "what happened", last),
+        Figure("Failover", "what happened", outcome(round_.killed, round_.failover.takeover_ms is not None)),
         *(Figure("Failover", f"{n} after", "–" if v is None else f"{number(v)} ms") for n, v in steps.items()),
     ]
 
@@ -264,7 +270,7 @@ def _machine_figures(round_: Round) -> list[Figure]:
     taken, packets, pause = round_.checkpoints, round_.packets, round_.checkpoints.pause_ms
     released = packets.released_equal + packets.released_by_checkpoint
     share = f" ({100 * packets.released_equal / released:.1f} %)" if released else ""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in taken.reasons.items()) or "–"
+    reasons = ", ".join(f"{reason} ×{count}".replace(" ", "\u00a0") for reason, count in taken.reasons.items()) or "–"
     return [
         Figure("Checkpoints", "taken", number(taken.count)),
         Figure("Checkpoints", "reasons", reasons),

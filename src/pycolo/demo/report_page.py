@@ -7,7 +7,7 @@ from importlib.resources import files
 from itertools import groupby
 from string import Template
 
-from pycolo.demo.report import GAP_MS_MAX, Figure, Report, Round, Series, figures, number, verdict
+from pycolo.demo.report import GAP_MS_MAX, Figure, Report, Round, Series, figures, number, outcome, verdict
 from pycolo.demo.report_plot import LABELS, kind_class, plot, reasons_of
 
 PLOT_WIDTH, ZOOM_WIDTH = 1120.0, 1120.0
@@ -90,7 +90,7 @@ def _cell(figure: Figure) -> str:
 
 
 def _round(round_: Round, series: Series) -> str:
-    done = "The secondary takes over." if round_.killed == "primary" else "The primary goes on solo."
+    done = f"The {outcome(round_.killed, series.takeover_ms is not None)}.".replace("The nobody", "Nobody")
     errors = "".join(f"<li>{escape(error)}</li>" for error in round_.client.errors)
     return (
         f'<section class="card"><h2>The {escape(round_.killed)} is killed</h2>'

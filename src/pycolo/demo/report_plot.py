@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pycolo.demo.report import Series, number, quantile
+from pycolo.demo.report import Series, number, outcome, quantile
 
 KINDS = ("redis", "http", "download", "tcp", "udp", "icmp", "readback")
 LABELS = {
@@ -212,7 +212,7 @@ def _death(frame: Frame, kill: float, takeover: float | None, killed: str) -> st
             f'<rect class="outage" x="{x:.1f}" y="{LATENCY_TOP - 18:g}" width="{max(end - x, 0):.1f}"'
             f' height="{PAUSE_BOTTOM - LATENCY_TOP + 18:g}"/>'
         )
-        done = "secondary took over" if killed == "primary" else "primary went solo"
+        done = outcome(killed, went_on=True)
         if frame.shows(takeover):
             parts.append(_line(end, LATENCY_TOP - 18, end, PAUSE_BOTTOM, "takeover"))
         at, anchor = (end + 8, "start") if end < frame.width - LABEL_PX else (end - 8, "end")

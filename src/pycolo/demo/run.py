@@ -81,6 +81,9 @@ class _Demo:
         self._run_dir = Path(tempfile.mkdtemp(prefix=f"{RUN_DIR_PREFIX}{os.getpid()}-"))
         try:
             report, series = await self._rounds()
+        except BaseException:
+            _save_logs(self._run_dir, self._options.out / "logs")
+            raise
         finally:
             if not self._kept:
                 shutil.rmtree(self._run_dir, ignore_errors=True)
@@ -287,6 +290,16 @@ def _failover(survivor: DaemonProcess, kill_ms: float) -> Failover:
         return event["t_ms"] - kill_ms if event else None
 
     return Failover(since_kill("peer-lost"), since_kill("claim", granted=True), since_kill("solo"))
+
+
+def _save_logs(run_dir: Path, logs: Path) -> None:
+    """Keep what the daemons, the guests and the clients said in a demo that did not come to its end."""
+    shutil.rmtree(logs, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for log in run_dir.glob("**/*.log"):
+            kept = logs / log.relative_to(run_dir)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, kept)
 
 
 def _remove_stale_run_dirs() -> None:

@@ -11,11 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
+PLAIN_WIDTH = 120  # of a log, which has no width of its own
+
+
 class Screen:
     """Phases with live progress on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=PLAIN_WIDTH)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -26,7 +31,8 @@ class Screen:
         """One phase; its line stays with the time it took."""
         began = time.monotonic()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        live = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
             phase = Phase(title, progress)
             yield phase
         took = time.monotonic() - began

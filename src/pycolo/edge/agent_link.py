@@ -58,19 +58,19 @@ class AgentLink:
         async with self._one_at_a_time:
             if self.gone.done():
                 raise VmLost(self.gone.result())
-            loop = asyncio.get_running_loop()
             answer = asyncio.ensure_future(self._answers.get())
             try:
-                await loop.sock_sendall(self._control, protocol.encoder.encode(command))
+                await asyncio.get_running_loop().sock_sendall(self._control, protocol.encoder.encode(command))
                 await asyncio.wait((answer, self.gone), timeout=ANSWER_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+                if answer.done():
+                    return _checked(answer.result())
             except OSError as error:
                 raise VmLost(f"the agent does not take commands: {error.strerror}") from None
             finally:
-                if not answer.done():
-                    answer.cancel()
-            if answer.cancelled():
-                raise VmLost(f"the agent did not answer {type(command).__name__} in {ANSWER_S_MAX} s")
-            return _checked(answer.result())
+                answer.cancel()
+            if self.gone.done():
+                raise VmLost(self.gone.result())
+            raise VmLost(f"the agent did not answer {type(command).__name__} in {ANSWER_S_MAX} s")
 
     async def stats(self) -> protocol.Stats:
         """The agent's counters."""

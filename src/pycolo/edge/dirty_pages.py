@@ -37,9 +37,8 @@ _SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg
 _WALK_END_AT = 32  # offset of its member walk_end
 
 REGIONS_PER_SCAN_MAX = 16384
-RUNS_PROTECTED_SINGLY_MAX = 256
-"""With more runs than this one atomic sweep of the whole range is cheaper than one call per run (measured).
-"""
+RUNS_PROTECTED_SINGLY_MAX = 64
+"""With more runs one sweep of the whole range is cheaper (measured: 64 runs 0.25 ms either way, 400 runs 1.6 against 0.5 ms)."""
 COMPARED_BYTES = 2 << 20
 """Comparison goes in steps that stay in the processor's cache."""
 

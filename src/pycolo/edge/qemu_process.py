@@ -82,6 +82,7 @@ class QemuProcess:
             fds = InheritedFds(files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic.fileno())
             preload, preload_fds = _preload_environment(handover_theirs, theirs) if use_uffd else ([], [])
             log_file = theirs.enter_context(_open_log(log))
+            log_start = log_file.tell()  # before QEMU, which shares the offset, writes
             process = await asyncio.create_subprocess_exec(
                 *prefix,
                 *preload,
@@ -93,7 +94,7 @@ class QemuProcess:
                 pass_fds=[*vars(fds).values(), *preload_fds],
             )
             ours.pop_all()
-            return cls(process, qmp, handover, QemuLog(log, log_file.tell()))
+            return cls(process, qmp, handover, QemuLog(log, log_start))
 
     def receive_uffd(self) -> tuple[int | None, str]:
         """What the preload library handed over: a userfaultfd, the caller's to close, or None and the reason

@@ -98,6 +98,9 @@ class SecondaryVmPort:
         self._load_began_at_s = 0.0
         self.loads_checked = 0
 
+    async def breathe(self) -> None:
+        await asyncio.sleep(0)
+
     async def stop_for_load(self) -> None:
         await self._qemu.stop_for_load()
 
@@ -109,7 +112,7 @@ class SecondaryVmPort:
         for start in range(0, len(indices), STEP_PAGES):
             part = indices[start : start + STEP_PAGES]
             self._qemu.ram.write(part, image[part])
-            await asyncio.sleep(0)
+            await self.breathe()
 
     async def load_device_state(self, device_state: bytes) -> None:
         """Load with the guest's clock moved to where the PVM's will be when the SVM resumes (design section 3)."""

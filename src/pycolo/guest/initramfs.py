@@ -72,7 +72,7 @@ def needed_libraries(program: bytes) -> tuple[str, ...]:
     """Return the DT_NEEDED names of an x86-64 ELF file (System V gABI, chapter 5); () when it is static."""
     try:
         return _needed(program)
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"a damaged ELF file: {error}") from None
 
 

@@ -44,6 +44,7 @@ class Manager:
         self.agent: AgentLink
         self.machine = ""
         self.qemu_version = ""
+        self.started = False
         self._stop = asyncio.Event()
         self._sockets: list[Any] = []
 
@@ -73,7 +74,7 @@ class Manager:
 
     async def status(self) -> dict[str, Any]:
         """Everything an operator asks for, as JSON-able values."""
-        stats = await self.agent.stats() if not self.agent.gone.done() else protocol.Stats()
+        stats = await self._stats()
         return {
             "host": self.host.name,
             "vm": self.vm.name,
@@ -88,6 +89,12 @@ class Manager:
             "packets": {name: getattr(stats, name) for name in stats.__struct_fields__},
             **self.details(),
         }
+
+    async def _stats(self) -> protocol.Stats:
+        try:
+            return await self.agent.stats()
+        except VmLost:  # this side is about to end; what else it knows is still worth showing
+            return protocol.Stats()
 
     # ---- decisions
 
@@ -179,6 +186,7 @@ class Manager:
             qmp_deadline_s=protection.qmp_deadline_ms / 1000,
             use_uffd=protection.dirty_pages == "auto",
         )
+        self.started = True
         self.events.add("started", qemu=self.qemu_version, dirty_pages=self.qemu.dirty.kind, why=self.qemu.why_not_uffd)
 
     def _packet_token(self) -> str:

@@ -55,6 +55,7 @@ class PrimaryManager(Manager):
         self._vm = PrimaryVmPort(self.qemu, self_check=self.vm.protection.self_check)
         self.agent.on_wanted = self.want_checkpoint
         await self.qemu.cont()
+        await self.qemu.announce()  # the network may still look for this VM where it ran last
         self.events.add("running")
         while not self.failover.ended:
             session = await self._find_secondary()

@@ -9,6 +9,7 @@ from pycolo.core import peer, wire
 from pycolo.core.checkpoint import receive_checkpoint, roll_forward
 from pycolo.core.failover import Event, Role
 from pycolo.core.memory_cache import MemoryCache
+from pycolo.core.pages import PAGE_BYTES
 from pycolo.edge.peer_link import Listener, SessionWithPrimary, listening, new_token
 from pycolo.edge.vm_ports import SecondaryVmPort
 from pycolo.errors import PeerLost
@@ -24,6 +25,8 @@ class SecondaryManager(Manager):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._pvm_resumed_at_s = 0.0
+        self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
+        self._svm: SecondaryVmPort | None = None
 
     def _packet_token(self) -> str:
         return new_token()
@@ -32,12 +35,11 @@ class SecondaryManager(Manager):
         return {
             "committed_epoch": self._cache.committed_epoch,
             "loaded_epoch": self._cache.loaded_epoch,
-            "loads_checked": self._svm.loads_checked,
+            "loads_checked": self._svm.loads_checked if self._svm else 0,
         }
 
     async def live(self) -> None:
         protection = self.vm.protection
-        self._cache = MemoryCache(self.qemu.ram.page_count)
         self._svm = SecondaryVmPort(self.qemu, self._resumed_at_s, self_check=protection.self_check)
         self.agent.on_wanted = self._ask_primary
         listener = Listener(self.hello("control"), self.packet_port, self.packet_token)
@@ -52,23 +54,24 @@ class SecondaryManager(Manager):
             session.open()
             self.session = session
         await self.drive(Event.PEER_JOINED)
-        lost = await self._follow(session)
+        lost = await self._follow(session, self._svm)
         self.events.add("peer-lost", reason=lost)
         await self.drive(Event.PEER_LOST)
         await self._stop.wait()
 
     async def go_alone(self) -> None:
+        assert self._svm is not None
         await roll_forward(self._svm, self.agent, self._cache)
         answer = await self.agent.command(protocol.TakeOver())
         assert isinstance(answer, protocol.Done)
         self.events.add("solo", released=answer.frames)
         await self.qemu.announce()
 
-    async def _follow(self, session: SessionWithPrimary) -> str:
+    async def _follow(self, session: SessionWithPrimary, svm: SecondaryVmPort) -> str:
         """Follow the primary from checkpoint to checkpoint; returns why it is lost."""
         try:
             while True:
-                await receive_checkpoint(session, self._svm, self.agent, self._cache)
+                await receive_checkpoint(session, svm, self.agent, self._cache)
                 self.events.add("loaded", epoch=self._cache.loaded_epoch, after_ms=session.since_commit_ms())
         except PeerLost as lost:
             session.close(str(lost))

@@ -1,0 +1,130 @@
+"""The story of a packet on the secondary, top to bottom (the primary's part: `dataplane`).
+
+    client frame -> in the SVM's numbers -> SVM                                 client_frames
+    SVM frame    -> raw to the primary, and kept while a client may lack it     svm_frames, confirm
+    checkpoint   -> the SVM is the PVM's copy: nothing to translate             loaded
+    takeover     -> what clients may not have got leaves, in their numbers      take_over, outbound, inbound
+
+Guarantees
+* At a takeover everything is sent that the SVM has put out since the last checkpoint and that is not known to have
+  reached the client (within the limits; the oldest goes first). What is sent twice a client sees as a retransmission.
+* Before the takeover nothing here reaches a client.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, is_link_control, parse_tcp
+from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
+
+
+class SecondaryDataplane:
+    """The agent's part beside the SVM."""
+
+    def __init__(self, limits: DataplaneLimits) -> None:
+        self._limits = limits
+        self._translator = Translator(limits.flows_max, int(limits.hold_ms_max) + ADVANCE_SLACK_TICKS)
+        self._retained: OrderedDict[int, bytes] = OrderedDict()
+        self._retained_bytes = 0
+
+    # ---------------------------------------------------------------- before a takeover
+
+    def client_frames(self, frames: Sequence[bytes]) -> list[bytes]:
+        """Client frames as the SVM has to see them."""
+        out = []
+        for frame in frames:
+            segment = parse_tcp(frame)
+            if segment is None:
+                out.append(frame)
+                continue
+            translated, connection = self._translator.inbound_segment(frame, segment)
+            out.append(translated)
+            if connection is not None and connection.sent and segment[3] & ACK and not connection.learning:
+                self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
+        return out
+
+    def svm_frames(self, frames: Sequence[bytes], first_no: int) -> None:
+        """Frames the SVM has put out, numbered from `first_no` on; the caller sends them to the primary as they are."""
+        for no, frame in enumerate(frames, first_no):
+            segment = parse_tcp(frame)
+            if segment is not None:
+                self._svm_segment(no, frame, segment)
+            elif not is_link_control(frame):
+                self._retain(no, frame)
+
+    def _svm_segment(self, no: int, frame: bytes, segment: Segment) -> None:
+        key, seq, _, flags, start, end = segment
+        before = self._translator.connections.get(key)
+        if flags & SYN and self._translator.opened(frame, segment) and before is not None:
+            self._drop_all(before)
+        connection = self._translator.connections.get(key) or self._translator.admit(key)
+        self._retain(no, frame)
+        if connection is None:
+            return
+        connection.note_outbound(flags)
+        length = end - start + bool(flags & SYN) + bool(flags & FIN)
+        if length and not flags & RST:
+            connection.sent.append((no, (seq + length) & MASK))
+            return
+        if connection.last_ack_no is not None:
+            self._drop(connection.last_ack_no)
+        connection.last_ack_no = no
+
+    def confirm(self, nos: Sequence[int]) -> None:
+        """The primary has released the twins of these frames (never TCP: there the client's acknowledgement tells)."""
+        for no in nos:
+            self._drop(no)
+
+    def loaded(self) -> None:
+        """The SVM is the PVM's copy now: all offsets are zero, and its past output was the PVM's."""
+        self._translator.clear()
+        self._retained.clear()
+        self._retained_bytes = 0
+
+    # ---------------------------------------------------------------- takeover, and after
+
+    def take_over(self) -> list[bytes]:
+        """We hold the claim: what clients may not have got, in order and in their numbers."""
+        frames = list(self._retained.values())
+        self._retained.clear()
+        self._retained_bytes = 0
+        self._translator.taken_over = True
+        return self._translator.outbound(frames)
+
+    def outbound(self, frames: Sequence[bytes]) -> list[bytes]:
+        """After the takeover: the guest's frames as clients have to see them."""
+        return self._translator.outbound(frames)
+
+    def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
+        """After the takeover: client frames as the guest has to see them."""
+        return self._translator.inbound(frames)
+
+    # ---------------------------------------------------------------- what is retained
+
+    def _retain(self, no: int, frame: bytes) -> None:
+        self._retained[no] = frame
+        self._retained_bytes += len(frame)
+        limits = self._limits
+        while len(self._retained) > limits.held_frames_max or self._retained_bytes > limits.held_bytes_max:
+            self._retained_bytes -= len(self._retained.popitem(last=False)[1])
+
+    def _drop(self, no: int) -> None:
+        frame = self._retained.pop(no, None)
+        if frame is not None:
+            self._retained_bytes -= len(frame)
+
+    def _drop_all(self, connection: Connection) -> None:
+        """The guest has opened another connection on the same ports."""
+        for no, _ in connection.sent:
+            self._drop(no)
+        if connection.last_ack_no is not None:
+            self._drop(connection.last_ack_no)
+
+    def _acknowledged(self, connection: Connection, ack: int) -> None:
+        """The client has everything before `ack` (in the SVM's numbers)."""
+        sent = connection.sent
+        while sent and distance(ack, sent[0][1]) >= 0:
+            self._drop(sent.popleft()[0])
