@@ -151,7 +151,7 @@ class Agent:
             case protocol.Seal():
                 return protocol.Done(side.seal(command.epoch, now_ms()))
             case protocol.Commit():
-                return protocol.Done(side.commit(command.epoch))
+                return protocol.Done(side.commit(command.epoch, now_ms()))
             case protocol.GoSolo():
                 return protocol.Done(side.go_solo())
             case protocol.LeavePair():

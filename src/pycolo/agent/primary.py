@@ -86,11 +86,11 @@ class PrimarySide(Side):
             return 0
         return self._dataplane.seal(epoch)
 
-    def commit(self, epoch: int) -> int:
+    def commit(self, epoch: int, now_ms: float) -> int:
         """Release what the checkpoint that starts `epoch` freed."""
         if self._dataplane is None:
             return 0
-        frames = self._dataplane.commit(epoch)
+        frames = self._dataplane.commit(epoch, now_ms)
         self.speak(frames)
         return len(frames)
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
 from pycolo.core import wire
-from pycolo.core.dataplane import DataplaneLimits, SecondaryDataplane
+from pycolo.core.dataplane import DataplaneLimits
 from pycolo.core.replay import ReplayLog
+from pycolo.core.secondary import SecondaryDataplane
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap

@@ -123,7 +123,7 @@ class MemoryCache:
     def commit(self, stage: Stage) -> None:
         """The commit point: from here on a takeover uses this checkpoint. Call it only when `problem` is None.
 
-        It only marks: the pages reach the image by `apply_next`, so that the answer to the primary does not wait for it.
+        It only marks: pages reach the image by `apply_next`, so that the answer to the primary does not wait for that.
         """
         self._unapplied += self._staged
         self.committed = stage

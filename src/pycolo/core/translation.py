@@ -1,8 +1,8 @@
 """The SVM's connections in the numbers that their clients know.
 
-The two copies choose their own initial sequence numbers, and their timestamps may differ by any 32-bit offset. The client
-knows the PVM's. So inbound segments are translated for the SVM (acknowledgement, SACK, timestamp echo), and after a
-takeover outbound ones for the client (sequence number, timestamp).
+The two copies choose their own initial sequence numbers, and their timestamps may differ by any 32-bit offset. The
+client knows the PVM's. So inbound segments are translated for the SVM (acknowledgement, SACK, timestamp echo), and after
+a takeover outbound ones for the client (sequence number, timestamp).
 
 Guarantees
 * The offsets come from the SVM's own SYN or SYN-ACK and the first inbound segment that acknowledges it; the two hosts
@@ -36,6 +36,7 @@ from pycolo.core.packet import (
 ADVANCE_SLACK_TICKS = 4000
 _FIRST_ACK_WINDOW = 1 << 20  # how far behind the client's first byte its first acknowledgement may stand
 _SENT_MAX = 4096
+_ECHO_AHEAD_MAX = 1 << 24  # an echo further ahead of the SVM's clock is forged
 _EVICTION_LOOKS_MAX = 64
 
 
@@ -44,8 +45,8 @@ class Connection:
 
     __slots__ = (
         "advance",
-        "client_first",
         "client_fin",
+        "client_first",
         "echo",
         "existed",
         "first_shown",
@@ -107,7 +108,8 @@ class Connection:
         self.learning = False
         self.seq_add = (self.isn + 1 - ack) & MASK
         stamps = timestamps(frame, start)
-        if self.seq_add and stamps is not None and self.syn_value is not None:
+        own_got_through = self.advance is not None and not self.seq_add
+        if stamps is not None and self.syn_value is not None and not own_got_through:
             self.value_add = (self.syn_value - stamps[1]) & MASK
             self.advance = None  # what was shown until now was not in the numbers of the PVM
 
@@ -150,6 +152,7 @@ class Connection:
         if self.advance is None:
             shown = (stamps[0] - self.value_add + advance_ticks) & MASK
             behind = 0 if self.echo is None else max(0, distance(self.echo, shown) + 1)
+            behind = behind if behind <= _ECHO_AHEAD_MAX else 0
             self.advance = advance_ticks + behind
             self.first_shown = (shown + behind) & MASK
         return rewrite(frame, start, seq_add=-self.seq_add, value_add=self.advance - self.value_add)
@@ -195,7 +198,11 @@ class Translator:
         return connection
 
     def _evict(self) -> bool:
-        """Drop a connection that needs no translation: an ended one, or one whose entry would come back the same."""
+        """Drop an ended connection, or one without offsets.
+
+        The latter comes back by itself. One that began after the takeover comes back as older than it is: its timestamps
+        step forward, which is harmless (see `to_client`).
+        """
         while self._ended:
             key = next(iter(self._ended))
             connection = self.connections.get(key)

@@ -3,8 +3,8 @@
 Guarantees: every decoder takes any bytes and either returns a message that keeps the limits below or raises
 PeerViolation; nothing of a message is trusted beyond that.
 
-On a stream a message is `be32 length | u8 kind | body`. Kind CONTROL is a msgpack map (msgspec), kind PAGES a page batch
-(`be64 epoch, be32 n, be32 k, n le32 indices, k le32 zero indices, n * 4096 bytes`), kind FRAMES Ethernet frames
+On a stream a message is `be32 length | u8 kind | body`. Kind CONTROL is a msgpack map (msgspec), kind PAGES a batch of
+pages (`be64 epoch, be32 n, be32 k, n le32 indices, k le32 zero indices, n * 4096 bytes`), kind FRAMES Ethernet frames
 (`be64 tag, be64 first_no, be16 count, count be16 lengths, frames`), all of one epoch (tag) and numbered from first_no.
 """
 

@@ -53,8 +53,7 @@ def build_lab() -> Lab:
     """Make the namespaces and join them. Raises EnvironmentFault."""
     made: list[Namespace] = []
     try:
-        for name in (*HOSTS, "clients"):
-            made.append(Namespace(name))
+        made.extend(Namespace(name) for name in (*HOSTS, "clients"))
         lab = Lab(dict(zip(HOSTS, made, strict=False)), made[2])
         _join(lab)
     except BaseException:

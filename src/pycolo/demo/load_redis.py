@@ -18,7 +18,7 @@ from pycolo.demo.load_echo import TIMEOUT_S, keeps_connection
 from pycolo.demo.load_ledger import Ledger, UnansweredError, WrongBytesError
 
 KEYS_MAX = 20_000
-READBACK_KEYS = 500
+READBACK_KEYS = 100
 _VALUE_BYTES_MAX = 48
 
 Command = tuple[str, str] | tuple[str, str, bytes]
