@@ -43,6 +43,7 @@ from pycolo.manager.common import console_says
 BOOT_S_MAX = 90.0
 SYNC_S_MAX = 60.0
 SURVIVE_S = 5.0
+CHECKPOINT_BY_HAND_S = 0.75
 TAKEOVER_S_MAX = 10.0
 RUN_DIR_PREFIX = "colo-demo-"
 
@@ -213,7 +214,11 @@ class _RoundRun:
         survivor = next(daemon for role, daemon in self._daemons.items() if role != self._victim)
         self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log")
         with self._screen.phase("clients at work, VM protected") as phase:
-            await self._watch(phase, self._options.load_seconds)
+            by_hand = asyncio.create_task(_checkpoints_by_hand(primary))
+            try:
+                await self._watch(phase, self._options.load_seconds)
+            finally:
+                by_hand.cancel()
         self.qemu_version = str(primary.status["qemu_version"])
         packets = primary.status["packets"]
         with self._screen.phase(f"{self._victim} killed, clients at work") as phase:
@@ -273,6 +278,14 @@ class _RoundRun:
         self._screen.say(f"  reach it:  nsenter --net=/proc/{holder}/ns/net curl http://{GUEST_ADDRESS}/")
         self._screen.say(f"  ask it:    colo status {daemon.state_dir}")
         self._screen.say(f"  end it:    kill {daemon.process.pid} {holder}; rm -r {self._folder.parent}")
+
+
+async def _checkpoints_by_hand(primary: DaemonProcess) -> None:
+    """More checkpoints than the load needs, so that their cost shows."""
+    while True:
+        await asyncio.sleep(CHECKPOINT_BY_HAND_S)
+        with contextlib.suppress(EnvironmentFault):
+            await primary.checkpoint()
 
 
 async def _show_sync(phase: Phase, primary: DaemonProcess) -> None:
