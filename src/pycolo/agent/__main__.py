@@ -26,7 +26,6 @@ from pycolo.errors import EnvironmentFault, PeerLost
 
 CONNECT_S_MAX = 2.0
 FEED_DRAIN_MS_MAX = 1000.0  # a guest that does not take frames for this long is not cut now
-SVM_DRAIN_MS_MAX = 20.0  # what a busy SVM has not read by then is taken back
 NICE = -10
 
 
@@ -89,6 +88,8 @@ class Agent:
 
     def _on_tap(self) -> None:
         assert self._side is not None
+        if not self._side.reads_tap():  # it was readable before a command of the same turn paused the feed
+            return
         with self._channel_guard(self._side):
             self._side.on_tap(now_ms())
 
@@ -166,7 +167,6 @@ class Agent:
         match command:
             case protocol.StopFeed():
                 side.stop_feed()
-                self._turn_until(self._nic.taken, SVM_DRAIN_MS_MAX)
             case protocol.DropOutput():
                 return protocol.Done(side.drop_output())
             case protocol.StartFeed():

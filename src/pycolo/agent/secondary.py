@@ -110,8 +110,12 @@ class SecondarySide(Side):
     # ---- the roll-forward's steps, in their order
 
     def stop_feed(self) -> None:
-        """Feed no more; frames go on being logged for the replay."""
+        """Feed no more, and take back what QEMU has not read; frames go on being logged for the replay.
+
+        A stopped QEMU would still read one frame and hand it to the loaded SVM, which has seen it already.
+        """
         self._feeding = False
+        self.nic.take_back()
 
     def drop_output(self) -> int:
         """The SVM is stopped: forget what it put out and take back what it has not read."""

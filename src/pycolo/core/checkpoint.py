@@ -84,7 +84,7 @@ class SecondaryFeed(Protocol):
     """The agent beside the SVM."""
 
     async def stop_feed(self) -> None:
-        """Stop feeding client frames to the SVM and wait until QEMU has taken those on their way."""
+        """Stop feeding client frames to the SVM; none may reach it any more once it is loaded, but by a replay."""
 
     async def drop_output(self) -> None:
         """Drop what the stopped SVM still put out: it belongs to a past that is being replaced."""

@@ -26,7 +26,6 @@ from pycolo.core.flow import Flow
 from pycolo.core.holding import HoldLimit, TwinBudget
 from pycolo.core.packet import (
     ACK,
-    FIN,
     RST,
     SYN,
     Segment,
@@ -114,8 +113,7 @@ class PrimaryDataplane:
                 if flow.epoch != self.epoch:
                     flow.rebase(self.epoch)
                 flow.observe_client(seq, ack, flags, end - start)
-                if flow.pvm_fin is not None and flow.finished():
-                    self._finished[key] = None
+                self._note_end(flow)
 
     # ---------------------------------------------------------------- a frame of the PVM
 
@@ -150,8 +148,6 @@ class PrimaryDataplane:
         flow.hold.append((self._next_no, now_ms, frame, seq, ack, flags, start, end))
         self._count(frame, flow)
         self._pump(flow, out)
-        if flags & (FIN | RST) and flow.finished():
-            self._finished[key] = None
 
     def _pvm_opens(self, frame: bytes, segment: Segment, flow: Flow | None) -> Flow | None:
         """The PVM opens or refuses a connection: the known one, the one the SVM has opened already, or a new one."""
@@ -283,8 +279,14 @@ class PrimaryDataplane:
             self._uncount(out[before:])
         if not flow.hold:
             del self._waiting[flow]
-            if isinstance(flow, DatagramFlow) and not flow.twins:
+            if isinstance(flow, Flow):
+                self._note_end(flow)
+            elif not flow.twins:
                 del self._datagrams[flow.key]
+
+    def _note_end(self, flow: Flow) -> None:
+        if (flow.pvm_rst or flow.pvm_fin is not None) and flow.finished():
+            self._finished[flow.key] = None
 
     def _uncount(self, frames: Sequence[bytes]) -> None:
         self._held_frames -= len(frames)
@@ -303,6 +305,7 @@ class PrimaryDataplane:
         for flow in self._waiting:
             if isinstance(flow, Flow):
                 flow.rebase(epoch_next)
+                self._note_end(flow)
         self._forget_waiting()
         self._sealed.append((epoch_next, sealed))
         self.epoch = epoch_next
@@ -441,7 +444,7 @@ class PrimaryDataplane:
         return flow
 
     def _new_flow(self, key: bytes) -> Flow:
-        return Flow(self.epoch, int.from_bytes(key[8:10]), self._budget)
+        return Flow(key, self.epoch, self._budget)
 
     def _new_datagram_flow(self, key: bytes) -> DatagramFlow:
         return DatagramFlow(key, self._limits.datagrams_max, self._budget, self._confirmed)

@@ -47,6 +47,7 @@ class Flow:
         "_budget",
         "_context_bytes",
         "_guessed",
+        "_tolerated",
         "acked",
         "client_fin",
         "client_isn",
@@ -56,6 +57,7 @@ class Flow:
         "epoch",
         "guest_opened",
         "hold",
+        "key",
         "pvm_ack",
         "pvm_fin",
         "pvm_isn",
@@ -75,13 +77,14 @@ class Flow:
         "svm_syn",
     )
 
-    def __init__(self, epoch: int, guest_port: int, budget: TwinBudget) -> None:
+    def __init__(self, key: bytes, epoch: int, budget: TwinBudget) -> None:
+        self.key = key  # as in `packet.Segment`, with the guest as the source
         self.epoch = epoch
         self.hold: deque[Held] = deque()
         self.diverged = False
         self.successor: Flow | None = None  # the next connection on the same ports: the SVM has opened it, the PVM not
         self._budget = budget
-        self._context_bytes = CONTEXT_BYTES if guest_port == HTTP_PORT else 0
+        self._context_bytes = CONTEXT_BYTES if int.from_bytes(key[8:10]) == HTTP_PORT else 0
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
         self.client_isn: int | None = None
         self.guest_opened = False
@@ -102,6 +105,7 @@ class Flow:
         self.svm_syn = b""
         self.svm_base: int | None = None
         self.svm_stream = bytearray()
+        self._tolerated: dict[int, bytes] = {}  # what the PVM said instead, at which of the SVM's sequence numbers
         self.svm_ack: int | None = None
         self.svm_fin: int | None = None
         self.svm_rst = False
@@ -224,6 +228,7 @@ class Flow:
     def _set_stream(self, base: int | None, stream: bytearray) -> None:
         self._budget.used_bytes += len(stream) - len(self.svm_stream)
         self.svm_base, self.svm_stream = base, stream
+        self._tolerated.clear()
 
     def _trim(self) -> None:
         """Forget what the client has acknowledged, and by that what has been released."""
@@ -234,7 +239,9 @@ class Flow:
             surplus = min(surplus, len(self.svm_stream))
             del self.svm_stream[:surplus]
             self._budget.used_bytes -= surplus
-            self.svm_base = (self.svm_base + surplus) & MASK
+            self.svm_base = base = (self.svm_base + surplus) & MASK
+            if self._tolerated:
+                self._tolerated = {at: said for at, said in self._tolerated.items() if distance(at, base) >= 0}
 
     # ---------------------------------------------------------------- what leaves
 
@@ -362,13 +369,12 @@ class Flow:
         return WAIT
 
     def _tolerate(self, payload: bytes, at: int) -> bool:
-        if not self._context_bytes:
+        if not self._context_bytes or self.svm_base is None:
             return False
         theirs = bytes(self.svm_stream[at : at + len(payload)])
         if not tolerates(bytes(self.svm_stream[max(0, at - self._context_bytes) : at]), payload, theirs):
             return False
-        # What the client gets is the truth from here on: a retransmission by the PVM must compare equal to it.
-        self.svm_stream[at : at + len(payload)] = payload
+        self._tolerated[(self.svm_base + at) & MASK] = payload
         return True
 
     # ---------------------------------------------------------------- epochs
@@ -400,12 +406,19 @@ class Flow:
         return _joined(pieces, top, self._budget.flow_bytes_max)
 
     def _released_piece(self) -> list[tuple[int, bytes]]:
-        """What the SVM's stream and the PVM's released one have in common."""
+        """What the PVM has released of the SVM's stream, in the PVM's words where a difference was tolerated."""
         if self.svm_base is None or self.delta is None or self.released is None:
             return []
         base = (self.svm_base - self.delta) & MASK
         length = distance(self.released, base)
-        return [(base, bytes(self.svm_stream[:length]))] if length > 0 else []
+        if length <= 0:
+            return []
+        stream = self.svm_stream[:length]
+        for at, said in self._tolerated.items():
+            start = distance(at, self.svm_base)
+            if start + len(said) <= length:
+                stream[start : start + len(said)] = said
+        return [(base, bytes(stream))]
 
     def finished(self) -> bool:
         """No payload can come from the PVM any more: it has reset, or both FINs are acknowledged."""

@@ -11,7 +11,7 @@ _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
 _FACTOR = 2.0
 """RFC 6298's bound fits a network path. The SVM's lag has a heavier tail (whole scheduling quanta), and a false alarm
 feeds back: the needless checkpoint stops the SVM for about one lag, which makes the next packet late as well.
-Twice the bound, as TCP doubles its own after a timeout, breaks the circle; only packets whose SVM is silent wait longer."""
+Twice the bound, as TCP doubles its own after a timeout, breaks the circle; only what meets a silent SVM waits more."""
 
 
 class HoldLimit:

@@ -27,8 +27,9 @@ def tolerates(context: bytes, ours: bytes, theirs: bytes) -> bool:
     Proof. Let every differing byte lie inside the 29 bytes of an IMF-fixdate, behind `Date: `, in both streams at the
     same place, below an HTTP/1 status line with no empty line between: in the header of a response.
     1. Length and place of everything else are equal, so the client parses both streams alike.
-    2. The value is whole within the segment, and a segment arrives whole or not at all: the client reads the PVM's
-       value or, when the segment was lost and the survivor sends it again, the survivor's. Never a mixture of the two.
+    2. The value is whole within the segment, and a segment arrives whole or not at all (a sender keeps to the window):
+       the client reads the PVM's value or, when the segment was lost and the survivor sends it again, the survivor's.
+       Never a mixture of the two: when the PVM itself repeats the value cut in pieces, that is a divergence.
     3. Either is a date that this very server put there for this very response (RFC 9110, 6.6.1: "the date and time at
        which the message was originated", an approximation). The client can't know the other one, and the
        server keeps no state by which it could be contradicted: HTTP has no message that refers to an earlier Date.

@@ -1,8 +1,8 @@
 """The SVM's connections in the numbers that their clients know.
 
 The two copies choose their own initial sequence numbers, and their timestamps may differ by any 32-bit offset. The
-client knows the PVM's. So inbound segments are translated for the SVM (acknowledgement, SACK, timestamp echo), and after
-a takeover outbound ones for the client (sequence number, timestamp).
+client knows the PVM's. So inbound segments are translated for the SVM (acknowledgement, SACK, timestamp echo), and
+after a takeover outbound ones for the client (sequence number, timestamp).
 
 Guarantees
 * The offsets come from the SVM's own SYN or SYN-ACK and the first inbound segment that acknowledges it; the two hosts
@@ -38,6 +38,10 @@ _FIRST_ACK_WINDOW = 1 << 20  # how far behind the client's first byte its first 
 _SENT_MAX = 4096
 _ECHO_AHEAD_MAX = 1 << 24  # an echo further ahead of the SVM's clock is forged
 _EVICTION_LOOKS_MAX = 64
+
+
+Row = tuple[bytes, int, int, int | None, int]
+"""One connection of a translator after a takeover: key, seq_add, value_add, advance, first_shown."""
 
 
 class Connection:
@@ -173,6 +177,23 @@ class Translator:
         self.connections.clear()
         self._ended.clear()
 
+    def rows(self) -> list[Row]:
+        """After a takeover: what a further secondary needs so that these connections live through its takeover too."""
+        return [
+            (key, each.seq_add, each.value_add, each.advance, each.first_shown)
+            for key, each in self.connections.items()
+            if each.existed and not each.ended and (each.seq_add or each.advance is not None)
+        ]
+
+    def adopt(self, rows: Sequence[Row]) -> None:
+        """Become the translator that `rows` describes: between the numbers of its guest and those of the clients."""
+        self.clear()
+        self.taken_over = True
+        for key, seq_add, value_add, advance, first_shown in rows[: self._flows_max]:
+            connection = self.connections[key] = Connection()
+            connection.seq_add, connection.value_add = seq_add & MASK, value_add & MASK
+            connection.advance, connection.first_shown = advance, first_shown & MASK
+
     def opened(self, frame: bytes, segment: Segment) -> bool:
         """The guest has put out a SYN or SYN-ACK; False when it merely repeats it."""
         key, seq = segment[0], segment[1]
@@ -200,8 +221,8 @@ class Translator:
     def _evict(self) -> bool:
         """Drop an ended connection, or one without offsets.
 
-        The latter comes back by itself. One that began after the takeover comes back as older than it is: its timestamps
-        step forward, which is harmless (see `to_client`).
+        The latter comes back by itself. One that began after the takeover comes back as older than it is: its
+        timestamps step forward, which is harmless (see `to_client`).
         """
         while self._ended:
             key = next(iter(self._ended))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -66,6 +67,7 @@ class DemoOptions:
 def run_demo(options: DemoOptions) -> None:
     """Run the demo. Raises DemoFailed when a client noticed anything, EnvironmentFault when the machine can't."""
     check_machine(options.qemu, 4 * options.memory_mib)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: clean up, then end
     asyncio.run(_Demo(options).run())
 
 
