@@ -21,10 +21,11 @@ BOOT_S_MAX = 60.0
 
 
 class StartedQemu(NamedTuple):
-    """A QEMU, our end of its NIC, and the files it writes."""
+    """A QEMU, both ends of its NIC's socket (ours first), and the files it writes."""
 
     qemu: Qemu
     nic: socket.socket
+    qemu_nic: socket.socket
     console: Path
     log: Path
 
@@ -88,7 +89,7 @@ async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[Sta
             use_uffd=use_uffd,
             qmp_deadline_s=qmp_deadline_s,
         )
-        started.append(StartedQemu(qemu, ours, console, log))
+        started.append(StartedQemu(qemu, ours, theirs, console, log))
         return started[-1]
 
     yield start

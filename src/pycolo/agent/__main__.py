@@ -124,15 +124,18 @@ class Agent:
         if not packet:
             self._ended = True
             return
+        answer: protocol.Answer | None
         try:
             answer = self._carry_out(protocol.command_decoder.decode(packet))
         except EnvironmentFault as fault:
             answer = protocol.Failed(str(fault), "environment")
         except PeerLost as lost:
             answer = protocol.Failed(str(lost), "peer")
-        self._say(answer)
+        if answer is not None:
+            self._say(answer)
 
-    def _carry_out(self, command: protocol.Command) -> protocol.Answer:
+    def _carry_out(self, command: protocol.Command) -> protocol.Answer | None:
+        """Carry out one command; None when it has been answered already."""
         if isinstance(command, protocol.Start):
             return self._start(command)
         if isinstance(self._side, PrimarySide):
@@ -141,7 +144,7 @@ class Agent:
             return self._carry_out_secondary(self._side, command)
         return protocol.Failed("the agent has not been started", "environment")
 
-    def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer:
+    def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer | None:
         match command:
             case protocol.Connect():
                 side.attach(_connect(command))
@@ -150,7 +153,10 @@ class Agent:
             case protocol.ResumeFeed():
                 side.resume_feed()
             case protocol.Seal():
-                return protocol.Done(side.seal(command.epoch, now_ms()))
+                drained = side.drain()
+                self._say(protocol.Done(len(drained)))  # the PVM stays paused until this answer, so compare after it
+                side.seal(command.epoch, drained, now_ms())
+                return None
             case protocol.Commit():
                 return protocol.Done(side.commit(command.epoch, now_ms()))
             case protocol.GoSolo():

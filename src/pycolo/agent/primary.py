@@ -78,13 +78,17 @@ class PrimarySide(Side):
         """Take client frames again."""
         self._feeding = True
 
-    def seal(self, epoch: int, now_ms: float) -> int:
-        """The PVM is paused: what it has put out until now belongs to the old epoch."""
-        self._put_out(self.nic.receive_all(), now_ms)
+    def drain(self) -> list[bytes]:
+        """The PVM is paused: what it has put out until now."""
+        return self.nic.receive_all()
+
+    def seal(self, epoch: int, drained: list[bytes], now_ms: float) -> None:
+        """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""
+        self._put_out(drained, now_ms)
         if self._dataplane is None:
             self._dataplane = PrimaryDataplane(self._limits, epoch)
-            return 0
-        return self._dataplane.seal(epoch)
+        else:
+            self._dataplane.seal(epoch)
 
     def commit(self, epoch: int, now_ms: float) -> int:
         """Release what the checkpoint that starts `epoch` freed."""

@@ -35,7 +35,8 @@ ANNOUNCEMENT = {
 class Qemu:
     """A started QEMU. `lost` is resolved with the reason when it has died, hangs, or was killed by us."""
 
-    def __init__(self, config: QemuConfig, files: QemuFiles, process: QemuProcess, qmp_deadline_s: float) -> None:
+    def __init__(self, config: QemuConfig, files: QemuFiles, process: QemuProcess, qmp_deadline_s: float) ->
+    None:
         """Use `start`."""
         self.config = config
         self.pid = process.pid
@@ -85,7 +86,12 @@ class Qemu:
         return qemu
 
     async def stop(self) -> None:
-        """Pause the VM and drain its devices. What QEMU had not yet sent of the guest's frames is lost."""
+        """Pause the VM and drain its devices. What QEMU had not yet sent of the guest's frames is lost.
+
+        If the NIC's socket was full, QEMU still completes frames in guest RAM when the socket is drained, the
+        VM stopped (measured); so it must be read all the time, or be drained before `dirty.take`, not between
+        that and `save_device_state`.
+        """
         await self._qmp.execute("stop")
         self._may_run = False
 
@@ -98,23 +104,28 @@ class Qemu:
         """The device state of the stopped VM, complete with its configuration section, as `load_device_state`
         wants it.
         """
-        await self._qmp.execute("xen-save-devices-state", {"filename": fd_path(self._files.saved.fd), "live": False})
-        try:
+        await self._qmp.execute("xen-save-devices-state", {"filename": fd_path(self._files.saved.fd), "live":
+        False}) try:
             return with_configuration(self._files.saved.content(), self.config.machine)
         except ValueError as problem:
-            raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from problem
+            raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from
+            problem
 
     async def stop_for_load(self) -> None:
-        """Stop the VM in the state `restore-vm`, in which QEMU also drops translated code, as RAM is about to
-        change under it.
+        """Stop the VM so that its RAM may be replaced: QEMU holds no translated code and no request of the
+        guest any more.
 
-        That is what a failing `snapshot-load` does. A plain `stop` keeps stale code from QEMU 10.2 on (TCG).
+        First a failing `snapshot-load`, whose state `restore-vm` drops translated code (a plain `stop` keeps
+        it from QEMU 10.2 on, TCG). Then a reset: a frame stuck in a full NIC socket is completed in the
+        guest's ring by the next reset, and if that were the load's own, it would write into RAM already
+        replaced, and the load would be rejected. Ends in `prelaunch`.
         """
         error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
         if error is None or TAG_THAT_IS_NOT_THERE not in error:
             raise VmLost(
                 f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
             )
+        await self._qmp.execute_until("system_reset", "RESET")
         self._may_run = False
 
     async def load_device_state(self, state: bytes) -> None:

@@ -41,6 +41,13 @@ class QmpSession:
         """The command's `return` value."""
         return await self._bounded(command, self._client.execute(command, arguments))
 
+    async def execute_until(self, command: str, event: str) -> None:
+        """A command whose work is done only when QEMU sends `event`."""
+        done = EventListener(event)
+        with self._client.listen(done):
+            await self.execute(command)
+            await self._bounded(command, done.get())
+
     async def run_job(self, command: str, arguments: Mapping[str, object]) -> str | None:
         """Start a job, wait until it has ended, dismiss it: the job's own error message, None when it went
         well.
