@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -260,6 +261,10 @@ class SvmPort:
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: _now(effect), vm=True)
 
+    async def breathe(self) -> None:
+        """See SecondaryVm."""
+        await self._call("breathe", lambda: None)
+
     async def stop_for_load(self) -> None:
         """See SecondaryVm."""
         await self._call("stop_for_load", self._guest.pause)
@@ -317,6 +322,16 @@ class FeedPort:
         await self._call("take_over", self._agent.take_over)
 
 
+def _applied(cache: MemoryCache) -> Contents:
+    """The image that a roll-forward from here would come to; the cache itself stays as it is."""
+    twin = copy.copy(cache)
+    twin.image, twin.debt = cache.image.copy(), copy.deepcopy(cache.debt)
+    twin._unapplied = cache._unapplied.copy()
+    while twin.apply_next():
+        pass
+    return twin.image
+
+
 class ToPrimary:
     """PrimaryLink; it also takes a snapshot of the committed image whenever the core passes by."""
 
@@ -327,9 +342,8 @@ class ToPrimary:
         """Record what a failover would use now."""
         stage = self._cache.committed
         if stage is not None:
-            self._gate.history.images.append(
-                Image(moment, stage.epoch, stage.boundary, self._cache.image.copy(), stage.device_state)
-            )
+            image = Image(moment, stage.epoch, stage.boundary, _applied(self._cache), stage.device_state)
+            self._gate.history.images.append(image)
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:
         """See PrimaryLink."""

@@ -16,6 +16,8 @@ from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
 
+QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
+
 
 class PrimarySide(Side):
     """Solo at first; protected from the first seal on; solo again after `go_solo`."""
@@ -26,6 +28,7 @@ class PrimarySide(Side):
         self._dataplane: PrimaryDataplane | None = None  # None: solo, output flows freely
         self._input_no = 0
         self._feeding = True
+        self._cutting = False
         self._past = protocol.Stats()
 
     def attach(self, channel: PacketChannel) -> None:
@@ -36,6 +39,8 @@ class PrimarySide(Side):
         return self._feeding and not self.nic.backlog
 
     def reads_nic(self) -> bool:
+        if self._cutting:
+            return False
         return self._dataplane is None or not self._dataplane.full
 
     def on_tap(self, now_ms: float) -> None:
@@ -75,12 +80,21 @@ class PrimarySide(Side):
         return self._input_no
 
     def resume_feed(self) -> None:
-        """Take client frames again."""
-        self._feeding = True
+        """Take client frames and the PVM's output again."""
+        self._feeding, self._cutting = True, False
 
     def drain(self) -> list[bytes]:
-        """The PVM is paused: what it has put out until now."""
-        return self.nic.receive_all()
+        """The PVM is paused: what it has put out until now.
+
+        Nothing is read from here until the feed resumes: room in a full socket makes even a stopped QEMU send what it
+        had queued and write guest RAM, which must not happen once the dirty pages are taken.
+        """
+        self._cutting = True
+        drained = self.nic.receive_all()
+        if self._dataplane is not None and self._dataplane.full:
+            while more := self.nic.receive_late(QUEUED_IN_QEMU_S):
+                drained += more
+        return drained
 
     def seal(self, epoch: int, drained: list[bytes], now_ms: float) -> None:
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""

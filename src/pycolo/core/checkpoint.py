@@ -58,7 +58,7 @@ class PrimaryOutput(Protocol):
 
 
 class SecondaryLink(Protocol):
-    """The way to the secondary. Every method may raise PeerLost."""
+    """The way to the secondary. Every method may raise PeerLost, and from then on every method does."""
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None: ...
     async def send_stage(self, stage: Stage) -> None: ...
@@ -87,14 +87,20 @@ class SecondaryFeed(Protocol):
         """Stop feeding client frames to the SVM; none may reach it any more once it is loaded, but by a replay."""
 
     async def drop_output(self) -> None:
-        """Drop what the stopped SVM still put out: it belongs to a past that is being replaced."""
+        """Drop what the stopped SVM still put out: it belongs to a past that is being replaced.
+
+        What the SVM puts out from here until `start_feed` is kept back: its epoch is not known before.
+        """
 
     async def start_feed(self, epoch: int, boundary: int) -> None:
-        """The SVM is at the start of `epoch`: replay client frames from the boundary on, compare its output again."""
+        """The SVM is at the start of `epoch`: replay client frames from the boundary on, compare its output again.
+
+        A second call for the same epoch changes nothing (the answer to the first may have been lost).
+        """
 
 
 class PrimaryLink(Protocol):
-    """The way to the primary. Every method may raise PeerLost."""
+    """The way to the primary. Every method may raise PeerLost, and from then on every method does."""
 
     async def receive(self) -> tuple[int, PageBatch] | Stage: ...
     async def send_committed(self, epoch: int) -> None: ...
@@ -250,10 +256,21 @@ async def receive_checkpoint(link: PrimaryLink, vm: SecondaryVm, feed: Secondary
 
 
 async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
-    """Bring the SVM to the committed checkpoint; can be repeated after a failure at any point. Raises VmLost."""
+    """Bring the SVM to the committed checkpoint; can be repeated after a failure at any point. Raises VmLost.
+
+    The SVM is never set back once its feed may have started: what it has put out since may have been released.
+    """
     stage = cache.committed
-    if stage is None or cache.loaded_epoch == stage.epoch:
+    if stage is None or cache.fed_epoch == stage.epoch:
         return
+    if cache.loaded_epoch != stage.epoch:
+        await _load(vm, feed, cache, stage)
+    await feed.start_feed(stage.epoch, stage.boundary)
+    cache.fed_epoch = stage.epoch
+
+
+async def _load(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache, stage: Stage) -> None:
+    """Make the SVM the committed state and let it run, its output kept back until the feed starts."""
     while cache.apply_next():
         await vm.breathe()
     await feed.stop_feed()
@@ -264,7 +281,6 @@ async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache)
     await vm.load_device_state(stage.device_state)
     await vm.write_pages(await _dirtied_by_load(vm, cache), cache.image)
     await vm.resume()
-    await feed.start_feed(stage.epoch, stage.boundary)
     cache.debt.take()
     cache.debt.settle()
     cache.loaded_epoch = stage.epoch

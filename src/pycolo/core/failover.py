@@ -122,7 +122,7 @@ _PRIMARY: _Table = {
     ),
     (_S.SYNCING, _E.PEER_LOST): Decision(
         _S.SOLO,
-        (_C.LEAVE_PAIR,),
+        (_C.LEAVE_PAIR, _C.GO_SOLO),  # the seal of a first checkpoint that failed may hold output
         "the secondary went before it could hold a whole copy: no claim is needed to stay solo",
     ),
     (_S.PROTECTED, _E.OUTPUT_SEALED): Decision(_S.PROTECTED, (), "a further checkpoint is cut"),

@@ -67,7 +67,8 @@ class MemoryCache:
         self.image: Contents = np.zeros((page_count, PAGE_BYTES), np.uint8)
         self.debt = PageDebt(page_count, all_owed=True)  # what the SVM's RAM does not hold of the image yet
         self.committed: Stage | None = None
-        self.loaded_epoch = 0
+        self.loaded_epoch = 0  # the SVM runs from the start of this epoch
+        self.fed_epoch = 0  # and its feed has started there
         self._staged: list[PageBatch] = []
         self._unapplied: deque[PageBatch] = deque()
         self._staged_pages = 0

@@ -102,8 +102,9 @@ class UffdDirtyPages:
         try:
             self._pagemap = os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             length = mapping.end - mapping.start
-            fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("=4Q", mapping.start, length, _REGISTER_MODE_WP,
-            0)) self._scan(0)  # a kernel without PAGEMAP_SCAN says so now
+            request = struct.pack("=4Q", mapping.start, length, _REGISTER_MODE_WP, 0)
+            fcntl.ioctl(uffd, _UFFDIO_REGISTER, request)
+            self._scan(0)  # a kernel without PAGEMAP_SCAN says so now
         except OSError:
             self.close()
             raise
@@ -129,8 +130,7 @@ class UffdDirtyPages:
         self._uffd = self._pagemap = -1
 
     def _take_all(self) -> PageIndices:
-        """Protect everything; also lays page tables, without which a scan reports nothing at all for a range.
-        """
+        """Protect everything; also lays page tables, without which a scan reports nothing at all for a range."""
         self._protect(np.array([[self._mapping.start, self._mapping.end]], np.uint64))
         self._all_dirty = False
         return np.arange((self._mapping.end - self._mapping.start) // PAGE_BYTES, dtype=np.uint32)

@@ -6,6 +6,7 @@ import fcntl
 import socket
 import struct
 import termios
+import time
 from collections import deque
 from collections.abc import Iterable
 
@@ -46,6 +47,11 @@ class Nic:
         while more := _receive(self._ours, 1024):
             frames += more
         return frames
+
+    def receive_late(self, wait_s: float) -> list[bytes]:
+        """As `receive_all`, after giving a QEMU that found the socket full `wait_s` to go on."""
+        time.sleep(wait_s)
+        return self.receive_all()
 
     def send(self, frames: Iterable[bytes]) -> int:
         """Feed frames to the VM; what does not fit waits in a bounded backlog. Returns the number dropped."""

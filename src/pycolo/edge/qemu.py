@@ -35,8 +35,7 @@ ANNOUNCEMENT = {
 class Qemu:
     """A started QEMU. `lost` is resolved with the reason when it has died, hangs, or was killed by us."""
 
-    def __init__(self, config: QemuConfig, files: QemuFiles, process: QemuProcess, qmp_deadline_s: float) ->
-    None:
+    def __init__(self, config: QemuConfig, files: QemuFiles, process: QemuProcess, qmp_deadline_s: float) -> None:
         """Use `start`."""
         self.config = config
         self.pid = process.pid
@@ -104,12 +103,12 @@ class Qemu:
         """The device state of the stopped VM, complete with its configuration section, as `load_device_state`
         wants it.
         """
-        await self._qmp.execute("xen-save-devices-state", {"filename": fd_path(self._files.saved.fd), "live":
-        False}) try:
+        filename = fd_path(self._files.saved.fd)
+        await self._qmp.execute("xen-save-devices-state", {"filename": filename, "live": False})
+        try:
             return with_configuration(self._files.saved.content(), self.config.machine)
         except ValueError as problem:
-            raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from
-            problem
+            raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from problem
 
     async def stop_for_load(self) -> None:
         """Stop the VM so that its RAM may be replaced: QEMU holds no translated code and no request of the

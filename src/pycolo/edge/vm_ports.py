@@ -39,6 +39,7 @@ class PrimaryVmPort:
     def __init__(self, qemu: Qemu, *, self_check: bool) -> None:
         self._qemu = qemu
         self._shadow: Contents | None = np.zeros_like(qemu.ram.pages) if self_check else None
+        self._reported = np.zeros(qemu.ram.page_count, bool)  # dirty, and not read since
         self._paused_at_ms = self._resumed_at_ms = _ms()
         self._paused = False
         self.pause_ms = 0.0
@@ -60,12 +61,14 @@ class PrimaryVmPort:
 
     async def take_dirty_pages(self) -> Indices:
         taken = _dirty(self._qemu)
+        self._reported[taken] = True
         if self._shadow is not None:
-            self._check(self._shadow, taken)
+            self._check(self._shadow)
         return taken
 
     async def read_pages(self, indices: Indices) -> Contents:
         await asyncio.sleep(0)
+        self._reported[indices] = False
         contents = self._qemu.ram.read(indices)
         if self._shadow is not None:
             self._shadow[indices] = contents
@@ -78,10 +81,10 @@ class PrimaryVmPort:
         """Raises VmLost when QEMU does not answer."""
         await self._qemu.status()
 
-    def _check(self, shadow: Contents, taken: Indices) -> None:
+    def _check(self, shadow: Contents) -> None:
         if not self._paused:
             return
-        missed = missed_pages(self._qemu.ram, shadow, taken)
+        missed = missed_pages(self._qemu.ram, shadow, np.flatnonzero(self._reported).astype(np.uint32))
         if len(missed):
             raise VmLost(f"self-check: the tracker missed {len(missed)} dirty pages, the first is page {missed[0]}")
 
