@@ -94,8 +94,12 @@ class Plan:
     def heal(self) -> None:
         """No faults any more."""
 
+    def again(self) -> Plan:
+        """The same plan, not yet used."""
+        return Plan()
 
-class OneFault(Plan):
+
+class Exactly(Plan):
     """Exactly these faults at exactly these awaits."""
 
     def __init__(self, faults: dict[int, Fault]) -> None:
@@ -106,6 +110,10 @@ class OneFault(Plan):
         """See Plan."""
         return self._faults.get(number)
 
+    def again(self) -> Plan:
+        """See Plan."""
+        return Exactly(self._faults)
+
 
 class Drawn(Plan):
     """Up to `budget` faults, drawn from the seed, until the heal."""
@@ -113,7 +121,7 @@ class Drawn(Plan):
     def __init__(self, seed: str, rate: float, budget: int) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._rate, self._budget = rate, budget
+        self._seed, self._rate, self._budget, self._full_budget = seed, rate, budget, budget
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
@@ -127,3 +135,7 @@ class Drawn(Plan):
     def heal(self) -> None:
         """See Plan."""
         self._budget = 0
+
+    def again(self) -> Plan:
+        """See Plan."""
+        return Drawn(self._seed, self._rate, self._full_budget)

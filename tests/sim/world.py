@@ -118,6 +118,7 @@ class World:
         if self._pair():
             last = self._primary if self._scenario.kill_primary_last else self._secondary
             self._trace(f"last act: {last.host.name} dies")
+            self.run.history.faults.append(f"last act: {last.host.name} dies")
             self._gate.kill(last)
             self._settle()
         self._finish()

@@ -160,10 +160,8 @@ class LoadProcess:
         """Let it finish what it began; returns its result. Raises DemoFailed when it gives none."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reader), LOAD_RESULT_S_MAX)
-        except TimeoutError:
-            pass
         await self.stop()
         if self.result is None:
             raise DemoFailed("the clients ended without a result: they hang or crashed")

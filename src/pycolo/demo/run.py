@@ -1,7 +1,7 @@
 """`colo demo`: a real guest on two hosts, real clients, one death of the primary and one of the secondary.
 
-Guarantees: it ends with success only when the clients noticed nothing; whatever happens, also Ctrl-C at any moment, every
-process is ended and every file removed but the report (and what `--keep` was asked to leave).
+Guarantees: it ends with success only when the clients noticed nothing; whatever happens, also Ctrl-C at any moment,
+every process is ended and every file removed but the report (and what `--keep` was asked to leave).
 """
 
 from __future__ import annotations
@@ -328,8 +328,7 @@ def _remove_stale_run_dirs() -> None:
 def _daemon_uses(folder: Path) -> bool:
     """Whether a survivor that `--keep` left still serves there."""
     for listener in folder.glob("*/*/api.sock"):
-        with contextlib.suppress(OSError):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(listener))
-                return True
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(listener))
+            return True
     return False

@@ -26,8 +26,8 @@ class AgentLink:
         self.process, self._control = process, control
         self._answers: asyncio.Queue[protocol.Answer] = asyncio.Queue()
         self._one_at_a_time = asyncio.Lock()
-        self.on_wanted: Callable[[str], None] = lambda reason: None
-        self.on_channel_lost: Callable[[str], None] = lambda why: None
+        self.on_wanted: Callable[[str], None] = _ignore
+        self.on_channel_lost: Callable[[str], None] = _ignore
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
 
@@ -53,7 +53,8 @@ class AgentLink:
     async def command(self, command: protocol.Command) -> protocol.Answer:
         """Carry out one command.
 
-        Raises EnvironmentFault, PeerLost or CheckpointFailed as the agent says, VmLost when it is gone or silent for ANSWER_S_MAX.
+        Raises EnvironmentFault, PeerLost or CheckpointFailed as the agent says, VmLost when it is gone or silent for
+        ANSWER_S_MAX.
         """
         async with self._one_at_a_time:
             if self.gone.done():
@@ -130,6 +131,11 @@ class AgentLink:
             self.on_channel_lost(message.why)
         else:
             self._answers.put_nowait(message)
+
+
+def _ignore(text: str) -> None:
+    """Nobody listens yet."""
+    del text
 
 
 def _checked(answer: protocol.Answer) -> protocol.Answer:

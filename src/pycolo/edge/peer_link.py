@@ -131,8 +131,14 @@ class PeerSession:
         try:
             await connection.send(*buffers)
         except PeerLost as lost:
-            self.close(str(lost))
-            raise
+            raise self._lose(lost) from None
+
+    def _lose(self, lost: PeerLost) -> PeerLost:
+        """Close the session; returns the loss that came first, as the others only follow from it."""
+        if self.lost.done():
+            return PeerLost(self.lost.result())
+        self.close(str(lost))
+        return lost
 
     async def _beat(self) -> None:
         silent = 0
@@ -179,7 +185,7 @@ class SessionWithSecondary(PeerSession):
         self.loaded = asyncio.Event()
         self.pages_sent = 0
         self.resumed_ms_ago: Callable[[], float] = lambda: 0.0
-        self.on_wanted: Callable[[str], None] = lambda reason: None
+        self.on_wanted: Callable[[str], None] = _ignore
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None:
         await self._guarded_send(self._bulk, *wire.encode_pages(epoch, batch))
@@ -240,7 +246,7 @@ class SessionWithPrimary(PeerSession):
         super().__init__(control, bulk, table, heartbeat_ms, heartbeat_lost_max)
         self.pvm_resumed_at_s = 0.0
         self._committed_at_s = 0.0
-        self.on_committed: Callable[[int], None] = lambda epoch: None
+        self.on_committed: Callable[[], None] = _do_nothing
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:
         try:
@@ -248,8 +254,7 @@ class SessionWithPrimary(PeerSession):
             self._heard = True
             self._table.check(peer.Channel.BULK, message)
         except PeerLost as lost:
-            self.close(str(lost))
-            raise
+            raise self._lose(lost) from None
         if isinstance(message, wire.StageMessage):
             self.pvm_resumed_at_s = time.monotonic() - message.resumed_ms_ago / 1000
             return message.stage()
@@ -258,7 +263,7 @@ class SessionWithPrimary(PeerSession):
 
     async def send_committed(self, epoch: int) -> None:
         self._committed_at_s = time.monotonic()
-        self.on_committed(epoch)
+        self.on_committed()
         await self.tell(wire.Committed(epoch))
 
     async def send_discarded(self, epoch: int, why: str) -> None:
@@ -270,6 +275,15 @@ class SessionWithPrimary(PeerSession):
     def since_commit_ms(self) -> float:
         """Time since the last commit point."""
         return (time.monotonic() - self._committed_at_s) * 1000
+
+
+def _ignore(text: str) -> None:
+    """Nobody listens yet."""
+    del text
+
+
+def _do_nothing() -> None:
+    """Nobody listens yet."""
 
 
 def address(text: str) -> tuple[str, int]:

@@ -8,7 +8,9 @@ thread that started it ends.
 """
 
 import asyncio
+import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -151,6 +153,18 @@ class Qemu:
         if not isinstance(answer, dict):
             raise VmLost(f"QEMU {self.config.name} gave no run state")
         return str(answer["status"])
+
+    async def yield_vcpus(self) -> None:
+        """Give the vCPU threads the ordinary priority where we have a higher one.
+
+        QEMU's own loop keeps ours: it moves frames and carries out our commands, and a busy guest must not delay it.
+        """
+        vcpus = await self._qmp.execute("query-cpus-fast")
+        if not isinstance(vcpus, list):
+            raise VmLost(f"QEMU {self.config.name} names no vCPU threads")
+        for vcpu in vcpus:
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PROCESS, vcpu["thread-id"], 0)
 
     async def kill(self) -> None:
         """End QEMU at once and give everything back; may be called at any time, also twice."""

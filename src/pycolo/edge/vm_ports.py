@@ -1,4 +1,4 @@
-"""The two VM copies as core/checkpoint wants them: QEMU, its RAM and its dirty pages behind the ports, with times taken.
+"""The two VM copies as core/checkpoint wants them: QEMU, its RAM and its dirty pages behind ports, timed.
 
 With `self_check` every checkpoint compares all RAM with what was copied: a page that the tracker missed, or an SVM that
 differs from the memory cache before it resumes, ends in VmLost rather than in a wrong copy (rule 7).

@@ -186,6 +186,7 @@ class Manager:
             qmp_deadline_s=protection.qmp_deadline_ms / 1000,
             use_uffd=protection.dirty_pages == "auto",
         )
+        await self.qemu.yield_vcpus()
         self.started = True
         self.events.add("started", qemu=self.qemu_version, dirty_pages=self.qemu.dirty.kind, why=self.qemu.why_not_uffd)
 

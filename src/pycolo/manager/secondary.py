@@ -77,7 +77,7 @@ class SecondaryManager(Manager):
             session.close(str(lost))
             return str(lost)
 
-    def _committed(self, epoch: int) -> None:
+    def _committed(self) -> None:
         self.decide(Event.COMMITTED)
         if self.session is not None:
             self._pvm_resumed_at_s = self.session.pvm_resumed_at_s

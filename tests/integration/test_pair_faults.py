@@ -1,0 +1,129 @@
+"""A real pair under load loses one side in every way we know: the other goes on, and no client notices."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+from pair import Pair, Wiretap, failures_in, log_of, now_ms
+
+from pycolo.core.failover import Role
+from pycolo.errors import Fenced, VmLost
+from pycolo.guest.builder import GuestImage
+
+P, S = Role.PRIMARY, Role.SECONDARY
+EVERYTHING = ("daemon", "agent", "qemu")
+QMP_DEADLINE_MS = 1000
+NOTICED_S_MAX = 1.0  # a closed socket or three lost heartbeats, the claim and the takeover, on a busy machine
+
+
+@pytest.fixture
+async def pair(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """A protected pair under load."""
+    pair = Pair(guest_image, tmp_path_factory.mktemp("pair"), qmp_deadline_ms=QMP_DEADLINE_MS)
+    try:
+        await pair.protect()
+        await pair.load_on()
+        yield pair
+        for daemon in (pair.primary, pair.secondary):
+            assert failures_in(daemon) == []
+    finally:
+        await pair.close()
+
+
+async def test_the_primary_host_dies(pair: Pair) -> None:
+    died_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
+    result = await pair.goes_on(pair.secondary, died_ms, NOTICED_S_MAX)
+    assert result["requests"] > 200
+    assert pair.secondary.status["state"] == "solo"
+    assert pair.secondary.first("claim", died_ms, granted=True)
+
+
+async def test_one_primary_survives_many_secondaries(pair: Pair) -> None:
+    """Killed, hung QEMU, dead agent, dead QEMU, ended in order: each time the primary goes on, and takes the next."""
+    await lose_secondary(pair, EVERYTHING, signal.SIGKILL, NOTICED_S_MAX)
+    await pair.join_secondary()
+    await lose_secondary(pair, ("qemu",), signal.SIGSTOP, QMP_DEADLINE_MS / 1000 + 1 + NOTICED_S_MAX)
+    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
+    await pair.join_secondary()
+    await lose_secondary(pair, ("agent",), signal.SIGKILL, NOTICED_S_MAX)
+    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
+    await pair.join_secondary()
+    await lose_secondary(pair, ("qemu",), signal.SIGKILL, NOTICED_S_MAX)
+    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
+    await pair.join_secondary()
+    await lose_secondary(pair, ("daemon",), signal.SIGTERM, NOTICED_S_MAX)
+    assert await pair.exit_status(pair.secondary) == 0
+    terms = [event["term"] for event in pair.primary.events if event["kind"] == "claim"]
+    assert terms == [2, 3, 4, 5, 6]
+    await pair.load_off()
+
+
+async def lose_secondary(pair: Pair, names: tuple[str, ...], number: signal.Signals, within_s: float) -> None:
+    lost_ms = pair.signal(S, names, number)
+    primary = pair.primary
+    await primary.wait_for(lambda: primary.first("solo", lost_ms), 20.0, "going on alone")
+    solo = primary.first("solo", lost_ms)
+    assert solo is not None
+    assert solo["t_ms"] - lost_ms < within_s * 1000, log_of(primary)[-2000:]
+    await pair.serves(1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "within_s"),
+    [
+        ("qemu", signal.SIGKILL, NOTICED_S_MAX),
+        ("qemu", signal.SIGSTOP, QMP_DEADLINE_MS / 1000 + 1),
+        ("agent", signal.SIGKILL, NOTICED_S_MAX),
+    ],
+)
+async def test_a_part_of_the_primary_fails(pair: Pair, name: str, number: signal.Signals, within_s: float) -> None:
+    failed_ms = pair.signal(P, (name,), number)
+    await pair.goes_on(pair.secondary, failed_ms, within_s)
+    assert await pair.exit_status(pair.primary) == VmLost.exit_status
+
+
+@pytest.mark.parametrize("frozen", [("daemon",), EVERYTHING], ids=["daemon", "host"])
+async def test_a_frozen_primary_never_speaks_again(pair: Pair, frozen: tuple[str, ...]) -> None:
+    frozen_ms = pair.signal(P, frozen, signal.SIGSTOP)
+    secondary = pair.secondary
+    await secondary.wait_for(lambda: secondary.first("solo", frozen_ms), 20.0, "taking over")
+    wiretap = Wiretap(pair, P)
+    try:
+        await pair.serves(2.0)
+        assert wiretap.frames() == []
+        pair.signal(P, frozen, signal.SIGCONT)
+        assert await pair.exit_status(pair.primary) == Fenced.exit_status
+        assert pair.primary.process.returncode == Fenced.exit_status
+        await pair.serves(1.0)
+        assert wiretap.frames() == []
+    finally:
+        wiretap.close()
+    assert "the other side holds the claim" in log_of(pair.primary)
+    await pair.load_off()
+
+
+async def test_a_cut_between_two_living_hosts_leaves_exactly_one(pair: Pair) -> None:
+    cut_ms = now_ms()
+    pair.host(P).ip("link", "set", "peer0", "down")
+    waits = {asyncio.ensure_future(daemon.process.wait()): daemon for daemon in (pair.primary, pair.secondary)}
+    done, others = await asyncio.wait(waits, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in others:
+        waiting.cancel()
+    assert len(done) == 1
+    fenced = waits[done.pop()]
+    survivor = pair.primary if fenced is pair.secondary else pair.secondary
+    assert fenced.process.returncode == Fenced.exit_status
+    await pair.goes_on(survivor, cut_ms, 2.0)
+    assert survivor.process.returncode is None
+    claims = [event for event in survivor.events if event["kind"] == "claim" and event["t_ms"] > cut_ms]
+    assert [claim["granted"] for claim in claims] == [True]
+
+
+async def test_stopping_the_primary_in_order_is_a_takeover(pair: Pair) -> None:
+    stopped_ms = pair.signal(P, ("daemon",), signal.SIGTERM)
+    await pair.goes_on(pair.secondary, stopped_ms, NOTICED_S_MAX)
+    assert await pair.exit_status(pair.primary) == 0
+    lost = pair.secondary.first("peer-lost", stopped_ms)
+    assert lost is not None
+    assert "the operator stops this side" in lost["reason"]

@@ -1,0 +1,241 @@
+"""Deliberate mutants of the core; each names the checker that has to catch it and the faults that bring it out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from pytest import MonkeyPatch
+
+from pycolo.core import checkpoint, failover
+from pycolo.core.checkpoint import PrimaryOutput, SecondaryFeed, SecondaryLink, SecondaryVm
+from pycolo.core.epochs import EpochLedger
+from pycolo.core.failover import Command, Decision, Event, State
+from pycolo.core.memory_cache import MemoryCache, Stage
+from pycolo.core.pages import Indices, PageBatch, PageDebt
+
+from .checkers import client_history, committed_state, liveness
+from .faults import Fault, Kind
+
+Apply = Callable[[MonkeyPatch], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A broken core: `faults` strike one after the other, starting at each await of one of `ports`."""
+
+    name: str
+    checker: str
+    apply: Apply
+    ports: tuple[str, ...] = ("output.pause_feed",)
+    faults: tuple[Fault, ...] = field(default=())
+
+
+class _EarlyLink:
+    """Releases the old epoch's output before the new one has been sent, let alone committed."""
+
+    def __init__(self, link: SecondaryLink, output: PrimaryOutput) -> None:
+        self._link, self._output = link, output
+
+    async def send_pages(self, epoch: int, batch: PageBatch) -> None:
+        await self._link.send_pages(epoch, batch)
+
+    async def send_stage(self, stage: Stage) -> None:
+        await self._output.commit(stage.epoch)
+        await self._link.send_stage(stage)
+
+    async def committed(self, epoch: int) -> None:
+        await self._link.committed(epoch)
+
+
+def _release_before_commit(patch: MonkeyPatch) -> None:
+    real = checkpoint.take_checkpoint
+
+    async def mutated(
+        vm: checkpoint.PrimaryVm,
+        output: PrimaryOutput,
+        link: SecondaryLink,
+        ledger: EpochLedger,
+        limits: checkpoint.CheckpointLimits,
+        sealed: Callable[[], None],
+    ) -> checkpoint.Transfer:
+        return await real(vm, output, _EarlyLink(link, output), ledger, limits, sealed)
+
+    patch.setattr(checkpoint, "take_checkpoint", mutated)
+
+
+def _pages_not_put_back(patch: MonkeyPatch) -> None:
+    patch.setattr(PageDebt, "put_back", PageDebt.settle)
+
+
+def _lost_answer_forgets(patch: MonkeyPatch) -> None:
+    def expect_answer(self: PageDebt) -> None:
+        self._before = self._owed.copy()
+
+    patch.setattr(PageDebt, "expect_answer", expect_answer)
+
+
+def _digest_not_verified(patch: MonkeyPatch) -> None:
+    def problem(self: MemoryCache, stage: Stage) -> str | None:
+        return None
+
+    patch.setattr(MemoryCache, "problem", problem)
+
+
+def _skip_claim(table: str, command: Command) -> Apply:
+    def apply(patch: MonkeyPatch) -> None:
+        decision = Decision(State.SOLO, (Command.LEAVE_PAIR, command), "without asking")
+        patch.setitem(getattr(failover, table), (State.PROTECTED, Event.PEER_LOST), decision)
+
+    return apply
+
+
+def _seal_forgotten(patch: MonkeyPatch) -> None:
+    decision = Decision(State.SOLO, (Command.LEAVE_PAIR,), "what was sealed stays held")
+    patch.setitem(failover._PRIMARY, (State.SYNCING, Event.PEER_LOST), decision)
+
+
+def _boundary_off(by: int) -> Apply:
+    def apply(patch: MonkeyPatch) -> None:
+        real = checkpoint._Stream.stage
+
+        def stage(self: checkpoint._Stream, boundary: int, device_state: bytes) -> Stage:
+            return real(self, max(0, boundary + by), device_state)
+
+        patch.setattr(checkpoint._Stream, "stage", stage)
+
+    return apply
+
+
+def _applied_at_discard(patch: MonkeyPatch) -> None:
+    real = MemoryCache.discard
+
+    def discard(self: MemoryCache) -> None:
+        for batch in self._staged:
+            batch.apply_to(self.image)
+        real(self)
+
+    patch.setattr(MemoryCache, "discard", discard)
+
+
+def _roll_forward_once(patch: MonkeyPatch) -> None:
+    real = checkpoint.roll_forward
+    tried: dict[int, int] = {}
+
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+        if tried.get(id(cache), 0) != cache.committed_epoch:
+            tried[id(cache)] = cache.committed_epoch
+            await real(vm, feed, cache)
+
+    patch.setattr(checkpoint, "roll_forward", mutated)
+
+
+def _set_back_when_fed(patch: MonkeyPatch) -> None:
+    real = checkpoint.roll_forward
+
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+        if cache.fed_epoch != cache.committed_epoch:
+            cache.loaded_epoch = 0
+        await real(vm, feed, cache)
+
+    patch.setattr(checkpoint, "roll_forward", mutated)
+
+
+def _load_not_rewritten(patch: MonkeyPatch) -> None:
+    async def mutated(vm: SecondaryVm, cache: MemoryCache) -> Indices:
+        return np.empty(0, np.uint32)
+
+    patch.setattr(checkpoint, "_dirtied_by_load", mutated)
+
+
+def _epoch_reused(patch: MonkeyPatch) -> None:
+    real = EpochLedger.fail
+
+    def fail(self: EpochLedger) -> None:
+        real(self)
+        self.last_used -= 1
+
+    patch.setattr(EpochLedger, "fail", fail)
+
+
+def _own_writes_ignored(patch: MonkeyPatch) -> None:
+    """The roll-forward writes what the primary changed, and not what the SVM has written by itself."""
+    real = checkpoint._collect_dirty
+
+    async def mutated(ask: Callable[[], Awaitable[Indices]], debt: PageDebt) -> None:
+        before = debt._owed.copy()
+        await real(ask, debt)
+        if getattr(ask, "__qualname__", "").startswith("SvmPort"):
+            debt._owed = before
+
+    patch.setattr(checkpoint, "_collect_dirty", mutated)
+
+
+_DIE, _CUT = Fault(Kind.DIE, False), Fault(Kind.CUT, False)
+_INTERRUPT_AFTER = Fault(Kind.PEER_LOST, True)
+_REFUSED_AFTER = Fault(Kind.REFUSED, True)
+
+MUTANTS = (
+    Mutant("release before the commit", client_history.NAME, _release_before_commit, ("to_secondary.send_stage",), (_DIE,)),
+    Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
+    Mutant(
+        "lost answer of the PVM's tracker forgets pages",
+        committed_state.NAME,
+        _lost_answer_forgets,
+        ("pvm.take_dirty_pages",),
+        (_REFUSED_AFTER,),
+    ),
+    Mutant(
+        "lost answer of the SVM's tracker forgets pages",
+        committed_state.NAME,
+        _lost_answer_forgets,
+        ("svm.take_dirty_pages",),
+        (_INTERRUPT_AFTER,),
+    ),
+    Mutant(
+        "digest not verified, bytes changed",
+        committed_state.NAME,
+        _digest_not_verified,
+        ("to_secondary.send_pages",),
+        (Fault(Kind.SPOIL, False),),
+    ),
+    Mutant(
+        "digest not verified, batch lost",
+        committed_state.NAME,
+        _digest_not_verified,
+        ("to_secondary.send_pages",),
+        (Fault(Kind.DROP, False),),
+    ),
+    Mutant(
+        "primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), faults=(_CUT,)
+    ),
+    Mutant(
+        "secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), faults=(_CUT,)
+    ),
+    Mutant(
+        "what a failed first seal held stays held",
+        liveness.NAME,
+        _seal_forgotten,
+        ("output.seal",),
+        (_REFUSED_AFTER, Fault(Kind.PEER_DIES, False)),
+    ),
+    Mutant("boundary one too far", committed_state.NAME, _boundary_off(1)),
+    Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1)),
+    Mutant(
+        "staged pages applied at a discard",
+        committed_state.NAME,
+        _applied_at_discard,
+        ("to_secondary.send_pages",),
+        (Fault(Kind.SPOIL, False),),
+    ),
+    Mutant(
+        "roll-forward not repeated", client_history.NAME, _roll_forward_once, ("svm.stop_for_load",), (_INTERRUPT_AFTER,)
+    ),
+    Mutant(
+        "set back after the feed started", client_history.NAME, _set_back_when_fed, ("feed.start_feed",), (_INTERRUPT_AFTER,)
+    ),
+    Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten),
+    Mutant("epoch number reused", committed_state.NAME, _epoch_reused, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
+    Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored),
+)

@@ -1,0 +1,29 @@
+"""The exhaustive sweep: the same scenario once per await and fault, with exactly that one fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .faults import Exactly, Fault, Plan, faults_of
+from .world import Scenario, play
+
+
+def awaits_of(scenario: Scenario) -> list[str]:
+    """The port at every await of the scenario when nothing fails; its last act included."""
+    plan = Plan()
+    play(scenario, plan)
+    return plan.ports
+
+
+def one_fault_plans(scenario: Scenario) -> Iterator[tuple[str, Plan]]:
+    """Every (description, plan) with one fault."""
+    for number, port in enumerate(awaits_of(scenario)):
+        for fault in faults_of(port):
+            yield f"{fault} {port} (await {number})", Exactly({number: fault})
+
+
+def plans_with(scenario: Scenario, ports: tuple[str, ...], faults: tuple[Fault, ...]) -> Iterator[Plan]:
+    """`faults` one after the other, starting at each await of one of `ports`."""
+    for number, port in enumerate(awaits_of(scenario)):
+        if port in ports:
+            yield Exactly({number + later: fault for later, fault in enumerate(faults)})
