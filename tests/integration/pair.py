@@ -276,7 +276,7 @@ class Wiretap:
     """What one host sends to the clients' network, from the guest's MAC address."""
 
     def __init__(self, pair: Pair, role: Role) -> None:
-        self._end = socket_in(pair.lab.clients, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._end = socket_in(pair.lab.clients, socket.AF_PACKET, socket.SOCK_RAW)  # hears nothing before it is bound
         self._end.bind((f"lan{HOSTS.index(_host_name(role)) + 1}", 3))
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._end.setblocking(False)

@@ -44,7 +44,14 @@ _K = Kind
 _PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
 _OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit")
 _TO_SECONDARY = ("to_secondary.send_pages", "to_secondary.send_stage", "to_secondary.committed")
-_SVM = ("svm.breathe", "svm.stop_for_load", "svm.take_dirty_pages", "svm.write_pages", "svm.load_device_state", "svm.resume")
+_SVM = (
+    "svm.breathe",
+    "svm.stop_for_load",
+    "svm.take_dirty_pages",
+    "svm.write_pages",
+    "svm.load_device_state",
+    "svm.resume",
+)
 _FEED = ("feed.stop_feed", "feed.drop_output", "feed.start_feed")
 _TO_PRIMARY = ("to_primary.receive", "to_primary.send_committed", "to_primary.send_discarded", "to_primary.send_loaded")
 _REFUSING = (*(p for p in _PVM if p != "pvm.resume"), "output.pause_feed", "output.seal", "output.commit")

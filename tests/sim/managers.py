@@ -18,7 +18,18 @@ from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import PrimaryAgent
 from .network import ClientNetwork
-from .ports import ArbiterPort, ClaimUnanswered, FeedPort, Gate, OutputPort, PvmPort, Side, SvmPort, ToPrimary, ToSecondary
+from .ports import (
+    ArbiterPort,
+    ClaimUnanswered,
+    FeedPort,
+    Gate,
+    OutputPort,
+    PvmPort,
+    Side,
+    SvmPort,
+    ToPrimary,
+    ToSecondary,
+)
 from .scheduler import Task
 
 TERM = 1
@@ -50,6 +61,10 @@ class Manager:
         self._arbiter = ArbiterPort(around.gate, around.side.host)
         self.vm_lost_by_fault = False
         self.done = False
+
+    async def run(self) -> None:
+        """The role's whole story."""
+        raise NotImplementedError
 
     @property
     def state(self) -> State:

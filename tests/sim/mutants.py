@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from pytest import MonkeyPatch
+import pytest
 
 from pycolo.core import checkpoint, failover
 from pycolo.core.checkpoint import PrimaryOutput, SecondaryFeed, SecondaryLink, SecondaryVm
@@ -18,7 +18,7 @@ from pycolo.core.pages import Indices, PageBatch, PageDebt
 from .checkers import client_history, committed_state, liveness
 from .faults import Fault, Kind
 
-Apply = Callable[[MonkeyPatch], None]
+Apply = Callable[[pytest.MonkeyPatch], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class _EarlyLink:
         await self._link.committed(epoch)
 
 
-def _release_before_commit(patch: MonkeyPatch) -> None:
+def _release_before_commit(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.take_checkpoint
 
     async def mutated(
@@ -65,18 +65,18 @@ def _release_before_commit(patch: MonkeyPatch) -> None:
     patch.setattr(checkpoint, "take_checkpoint", mutated)
 
 
-def _pages_not_put_back(patch: MonkeyPatch) -> None:
+def _pages_not_put_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PageDebt, "put_back", PageDebt.settle)
 
 
-def _lost_answer_forgets(patch: MonkeyPatch) -> None:
+def _lost_answer_forgets(patch: pytest.MonkeyPatch) -> None:
     def expect_answer(self: PageDebt) -> None:
         self._before = self._owed.copy()
 
     patch.setattr(PageDebt, "expect_answer", expect_answer)
 
 
-def _digest_not_verified(patch: MonkeyPatch) -> None:
+def _digest_not_verified(patch: pytest.MonkeyPatch) -> None:
     def problem(self: MemoryCache, stage: Stage) -> str | None:
         return None
 
@@ -84,20 +84,20 @@ def _digest_not_verified(patch: MonkeyPatch) -> None:
 
 
 def _skip_claim(table: str, command: Command) -> Apply:
-    def apply(patch: MonkeyPatch) -> None:
+    def apply(patch: pytest.MonkeyPatch) -> None:
         decision = Decision(State.SOLO, (Command.LEAVE_PAIR, command), "without asking")
         patch.setitem(getattr(failover, table), (State.PROTECTED, Event.PEER_LOST), decision)
 
     return apply
 
 
-def _seal_forgotten(patch: MonkeyPatch) -> None:
+def _seal_forgotten(patch: pytest.MonkeyPatch) -> None:
     decision = Decision(State.SOLO, (Command.LEAVE_PAIR,), "what was sealed stays held")
     patch.setitem(failover._PRIMARY, (State.SYNCING, Event.PEER_LOST), decision)
 
 
 def _boundary_off(by: int) -> Apply:
-    def apply(patch: MonkeyPatch) -> None:
+    def apply(patch: pytest.MonkeyPatch) -> None:
         real = checkpoint._Stream.stage
 
         def stage(self: checkpoint._Stream, boundary: int, device_state: bytes) -> Stage:
@@ -108,7 +108,7 @@ def _boundary_off(by: int) -> Apply:
     return apply
 
 
-def _applied_at_discard(patch: MonkeyPatch) -> None:
+def _applied_at_discard(patch: pytest.MonkeyPatch) -> None:
     real = MemoryCache.discard
 
     def discard(self: MemoryCache) -> None:
@@ -119,7 +119,7 @@ def _applied_at_discard(patch: MonkeyPatch) -> None:
     patch.setattr(MemoryCache, "discard", discard)
 
 
-def _roll_forward_once(patch: MonkeyPatch) -> None:
+def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
     tried: dict[int, int] = {}
 
@@ -131,7 +131,7 @@ def _roll_forward_once(patch: MonkeyPatch) -> None:
     patch.setattr(checkpoint, "roll_forward", mutated)
 
 
-def _set_back_when_fed(patch: MonkeyPatch) -> None:
+def _set_back_when_fed(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
 
     async def mutated(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
@@ -142,14 +142,14 @@ def _set_back_when_fed(patch: MonkeyPatch) -> None:
     patch.setattr(checkpoint, "roll_forward", mutated)
 
 
-def _load_not_rewritten(patch: MonkeyPatch) -> None:
+def _load_not_rewritten(patch: pytest.MonkeyPatch) -> None:
     async def mutated(vm: SecondaryVm, cache: MemoryCache) -> Indices:
         return np.empty(0, np.uint32)
 
     patch.setattr(checkpoint, "_dirtied_by_load", mutated)
 
 
-def _epoch_reused(patch: MonkeyPatch) -> None:
+def _epoch_reused(patch: pytest.MonkeyPatch) -> None:
     real = EpochLedger.fail
 
     def fail(self: EpochLedger) -> None:
@@ -159,7 +159,7 @@ def _epoch_reused(patch: MonkeyPatch) -> None:
     patch.setattr(EpochLedger, "fail", fail)
 
 
-def _own_writes_ignored(patch: MonkeyPatch) -> None:
+def _own_writes_ignored(patch: pytest.MonkeyPatch) -> None:
     """The roll-forward writes what the primary changed, and not what the SVM has written by itself."""
     real = checkpoint._collect_dirty
 
@@ -177,8 +177,12 @@ _INTERRUPT_AFTER = Fault(Kind.PEER_LOST, True)
 _REFUSED_AFTER = Fault(Kind.REFUSED, True)
 
 MUTANTS = (
-    Mutant("release before the commit", client_history.NAME, _release_before_commit, ("to_secondary.send_stage",), (_DIE,)),
-    Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
+    Mutant(
+        "release before the commit", client_history.NAME, _release_before_commit, ("to_secondary.send_stage",), (_DIE,)
+    ),
+    Mutant(
+        "pages not put back", committed_state.NAME, _pages_not_put_back, ("pvm.save_device_state",), (_REFUSED_AFTER,)
+    ),
     Mutant(
         "lost answer of the PVM's tracker forgets pages",
         committed_state.NAME,
@@ -207,11 +211,12 @@ MUTANTS = (
         ("to_secondary.send_pages",),
         (Fault(Kind.DROP, False),),
     ),
+    Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), faults=(_CUT,)),
     Mutant(
-        "primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), faults=(_CUT,)
-    ),
-    Mutant(
-        "secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), faults=(_CUT,)
+        "secondary takes over unasked",
+        client_history.NAME,
+        _skip_claim("_SECONDARY", Command.TAKE_OVER),
+        faults=(_CUT,),
     ),
     Mutant(
         "what a failed first seal held stays held",
@@ -230,10 +235,18 @@ MUTANTS = (
         (Fault(Kind.SPOIL, False),),
     ),
     Mutant(
-        "roll-forward not repeated", client_history.NAME, _roll_forward_once, ("svm.stop_for_load",), (_INTERRUPT_AFTER,)
+        "roll-forward not repeated",
+        client_history.NAME,
+        _roll_forward_once,
+        ("svm.stop_for_load",),
+        (_INTERRUPT_AFTER,),
     ),
     Mutant(
-        "set back after the feed started", client_history.NAME, _set_back_when_fed, ("feed.start_feed",), (_INTERRUPT_AFTER,)
+        "set back after the feed started",
+        client_history.NAME,
+        _set_back_when_fed,
+        ("feed.start_feed",),
+        (_INTERRUPT_AFTER,),
     ),
     Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten),
     Mutant("epoch number reused", committed_state.NAME, _epoch_reused, ("pvm.save_device_state",), (_REFUSED_AFTER,)),

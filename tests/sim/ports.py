@@ -234,9 +234,7 @@ class ToSecondary:
 
     async def send_stage(self, stage: Stage) -> None:
         """See SecondaryLink."""
-        await self._gate.operate(
-            self._link.host, "to_secondary.send_stage", lambda: _now(lambda: self._send(stage))
-        )
+        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: _now(lambda: self._send(stage)))
 
     def _send(self, message: tuple[int, PageBatch] | Stage) -> None:
         if self._link.lost:
@@ -245,9 +243,7 @@ class ToSecondary:
 
     async def committed(self, epoch: int) -> None:
         """See SecondaryLink."""
-        verdict = await self._gate.operate(
-            self._link.host, "to_secondary.committed", lambda: self._link.verdict(epoch)
-        )
+        verdict = await self._gate.operate(self._link.host, "to_secondary.committed", lambda: self._link.verdict(epoch))
         if verdict.why_discarded:
             raise CheckpointFailed(verdict.why_discarded)
 
@@ -290,9 +286,7 @@ class SvmPort:
 
     def _resume(self) -> None:
         guest = self._guest
-        self._gate.history.loads.append(
-            Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state())
-        )
+        self._gate.history.loads.append(Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state()))
         guest.resume()
 
 

@@ -102,6 +102,7 @@ class Task(Generic[T]):
             self.dropped = True
             self.finished.fail(RuntimeError(f"host {died} died"))
         except Exception as failure:  # noqa: BLE001 - whoever awaits the task gets it, or the harness calls it a crash
+            self._scheduler.failed.append(self)
             self.finished.fail(failure)
         else:
             self._waiting = future
@@ -119,7 +120,7 @@ class Task(Generic[T]):
 
     def drop(self) -> None:
         """The host died: end at the present await."""
-        if not inspect.getcoroutinestate(self._coroutine) == inspect.CORO_RUNNING:
+        if inspect.getcoroutinestate(self._coroutine) != inspect.CORO_RUNNING:
             self.step(HostDied())
 
 
@@ -129,6 +130,7 @@ class Scheduler:
     def __init__(self) -> None:
         self.now_us = 0
         self.steps = 0
+        self.failed: list[Task[Any]] = []
         self._order = 0
         self._queue: list[tuple[int, int, Host, Callable[[], None]]] = []
 

@@ -2,9 +2,11 @@
 
 A run is a function of its seed, its plan and the commit: the same three give the same trace, line by line.
 
-1. Faults strike for `steps` steps of the scheduler. 2. Heal: no new faults, the arbiter answers everybody; a link once cut
-stays dead, as its streams have lost messages. The clients ask some more; within BOUND_US everything must settle. 3. The
-last act: when the pair still stands, the primary (or for some seeds the secondary) is killed, and it must settle again.
+1. Faults strike for `steps` steps of the scheduler.
+2. Heal: no new faults, the arbiter answers everybody; a link once cut stays dead, as its streams have lost messages. The
+   clients ask some more; within BOUND_US everything must settle.
+3. The last act: when the pair still stands, the primary (or for some seeds the secondary) is killed, and it must settle
+   again.
 """
 
 from __future__ import annotations
@@ -154,13 +156,15 @@ class World:
         return going[0] if len(going) == 1 and self.managers[going[0]].state is State.SOLO else None
 
     def _crashes(self) -> list[str]:
-        return [task.crash for side in self._gate.sides for task in side.host.tasks if task.crash]
+        return [task.crash for task in self.scheduler.failed if task.crash]
 
     def _finish(self) -> None:
         history = self.run.history
         history.crashes = self._crashes()
         history.holder = self._arbiter.record.holder if self._arbiter.record else None
-        history.endings = [self._ending(side, manager) for side, manager in zip(self._gate.sides, self.managers, strict=True)]
+        history.endings = [
+            self._ending(side, manager) for side, manager in zip(self._gate.sides, self.managers, strict=True)
+        ]
         history.unanswered = [number for number, client in enumerate(self._clients) if client.waiting]
         history.committed_before_end = self._cache.committed is not None
         if self._secondary.host.alive:

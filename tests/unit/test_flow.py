@@ -230,6 +230,7 @@ def test_the_svm_still_speaks_of_the_old_connection() -> None:
     assert pair.p(0, 1, S | A) == 0
     late_words = old.out(1, 2**31 - 100, A | F, b"x" * 2000)
     assert pair.plane.svm_frames(1, 0, [late_words], 0) == []
+    assert pair.plane._budget.used_bytes == 0
     assert pair.p(1, 1, A, b"x") == 0
     assert pair.s(0, 1, S | A) == 1
     assert pair.s(1, 1, A, b"x") == 1
@@ -243,6 +244,28 @@ def test_words_of_an_old_connection_are_not_compared_with_the_new_one() -> None:
     assert pair.p(0, 1, S | A) == 1
     assert pair.diverged
     assert pair.plane.stats.held_frames == 1
+
+
+def test_acknowledgements_of_an_old_connection_do_not_count_for_the_new_one() -> None:
+    pair = Pair(opened=False)
+    old_svm, old_pvm = Connection(isn=600_000, client_isn=2**31), Connection(isn=700_000, client_isn=60_000)
+    assert pair.plane.svm_frames(1, 0, [old_svm.out(9, 2)], 0) == []
+    assert pair.s(0, 1, S | A) == 0
+    assert pair.plane.pvm_frames([old_pvm.out(3, 1), old_pvm.out(3, 1, R)], 0) == []
+    assert pair.p(0, 1, S | A) == 1
+    assert pair.p(1, 2) == 0
+    assert pair.s(1, 2) == 1
+    assert pair.checkpoint() == 2
+
+
+def test_the_svm_is_a_whole_connection_ahead() -> None:
+    pair = Pair()
+    pair.pvm, pair.svm = Connection(isn=500_000, client_isn=90_000), Connection(isn=600_000, client_isn=90_000)
+    pair.s(0, 1, S | A)
+    pair.s(1, 1, A, b"new")
+    assert pair.p(0, 1, S | A) == 1
+    assert pair.p(1, 1, A, b"new") == 1
+    assert not pair.diverged
 
 
 def test_a_repeated_syn_ack_changes_nothing() -> None:
@@ -278,6 +301,13 @@ def test_fin_needs_a_fin_at_the_same_place() -> None:
     earlier.s(1, 1, A | F)
     assert earlier.p(1, 1, A, b"more") == 0
     assert earlier.diverged
+
+
+def test_fin_before_the_end_of_the_svms_stream() -> None:
+    pair = Pair()
+    pair.s(1, 1, A | F, b"more")
+    assert pair.p(1, 1, A | F) == 0
+    assert pair.diverged
 
 
 def test_a_fin_is_no_match_for_a_reset() -> None:
@@ -346,6 +376,7 @@ def test_a_checkpoint_in_the_middle_of_a_response() -> None:
     pair.s(1, 1, A, b"0123456789")  # the SVM is ahead, and what it said is void
     assert pair.p(1, 1, A, b"0123") == 1
     pair.checkpoint()
+    assert pair.p(1, 1, A, b"0123") == 1
     assert pair.p(5, 1, A, b"4567") == 0
     assert pair.s(5, 1, A, b"45") == 0
     assert pair.s(7, 1, A, b"67") == 1

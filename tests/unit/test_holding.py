@@ -40,6 +40,13 @@ def test_late_needs_silence_or_the_upper_bound() -> None:
     assert limit.late_at_ms(waiting_since_ms=100, progress_ms=5000) == 1100
 
 
+def test_a_loading_svm_gets_a_quarter_of_the_upper_bound() -> None:
+    limit = HoldLimit(50, 1000)
+    for _ in range(100):
+        limit.sample(1)
+    assert limit.late_at_ms(waiting_since_ms=100, progress_ms=100, loading=True) == 350
+
+
 def test_budget() -> None:
     budget = TwinBudget(10, 100)
     budget.used_bytes = 90

@@ -141,6 +141,12 @@ def test_rewritten_segments_have_right_checksums(payload: bytes, options: bytes)
         assert rewrite(changed, start, seq_add=-add, ack_add=add, value_add=-3 * add, echo_add=-5 * add) == frame
 
 
+def test_of_the_two_zeros_the_checksum_is_the_plain_one() -> None:
+    found = {rewrite(SEGMENT, 66, seq_add=add)[50:52] for add in range(0x10000)}
+    assert b"\x00\x00" in found
+    assert b"\xff\xff" not in found
+
+
 def test_sack_edges_follow_the_acknowledgement() -> None:
     frame = Connection().back(1, 1, A, options=b"\x01\x01\x05\x0a" + struct.pack(">II", 100, 200))
     changed = rewrite(frame, 66, ack_add=1000)

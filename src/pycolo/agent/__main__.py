@@ -155,7 +155,8 @@ class Agent:
             case protocol.Seal():
                 drained = side.drain()
                 self._say(protocol.Done(len(drained)))  # the PVM stays paused until this answer, so compare after it
-                side.seal(command.epoch, drained, now_ms())
+                with self._channel_guard(side):  # nobody waits for a second answer
+                    side.seal(command.epoch, drained, now_ms())
                 return None
             case protocol.Commit():
                 return protocol.Done(side.commit(command.epoch, now_ms()))

@@ -6,7 +6,7 @@ left everything stays held until `go_solo` (rule 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
@@ -30,6 +30,7 @@ class PrimarySide(Side):
         self._feeding = True
         self._cutting = False
         self._past = protocol.Stats()
+        self._unspoken: list[bytes] = []
 
     def attach(self, channel: PacketChannel) -> None:
         """From the next boundary on client frames go to the peer too."""
@@ -41,7 +42,7 @@ class PrimarySide(Side):
     def reads_nic(self) -> bool:
         if self._cutting:
             return False
-        return self._dataplane is None or not self._dataplane.full
+        return self._dataplane is None or (self.channel is not None and not self._dataplane.full)
 
     def on_tap(self, now_ms: float) -> None:
         frames = self.tap.receive(BATCH_FRAMES_MAX)
@@ -54,10 +55,12 @@ class PrimarySide(Side):
             self._input_no += len(frames)
 
     def on_nic(self, now_ms: float) -> None:
+        if self._dataplane is not None:
+            self.on_channel(now_ms)  # a peer that has left may speak by now: nothing is released before we know
         self._put_out(self.nic.receive(BATCH_FRAMES_MAX), now_ms)
 
     def on_channel(self, now_ms: float) -> None:
-        for message in self.open_channel().receive():
+        for message in self.open_channel().receive_all():
             if isinstance(message, tuple) and self._dataplane is not None:
                 epoch, first_no, frames = message
                 self.speak(self._dataplane.svm_frames(epoch, first_no, frames, now_ms))
@@ -70,6 +73,13 @@ class PrimarySide(Side):
         if reason is not None:
             self.notify(protocol.Wanted(reason))
         return self._dataplane.next_due_ms(now_ms)
+
+    def speak(self, frames: Sequence[bytes]) -> None:
+        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak."""
+        if self._dataplane is not None and self.channel is None:
+            self._unspoken += frames
+        else:
+            super().speak(frames)
 
     # ---- the checkpoint's steps, in their order
 
@@ -100,14 +110,14 @@ class PrimarySide(Side):
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""
         self._put_out(drained, now_ms)
         if self._dataplane is None:
-            self._dataplane = PrimaryDataplane(self._limits, epoch)
-        else:
-            self._dataplane.seal(epoch)
+            self._dataplane = PrimaryDataplane(self._limits, epoch - 1)
+        self._dataplane.seal(epoch)
 
     def commit(self, epoch: int, now_ms: float) -> int:
         """Release what the checkpoint that starts `epoch` freed."""
         if self._dataplane is None:
             return 0
+        self.on_channel(now_ms)  # as in on_nic
         frames = self._dataplane.commit(epoch, now_ms)
         self.speak(frames)
         return len(frames)
@@ -117,9 +127,9 @@ class PrimarySide(Side):
         self.leave_pair()
         if self._dataplane is None:
             return 0
-        frames = self._dataplane.go_solo()
+        frames = self._unspoken + self._dataplane.go_solo()
         self._past = self.stats()
-        self._dataplane = None
+        self._dataplane, self._unspoken = None, []
         self.speak(frames)
         self.counters.released_solo += len(frames)
         return len(frames)

@@ -77,6 +77,7 @@ class PrimaryDataplane:
         self._hold_limit = HoldLimit(limits.hold_ms_min, limits.hold_ms_max)
         self._confirmed: deque[int] = deque(maxlen=limits.held_frames_max)
         self._now_ms = self._progress_ms = self._compared_since_ms = 0.0
+        self._loading = False  # the SVM has put out nothing in this epoch yet
         self._next_no = 0
         self._held_frames = self._held_bytes = 0
         self._released_equal = self._released_by_checkpoint = self._diverged = 0
@@ -208,7 +209,7 @@ class PrimaryDataplane:
         self._now_ms = now_ms
         if epoch != self.epoch or self._solo or not frames:
             return []
-        self._progress_ms = now_ms
+        self._progress_ms, self._loading = now_ms, False
         out: list[bytes] = []
         for no, frame in enumerate(frames, first_no):
             segment = parse_tcp(frame)
@@ -325,6 +326,7 @@ class PrimaryDataplane:
             self._awaiting_commit = False
             self._now_ms = self._now_ms if now_ms is None else now_ms
             self._compared_since_ms = self._progress_ms = self._now_ms
+            self._loading = True
             self._forget_finished()
             for flow in list(self._waiting):
                 self._pump(flow, out)
@@ -372,7 +374,7 @@ class PrimaryDataplane:
     # ---------------------------------------------------------------- when a checkpoint is needed
 
     def due(self, now_ms: float) -> Reason | None:
-        """Why a checkpoint is needed, or None; said once, and not again before the next seal (but see `ask_again`)."""
+        """Why a checkpoint is needed, or None; said once, and not again before the next seal."""
         if self._asked or self._awaiting_commit or self._solo:
             return None
         self._now_ms = max(now_ms, self._now_ms)
@@ -386,10 +388,6 @@ class PrimaryDataplane:
         self._asked = reason is not None
         return reason
 
-    def ask_again(self) -> None:
-        """The checkpoint asked for came to nothing before its seal: `due` may say its reason once more."""
-        self._asked = False
-
     def next_due_ms(self, now_ms: float) -> float | None:
         """When `due` should be asked at the latest, None while nothing waits."""
         if self._asked or self._awaiting_commit or self._solo:
@@ -397,11 +395,12 @@ class PrimaryDataplane:
         return now_ms if self._reason is not None or self.full else self._late_at_ms()
 
     def _late_at_ms(self) -> float | None:
+        """When the oldest held frame counts as late."""
         while self._arrivals:
             no, arrived_ms, flow = self._arrivals[0]
             if _is_held(no, flow):
                 waiting_since_ms = max(arrived_ms, self._compared_since_ms)
-                return self._hold_limit.late_at_ms(waiting_since_ms, self._progress_ms)
+                return self._hold_limit.late_at_ms(waiting_since_ms, self._progress_ms, loading=self._loading)
             self._arrivals.popleft()
         return None
 

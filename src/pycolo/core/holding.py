@@ -8,6 +8,7 @@ Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
 from __future__ import annotations
 
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
+_LOADING_SHARE = 1 / 4  # of `hold_ms_max`
 _FACTOR = 2.0
 """RFC 6298's bound fits a network path. The SVM's lag has a heavier tail (whole scheduling quanta), and a false alarm
 feeds back: the needless checkpoint stops the SVM for about one lag, which makes the next packet late as well.
@@ -35,10 +36,15 @@ class HoldLimit:
         bound_ms = _FACTOR * (self.lag_ms + 4 * self._deviation_ms)
         self.limit_ms = min(max(bound_ms, self._ms_min), self._ms_max)
 
-    def late_at_ms(self, waiting_since_ms: float, progress_ms: float) -> float:
-        """When a frame waiting since then counts as late, given when the SVM last put out anything."""
+    def late_at_ms(self, waiting_since_ms: float, progress_ms: float, *, loading: bool = False) -> float:
+        """When a frame waiting since then counts as late, given when the SVM last put out anything.
+
+        `loading`: it has put out nothing since it was last loaded, when it is slowest (under TCG it translates all its
+        code again) and another checkpoint would only make it begin anew.
+        """
+        limit_ms = max(self.limit_ms, self._ms_max * _LOADING_SHARE) if loading else self.limit_ms
         quiet_since_ms = max(waiting_since_ms, progress_ms)
-        return min(waiting_since_ms + self._ms_max, quiet_since_ms + self.limit_ms)
+        return min(waiting_since_ms + self._ms_max, quiet_since_ms + limit_ms)
 
 
 class TwinBudget:

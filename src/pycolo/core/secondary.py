@@ -21,17 +21,13 @@ from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, is_l
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
-def new_translator(limits: DataplaneLimits) -> Translator:
-    """An empty one; its timestamps advance by more than two copies' clocks can be apart (ticks of 1 ms)."""
-    return Translator(limits.flows_max, int(limits.hold_ms_max) + ADVANCE_SLACK_TICKS)
-
-
 class SecondaryDataplane:
     """The agent's part beside the SVM."""
 
     def __init__(self, limits: DataplaneLimits) -> None:
         self._limits = limits
-        self._translator = new_translator(limits)
+        # Timestamps advance by more than the clocks of two copies can be apart (ticks of 1 ms).
+        self._translator = Translator(limits.flows_max, int(limits.hold_ms_max) + ADVANCE_SLACK_TICKS)
         self._retained: OrderedDict[int, bytes] = OrderedDict()
         self._retained_bytes = 0
 
@@ -106,16 +102,6 @@ class SecondaryDataplane:
     def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
         """After the takeover: client frames as the guest has to see them."""
         return self._translator.inbound(frames)
-
-    @property
-    def translator(self) -> Translator:
-        """After the takeover: what `outbound` and `inbound` use; it lives on when the VM is protected again.
-
-        Then it stands between the clients and both copies: client frames are translated before they are fed and sent
-        to the peer, released frames after they are released. The new secondary keeps a translator that has adopted
-        its `rows` (sent with every checkpoint) and, after its own takeover, passes its frames through that one as well.
-        """
-        return self._translator
 
     # ---------------------------------------------------------------- what is retained
 

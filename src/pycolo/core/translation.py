@@ -40,10 +40,6 @@ _ECHO_AHEAD_MAX = 1 << 24  # an echo further ahead of the SVM's clock is forged
 _EVICTION_LOOKS_MAX = 64
 
 
-Row = tuple[bytes, int, int, int | None, int]
-"""One connection of a translator after a takeover: key, seq_add, value_add, advance, first_shown."""
-
-
 class Connection:
     """What the secondary knows of one connection. `seq_add` etc. are added mod 2^32 on the way to the SVM."""
 
@@ -176,23 +172,6 @@ class Translator:
         """All offsets are zero."""
         self.connections.clear()
         self._ended.clear()
-
-    def rows(self) -> list[Row]:
-        """After a takeover: what a further secondary needs so that these connections live through its takeover too."""
-        return [
-            (key, each.seq_add, each.value_add, each.advance, each.first_shown)
-            for key, each in self.connections.items()
-            if each.existed and not each.ended and (each.seq_add or each.advance is not None)
-        ]
-
-    def adopt(self, rows: Sequence[Row]) -> None:
-        """Become the translator that `rows` describes: between the numbers of its guest and those of the clients."""
-        self.clear()
-        self.taken_over = True
-        for key, seq_add, value_add, advance, first_shown in rows[: self._flows_max]:
-            connection = self.connections[key] = Connection()
-            connection.seq_add, connection.value_add = seq_add & MASK, value_add & MASK
-            connection.advance, connection.first_shown = advance, first_shown & MASK
 
     def opened(self, frame: bytes, segment: Segment) -> bool:
         """The guest has put out a SYN or SYN-ACK; False when it merely repeats it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -33,6 +34,12 @@ _PAGES = struct.Struct(">QII")
 _FRAMES = struct.Struct(">QQH")
 
 
+# Numbers are bounded where they come in, so that no arithmetic on them can fail later.
+_Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Ms = Annotated[float, msgspec.Meta(ge=0.0, le=86_400_000.0)]
+_Digest = Annotated[bytes, msgspec.Meta(max_length=16)]
+
+
 class Kind(enum.IntEnum):
     """What the body of a message is."""
 
@@ -44,23 +51,23 @@ class Kind(enum.IntEnum):
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
     """First message on every connection: who calls, for which VM, with what, and which channel this is to be."""
 
-    version: int
+    version: _Whole
     channel: str  # "control" or "bulk"
     vm: str
     host: str
-    term: int
+    term: _Whole
     machine: str
-    memory_mib: int
-    cpus: int
+    memory_mib: _Whole
+    cpus: _Whole
     token: str = ""  # bulk: the token that the Welcome of the control channel gave
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
     """The secondary accepts; packets go to `packet_port`; further channels show `token`."""
 
-    version: int
+    version: _Whole
     host: str
-    packet_port: int
+    packet_port: _Whole
     token: str
 
 
@@ -77,21 +84,21 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", forbid_unknown_fie
 class Committed(msgspec.Struct, frozen=True, tag="committed", forbid_unknown_fields=True):
     """The checkpoint that starts `epoch` is committed here."""
 
-    epoch: int
+    epoch: _Whole
 
 
 class Discarded(msgspec.Struct, frozen=True, tag="discarded", forbid_unknown_fields=True):
     """The checkpoint that starts `epoch` was thrown away."""
 
-    epoch: int
+    epoch: _Whole
     why: str
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded", forbid_unknown_fields=True):
     """The SVM runs from the start of `epoch`; `apply_ms` since the commit."""
 
-    epoch: int
-    apply_ms: float
+    epoch: _Whole
+    apply_ms: _Ms
 
 
 class CheckpointWanted(msgspec.Struct, frozen=True, tag="checkpoint-wanted", forbid_unknown_fields=True):
@@ -109,12 +116,12 @@ class Bye(msgspec.Struct, frozen=True, tag="bye", forbid_unknown_fields=True):
 class StageMessage(msgspec.Struct, frozen=True, tag="stage", forbid_unknown_fields=True):
     """The end of a checkpoint's pages; `resumed_ms_ago` is the PVM's time since it ran again, for the clock."""
 
-    epoch: int
-    boundary: int
+    epoch: _Whole
+    boundary: _Whole
     device_state: bytes
-    batch_count: int
-    digest: bytes
-    resumed_ms_ago: float
+    batch_count: _Whole
+    digest: _Digest
+    resumed_ms_ago: _Ms
 
     def stage(self) -> Stage:
         """The part that the memory cache verifies and commits."""
@@ -130,13 +137,13 @@ class ChannelHello(msgspec.Struct, frozen=True, tag="channel-hello", forbid_unkn
 class Boundary(msgspec.Struct, frozen=True, tag="boundary", forbid_unknown_fields=True):
     """Packet channel: a checkpoint is cut before client frame number `input_no`; keep the frames from there on."""
 
-    input_no: int
+    input_no: _Whole
 
 
 class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=True):
     """Packet channel: the twins of these SVM frames have been released."""
 
-    numbers: list[int]
+    numbers: list[_Whole]
 
 
 Control = (
@@ -185,6 +192,8 @@ def encode_frames(tag: int, first_no: int, frames: Sequence[bytes]) -> bytes:
 
 def decode_header(header: bytes) -> tuple[int, Kind]:
     """(body length, kind) of a message. Raises PeerViolation."""
+    if len(header) != HEADER.size:
+        raise PeerViolation(f"a message header has {HEADER.size} bytes, not {len(header)}")
     length, kind = HEADER.unpack(header)
     if length > MESSAGE_BYTES_MAX:
         raise PeerViolation(f"the peer announced a message of {length} bytes; the limit is {MESSAGE_BYTES_MAX}")
@@ -198,7 +207,7 @@ def decode_control(body: bytes) -> Control:
     """Raises PeerViolation for anything that is not exactly one known message."""
     try:
         return _control_decoder.decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerViolation(f"the peer sent a message that can't be read: {error}") from None
 
 

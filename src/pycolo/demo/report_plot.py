@@ -215,8 +215,11 @@ def _death(frame: Frame, kill: float, takeover: float | None, killed: str) -> st
         done = outcome(killed, went_on=True)
         if frame.shows(takeover):
             parts.append(_line(end, LATENCY_TOP - 18, end, PAUSE_BOTTOM, "takeover"))
-        at, anchor = (end + 8, "start") if end < frame.width - LABEL_PX else (end - 8, "end")
-        parts.append(_text(at, LATENCY_TOP - 8, f"{done} +{takeover - kill:.0f} ms", "event takeover-text", anchor))
+        text = f"{done} +{takeover - kill:.0f} ms"
+        if end < frame.width - LABEL_PX:
+            parts.append(_text(end + 8, LATENCY_TOP - 8, text, "event takeover-text", "start"))
+        else:  # on the left side, below the other label
+            parts.append(_text(x - 8, LATENCY_TOP + 7, text, "event takeover-text", "end"))
     parts.append(_line(x, LATENCY_TOP - 18, x, PAUSE_BOTTOM, "kill"))
     parts.append(_text(x - 8, LATENCY_TOP - 8, f"{killed} killed", "event kill-text", "end"))
     return "".join(parts)

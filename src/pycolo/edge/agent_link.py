@@ -25,6 +25,7 @@ class AgentLink:
     def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
         self.process, self._control = process, control
         self._answers: asyncio.Queue[protocol.Answer] = asyncio.Queue()
+        self._unwanted = 0  # answers on their way to commands that were given up
         self._one_at_a_time = asyncio.Lock()
         self.on_wanted: Callable[[str], None] = _ignore
         self.on_channel_lost: Callable[[str], None] = _ignore
@@ -60,14 +61,17 @@ class AgentLink:
             if self.gone.done():
                 raise VmLost(self.gone.result())
             answer = asyncio.ensure_future(self._answers.get())
+            sent = False
             try:
                 await asyncio.get_running_loop().sock_sendall(self._control, protocol.encoder.encode(command))
+                sent = True
                 await asyncio.wait((answer, self.gone), timeout=ANSWER_S_MAX, return_when=asyncio.FIRST_COMPLETED)
                 if answer.done():
                     return _checked(answer.result())
             except OSError as error:
                 raise VmLost(f"the agent does not take commands: {error.strerror}") from None
             finally:
+                self._unwanted += sent and not answer.done()
                 answer.cancel()
             if self.gone.done():
                 raise VmLost(self.gone.result())
@@ -129,6 +133,8 @@ class AgentLink:
             self.on_wanted(message.reason)
         elif isinstance(message, protocol.ChannelLost):
             self.on_channel_lost(message.why)
+        elif self._unwanted:
+            self._unwanted -= 1
         else:
             self._answers.put_nowait(message)
 

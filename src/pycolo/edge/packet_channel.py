@@ -10,6 +10,7 @@ from pycolo.errors import PeerLost, PeerViolation
 
 QUEUE_BYTES_MAX = 64 << 20
 READ_BYTES = 1 << 18
+READS_MAX = 64
 Incoming = tuple[int, int, list[bytes]] | wire.Boundary | wire.Confirm | wire.ChannelHello
 
 
@@ -57,17 +58,28 @@ class PacketChannel:
         return bool(self._out)
 
     def receive(self) -> list[Incoming]:
-        """All whole messages that have arrived."""
+        """All whole messages of what has arrived, up to READ_BYTES."""
+        self._read()
+        return self._whole_messages()
+
+    def receive_all(self) -> list[Incoming]:
+        """As `receive`, but nothing of a peer that has left: its end is looked for behind what it said last."""
+        for _ in range(READS_MAX):
+            if not self._read():
+                break
+        return self._whole_messages()
+
+    def _read(self) -> bool:
         try:
             data = self._connection.recv(READ_BYTES)
         except BlockingIOError:
-            return []
+            return False
         except OSError as error:
             raise PeerLost(f"the packet channel broke: {error.strerror}") from None
         if not data:
             raise PeerLost("the peer's agent closed the packet channel")
         self._in += data
-        return self._whole_messages()
+        return True
 
     def close(self) -> None:
         """Close the connection."""

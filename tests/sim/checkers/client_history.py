@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..guest import RESPONSE, answered, response_digest
 from ..history import ALONE, History
 
@@ -55,7 +57,7 @@ def _survives(history: History) -> list[str]:
 def _one_speaker(history: History) -> list[str]:
     """From the moment a host speaks alone no other host ever does."""
     alone = [emission for emission in history.emissions if emission.why in ALONE]
-    for before, after in zip(alone, alone[1:], strict=False):
+    for before, after in pairwise(alone):
         if before.host != after.host and (before.why != "unprotected" or after.why == "unprotected"):
             return [f"{after.host} speaks alone at {after.time_us} after {before.host} did at {before.time_us}"]
     return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from ..history import Cut, History, Image
@@ -17,7 +19,7 @@ def check(history: History) -> list[str]:
 def _epochs_new(history: History) -> list[str]:
     """No epoch number is used twice, and the committed epoch never goes back."""
     problems = []
-    for before, after in zip(history.sealed_epochs, history.sealed_epochs[1:], strict=False):
+    for before, after in pairwise(history.sealed_epochs):
         if after <= before:
             problems.append(f"epoch {after} was sealed after epoch {before}")
     commits = [image.epoch for image in history.images if image.moment == "commit"]

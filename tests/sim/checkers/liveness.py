@@ -28,12 +28,11 @@ def _ended(history: History) -> list[str]:
         return []
     if len(history.faults) < 2 and history.committed_before_end:
         return [f"both sides ended ({primary.cause}, {secondary.cause}) after {len(history.faults)} fault(s)"]
-    unexplained = [
+    return [
         f"{own.host} ended without a cause: {own.cause}, while {other.host}: {other.cause}, holder {history.holder}"
         for own, other in ((primary, secondary), (secondary, primary))
         if not _explained(history, own, other)
     ]
-    return unexplained
 
 
 def _explained(history: History, own: Ending, other: Ending) -> bool:

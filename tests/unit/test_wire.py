@@ -1,0 +1,158 @@
+"""Bytes of the messages between hosts: what is accepted, what is refused, what it looks like on the wire."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from pycolo.core import wire
+from pycolo.core.pages import PAGE_BYTES, PageBatch
+from pycolo.errors import PeerViolation
+
+STAGE = wire.StageMessage(4, 9, b"registers", 2, bytes(16), 1.5)
+
+
+def body_of(message: bytes) -> bytes:
+    length, _ = wire.decode_header(message[: wire.HEADER.size])
+    assert length == len(message) - wire.HEADER.size
+    return message[wire.HEADER.size :]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1),
+        wire.Welcome(1, "beta", 4711, "token"),
+        wire.Refused("no"),
+        wire.Heartbeat(),
+        wire.Committed(4),
+        wire.Discarded(4, "why"),
+        wire.Loaded(4, 11.25),
+        wire.CheckpointWanted("divergence"),
+        wire.Bye("stop"),
+        STAGE,
+        wire.ChannelHello("token"),
+        wire.Boundary(17),
+        wire.Confirm([1, 2, 3]),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_control_messages_come_back_as_they_were(message: wire.Control) -> None:
+    encoded = wire.encode_control(message)
+    assert wire.decode_header(encoded[:5])[1] is wire.Kind.CONTROL
+    assert wire.decode_control(body_of(encoded)) == message
+
+
+def test_the_stage_message_carries_what_the_cache_verifies() -> None:
+    stage = STAGE.stage()
+    assert (stage.epoch, stage.boundary, stage.device_state) == (4, 9, b"registers")
+    assert (stage.batch_count, stage.digest) == (2, bytes(16))
+
+
+def stage_body(**change: object) -> bytes:
+    fields = {**msgspec.structs.asdict(STAGE), "type": "stage", **change}
+    return msgspec.msgpack.encode(fields)
+
+
+def test_the_stage_body_of_these_tests_is_a_good_one() -> None:
+    assert wire.decode_control(stage_body()) == STAGE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode({"type": "unknown"}),
+        msgspec.msgpack.encode({"type": "heartbeat", "extra": 1}),
+        msgspec.msgpack.encode(["heartbeat"]),
+        msgspec.msgpack.encode({"type": "committed"}),
+        msgspec.msgpack.encode({"type": "committed", "epoch": "4"}),
+        msgspec.msgpack.encode({"type": "committed", "epoch": -1}),
+        msgspec.msgpack.encode({"type": "committed", "epoch": 1 << 63}),
+        msgspec.msgpack.encode({"type": "loaded", "epoch": 1, "apply_ms": -1.0}),
+        msgspec.msgpack.encode({"type": "heartbeat"}) + b"\x00",
+        b"\x82\xa4type\xa3bye\xa3why\xa2\xff\xfe",  # text that is not UTF-8
+        b"\x81\xa2\xff\xfe\x01",
+        b"\x91" * 100_000,  # nested deeper than anybody reads
+        stage_body(boundary=-1),
+        stage_body(epoch=-1),
+        stage_body(batch_count=-1),
+        stage_body(digest=bytes(17)),
+        stage_body(resumed_ms_ago=float("nan")),
+        stage_body(resumed_ms_ago=float("inf")),
+        stage_body(resumed_ms_ago=-0.5),
+    ],
+)
+def test_bad_control_bodies_are_violations(body: bytes) -> None:
+    with pytest.raises(PeerViolation):
+        wire.decode_control(body)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\0\0\0\0",
+        b"\0\0\0\0\1\0",
+        b"\0\0\0\0\0",
+        b"\0\0\0\0\x09",
+        wire.HEADER.pack(wire.MESSAGE_BYTES_MAX + 1, wire.Kind.PAGES),
+        b"\xff\xff\xff\xff\1",
+    ],
+)
+def test_bad_headers_are_violations(header: bytes) -> None:
+    with pytest.raises(PeerViolation):
+        wire.decode_header(header)
+
+
+def test_the_largest_message_is_allowed() -> None:
+    assert wire.decode_header(wire.HEADER.pack(wire.MESSAGE_BYTES_MAX, 2)) == (
+        wire.MESSAGE_BYTES_MAX,
+        wire.Kind.PAGES,
+    )
+    assert wire.MESSAGE_BYTES_MAX >= 16 + (PAGE_BYTES + 4) * wire.BATCH_PAGES_MAX + 4 * wire.BATCH_ZEROS_MAX
+
+
+def test_a_page_batch_on_the_wire_is_what_the_docstring_says() -> None:
+    batch = PageBatch(np.array([258], np.uint32), np.full((1, PAGE_BYTES), 7, np.uint8), np.array([5, 6], np.uint32))
+    encoded = b"".join(wire.encode_pages(3, batch))
+    body = body_of(encoded)
+    assert encoded[4] == wire.Kind.PAGES
+    assert body[:16] == (3).to_bytes(8, "big") + (1).to_bytes(4, "big") + (2).to_bytes(4, "big")
+    assert body[16:28] == b"\x02\x01\0\0" + b"\x05\0\0\0" + b"\x06\0\0\0"
+    assert body[28:] == b"\x07" * PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        bytes(15),
+        bytes(17),
+        wire._PAGES.pack(1, 1, 0) + bytes(4 + PAGE_BYTES - 1),
+        wire._PAGES.pack(1, 0, 1),
+        wire._PAGES.pack(1, wire.BATCH_PAGES_MAX + 1, 0) + bytes((wire.BATCH_PAGES_MAX + 1) * (PAGE_BYTES + 4)),
+        wire._PAGES.pack(1, 0, wire.BATCH_ZEROS_MAX + 1),
+        wire._PAGES.pack(1, 0xFFFFFFFF, 0xFFFFFFFF),
+    ],
+)
+def test_bad_page_batches_are_violations(body: bytes) -> None:
+    with pytest.raises(PeerViolation):
+        wire.decode_pages(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        bytes(17),
+        bytes(19),
+        wire._FRAMES.pack(1, 1, 2) + b"\0\1",
+        wire._FRAMES.pack(1, 1, 1) + b"\0\2" + b"x",
+        wire._FRAMES.pack(1, 1, 1) + b"\0\1" + b"xx",
+        wire._FRAMES.pack(1, 1, wire.FRAMES_MAX + 1) + bytes(2 * (wire.FRAMES_MAX + 1)),
+    ],
+)
+def test_bad_frame_batches_are_violations(body: bytes) -> None:
+    with pytest.raises(PeerViolation):
+        wire.decode_frames(body)
