@@ -462,5 +462,5 @@ def test_no_bytes_make_the_secondary_raise(script: list[tuple[int, list[bytes]]]
             plane.svm_frames(batch, no * 10)
         else:
             plane.confirm(range(no * 10))
-        assert not small or len(plane.translator.connections) <= 2
+        assert not small or len(plane._translator.connections) <= 2
     assert all(low <= high for low, high in pairwise([0, len(plane.take_over()), 10**6]))
