@@ -6,6 +6,7 @@ GET /status; GET /events?since=N (waits up to 10 s for news); POST /checkpoint.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pycolo.manager.primary import PrimaryManager
 SOCKET_NAME = "api.sock"
 EVENT_WAIT_S = 10.0
 ANSWER_S_MAX = 15.0
+NUMBER_DIGITS_MAX = 18
 
 
 def application(manager: Manager) -> web.Application:
@@ -47,7 +49,7 @@ class _Routes:
 
     async def events(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "0")
-        if not since.isdigit():
+        if not since.isdecimal() or len(since) > NUMBER_DIGITS_MAX:
             raise web.HTTPBadRequest(text=f"since is {since!r}: give the number of an event")
         return web.json_response(await self._manager.events.wait(int(since), EVENT_WAIT_S))
 
@@ -64,19 +66,39 @@ async def serving(manager: Manager, state_dir: Path) -> AsyncIterator[None]:
     path = state_dir / SOCKET_NAME
     runner = web.AppRunner(application(manager), access_log=None, shutdown_timeout=1.0)
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await _listen(runner, path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         await runner.setup()
-        path.unlink(missing_ok=True)
+        _remove_stale(path)
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o600)
-        yield
     except OSError as problem:
         raise EnvironmentFault(
             f"can't serve {path} ({problem.strerror or problem}): choose another `state_dir` in host.toml"
         ) from problem
-    finally:
-        await runner.cleanup()
-        path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Make way where a daemon was killed. Raises EnvironmentFault where one lives."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return
+        else:
+            raise EnvironmentFault(f"another daemon serves {path}: choose another `state_dir` in host.toml")
 
 
 class Client:

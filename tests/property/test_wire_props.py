@@ -27,7 +27,14 @@ DECODERS: list[Callable[[bytes], object]] = [
 ]
 STAGES = st.builds(wire.StageMessage, WHOLE, WHOLE, st.binary(max_size=64), WHOLE, st.binary(max_size=16), MS)
 # Values that a msgpack map may hold, right and wrong ones, under the names that the messages use.
-VALUES = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text() | st.binary()
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats()
+    | st.text("aZ\x00\u00e9", max_size=8)
+    | st.binary(max_size=20)
+)
 NAMES = st.sampled_from(("type", "epoch", "boundary", "device_state", "batch_count", "digest", "resumed_ms_ago", "why"))
 TYPES = st.sampled_from(("stage", "committed", "discarded", "loaded", "hello", "bye", "confirm"))
 

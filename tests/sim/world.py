@@ -3,8 +3,8 @@
 A run is a function of its seed, its plan and the commit: the same three give the same trace, line by line.
 
 1. Faults strike for `steps` steps of the scheduler.
-2. Heal: no new faults, the arbiter answers everybody; a link once cut stays dead, as its streams have lost messages. The
-   clients ask some more; within BOUND_US everything must settle.
+2. Heal: no new faults, the arbiter answers everybody; a link once cut stays dead, as its streams have lost messages.
+   The clients ask some more; within BOUND_US everything must settle.
 3. The last act: when the pair still stands, the primary (or for some seeds the secondary) is killed, and it must settle
    again.
 """

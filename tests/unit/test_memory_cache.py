@@ -32,7 +32,7 @@ def stage_of(epoch: int, *batches: PageBatch, boundary: int = 7, state: bytes = 
 def applied(cache: MemoryCache) -> list[int]:
     while cache.apply_next():
         pass
-    return cache.image[:, 0].tolist()
+    return [int(value) for value in cache.image[:, 0]]
 
 
 def committed(cache: MemoryCache, epoch: int, *batches: PageBatch) -> None:

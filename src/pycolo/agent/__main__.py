@@ -19,6 +19,7 @@ from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Side
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.overheard import Overheard
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
@@ -179,7 +180,7 @@ class Agent:
             case protocol.StartFeed():
                 return protocol.Done(side.start_feed(command.epoch, command.boundary))
             case protocol.TakeOver():
-                return protocol.Done(side.take_over())
+                return protocol.Done(side.take_over(now_ms()))
             case protocol.LeavePair():
                 side.leave_pair()
             case protocol.GetStats():
@@ -195,7 +196,8 @@ class Agent:
             self._side = PrimarySide(tap, self._nic, self._say, limits)
             return protocol.Started(0)
         try:
-            side = SecondarySide(tap, self._nic, self._say, limits, command.listen_host, command.token)
+            overheard = Overheard(bytes.fromhex(command.mac.replace(":", "")))
+            side = SecondarySide(tap, self._nic, self._say, limits, overheard, command.listen_host, command.token)
         except OSError as error:
             raise EnvironmentFault(
                 f"the agent can't listen on {command.listen_host} ({error.strerror}): check `listen` in host.toml"

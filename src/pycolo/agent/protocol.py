@@ -18,6 +18,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     bridge: str
     listen_host: str
     token: str
+    mac: str
     hold_ms_min: int
     hold_ms_max: int
 

@@ -13,6 +13,7 @@ from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.overheard import Overheard
 from pycolo.core.replay import ReplayLog
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.edge.nic import Nic
@@ -31,6 +32,7 @@ class SecondarySide(Side):
         nic: Nic,
         notify: Callable[[protocol.Notice], None],
         limits: DataplaneLimits,
+        overheard: Overheard,
         listen_host: str,
         token: str,
     ) -> None:
@@ -40,6 +42,7 @@ class SecondarySide(Side):
         self.listener.setblocking(False)
         self._token = token
         self._dataplane = SecondaryDataplane(limits)
+        self._overheard = overheard
         self._replay = ReplayLog(REPLAY_BYTES_MAX)
         self._epoch = 0
         self._output_no = 0
@@ -72,9 +75,10 @@ class SecondarySide(Side):
         return self._feeding or self._speaking
 
     def on_tap(self, now_ms: float) -> None:
-        del now_ms
         frames = self.tap.receive(BATCH_FRAMES_MAX)
-        if self._speaking:
+        if not self._speaking:
+            self._overheard.overhear(frames, now_ms)
+        else:
             self.counters.client_frames += len(frames)
             self.nic.send(self._dataplane.inbound(frames))
 
@@ -92,12 +96,11 @@ class SecondarySide(Side):
         self._output_no += len(frames)
 
     def on_channel(self, now_ms: float) -> None:
-        del now_ms
         for message in self.open_channel().receive():
             if not self._trusted:
                 self._check_token(message)
             elif isinstance(message, tuple):
-                self._client_frames(message[1], message[2])
+                self._client_frames(message[1], message[2], now_ms)
             elif isinstance(message, wire.Boundary):
                 self._replay.mark(message.input_no)
             elif isinstance(message, wire.Confirm):
@@ -132,13 +135,18 @@ class SecondarySide(Side):
             self.notify(protocol.Wanted("replay"))
         return len(replay.frames)
 
-    def take_over(self) -> int:
-        """We hold the claim: send what clients may still miss, then speak."""
+    def take_over(self, now_ms: float) -> int:
+        """We hold the claim: send what clients may still miss, hear what they said to the dead host, then speak."""
+        while frames := self.tap.receive(BATCH_FRAMES_MAX):
+            self._overheard.overhear(frames, now_ms)
         self.leave_pair()
         self.listener.close()
         frames = self._dataplane.take_over()
         self._speaking = True
         self.speak(frames)
+        missed = self._overheard.missed(now_ms)
+        self.counters.client_frames += len(missed)
+        self.nic.send(self._dataplane.inbound(missed))
         self.counters.released_solo += len(frames)
         return len(frames)
 
@@ -151,7 +159,8 @@ class SecondarySide(Side):
         now = self.counters
         return protocol.Stats(released_solo=now.released_solo, client_frames=now.client_frames, vm_frames=now.vm_frames)
 
-    def _client_frames(self, first_no: int, frames: list[bytes]) -> None:
+    def _client_frames(self, first_no: int, frames: list[bytes], now_ms: float) -> None:
+        self._overheard.passed_on(frames, now_ms)
         self.counters.client_frames += len(frames)
         self._replay.add(first_no, frames)
         if self._feeding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,8 @@ from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, decide_claim
 from pycolo.errors import PycoloError
 
 RECORD_BYTES_MAX = 4096
+LOCK_S_MAX = 0.5
+LOCK_RETRY_S = 0.005
 
 
 class ArbiterUnanswered(PycoloError):
@@ -74,7 +77,22 @@ class _Lock:
 
     def __enter__(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            self._take()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _take(self) -> None:
+        """Never wait for ever: a claim that is granted when its host has long given up helps nobody."""
+        deadline = time.monotonic() + LOCK_S_MAX
+        while True:
+            try:
+                return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(LOCK_RETRY_S)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)

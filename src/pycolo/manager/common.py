@@ -171,6 +171,7 @@ class Manager:
                 self.host.bridge,
                 address(self.host.listen)[0],
                 self.packet_token,
+                self.vm.mac,
                 protection.hold_ms_min,
                 protection.hold_ms_max,
             )

@@ -1,0 +1,59 @@
+"""Client frames that the secondary overhears on its own uplink: at a takeover those that the primary never passed on.
+
+Between a host's death and the takeover clients go on sending to the dead one. A network that delivers the VM's frames
+to both hosts (bridge ports that do not learn) lets the secondary hear them; a SYN lost then costs its client a second.
+
+Guarantees: a frame counts as missed only when it was overheard more often than passed on, whichever came first; what is
+remembered is bounded in number and age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+FRAMES_MAX = 8192
+AGE_MS_MAX = 3000.0  # longer than a takeover takes; a client has sent again by then
+
+
+class Overheard:
+    """A bounded account of frames overheard and passed on, by content."""
+
+    def __init__(self, own_mac: bytes) -> None:
+        """`own_mac` (6 bytes) is the VM's: what its other copy sends is not a client's frame."""
+        self._own_mac = own_mac
+        # By hash: since when, how often overheard less passed on, the frame.
+        self._accounts: dict[int, tuple[float, int, bytes]] = {}
+
+    def overhear(self, frames: Sequence[bytes], now_ms: float) -> None:
+        """These frames came in on our uplink."""
+        for frame in frames:
+            if frame[6:12] != self._own_mac:
+                self._book(frame, 1, now_ms)
+        self._forget_old(now_ms)
+
+    def passed_on(self, frames: Sequence[bytes], now_ms: float) -> None:
+        """These frames came from the primary."""
+        for frame in frames:
+            self._book(frame, -1, now_ms)
+        self._forget_old(now_ms)
+
+    def missed(self, now_ms: float) -> list[bytes]:
+        """What clients sent and the primary never passed on, in order; all is forgotten."""
+        self._forget_old(now_ms)
+        missed = [frame for _, count, frame in self._accounts.values() for _ in range(count)]
+        self._accounts.clear()
+        return missed
+
+    def _book(self, frame: bytes, difference: int, now_ms: float) -> None:
+        key = hash(frame)
+        account = self._accounts.pop(key, None)
+        since_ms, count = (now_ms, difference) if account is None else (account[0], account[1] + difference)
+        if count:
+            self._accounts[key] = (since_ms, count, frame if count > 0 else b"")
+
+    def _forget_old(self, now_ms: float) -> None:
+        while self._accounts:
+            oldest = next(iter(self._accounts))
+            if len(self._accounts) <= FRAMES_MAX and now_ms - self._accounts[oldest][0] <= AGE_MS_MAX:
+                return
+            del self._accounts[oldest]

@@ -1,0 +1,99 @@
+"""host.toml and vm.toml: every fault in them is one sentence that names the file and the key."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycolo.config import HostConfig, VmConfig, load_config
+from pycolo.errors import EnvironmentFault
+
+HOST = {
+    "name": '"h1"',
+    "listen": '"10.0.0.1:7700"',
+    "peer": '"[fd00::2]:7700"',
+    "state_dir": '"/run/colo"',
+    "arbiter_file": '"/run/colo.json"',
+    "bridge": '"br0"',
+}
+VM = {"name": '"web"', "kernel": '"/boot/vmlinuz"', "initrd": '"/boot/initrd"', "accel": '"tcg"'}
+
+
+def write(folder: Path, values: dict[str, str], more: str = "") -> Path:
+    path = folder / "some.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in values.items()) + more)
+    return path
+
+
+def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
+    vm = load_config(write(tmp_path, VM), VmConfig)
+    assert (vm.cpus, vm.memory_mib, vm.mac, vm.qemu) == (1, 256, "52:54:00:00:00:02", "qemu-system-x86_64")
+    protection = vm.protection
+    assert (protection.heartbeat_ms, protection.heartbeat_lost_max, protection.epoch_ms_max) == (100, 3, 10_000)
+    assert (protection.hold_ms_min, protection.hold_ms_max, protection.qmp_deadline_ms) == (50, 1000, 2000)
+    assert (protection.dirty_pages, protection.self_check) == ("auto", False)
+    host = load_config(write(tmp_path, HOST), HostConfig)
+    assert (host.tap, host.state_dir) == ("colo0", Path("/run/colo"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("listen", None, "the key listen is missing: add it"),
+        ("listem", '"x"', "the key listem is unknown: remove it or correct its spelling"),
+        ("listen", '"10.0.0.1"', "listen is '10.0.0.1': "),
+        ("listen", '"10.0.0.1:0"', "listen is '10.0.0.1:0': "),
+        ("peer", '":7700"', "peer is ':7700': "),
+        ("peer", '"h:65536"', "peer is 'h:65536': "),
+        ("name", '"../x"', "name is '../x': "),
+        ("bridge", '"a-name-too-long-for-linux"', "bridge is "),
+        ("tap", '"a b"', "tap is 'a b': "),
+    ],
+)
+def test_a_host_that_will_not_do(tmp_path: Path, key: str, value: str | None, says: str) -> None:
+    values = {**HOST, key: value} if value is not None else {k: v for k, v in HOST.items() if k != key}
+    path = write(tmp_path, {k: v for k, v in values.items() if v is not None})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "says"),
+    [
+        ({"memory_mib": "31"}, "", "memory_mib is 31: "),
+        ({"cpus": "0"}, "", "cpus is 0: "),
+        ({"mac": '"53:54:00:00:00:02"'}, "", "mac is '53:54:00:00:00:02': "),  # a group address
+        ({"accel": '"xen"'}, "", "accel is 'xen': "),
+        ({}, "[protection]\nheartbeat_lost_max = 1", "protection.heartbeat_lost_max is 1: "),
+        ({}, "[protection]\nself_chek = true", "the key protection.self_chek is unknown"),
+        ({}, '[protection]\ndirty_pages = "uffd"', "protection.dirty_pages is 'uffd': "),
+        ({}, "[protection]\nhold_ms_min = 9\nhold_ms_max = 8", "protection is {'hold_ms_min': 9, 'hold_ms_max': 8}: "),
+    ],
+)
+def test_a_vm_that_will_not_do(tmp_path: Path, values: dict[str, str], more: str, says: str) -> None:
+    path = write(tmp_path, VM | values, more)
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, VmConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"can't be read \(No such file"):
+        load_config(tmp_path / "none", VmConfig)
+    with pytest.raises(EnvironmentFault, match=r"can't be read \(Is a directory"):
+        load_config(tmp_path, VmConfig)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(EnvironmentFault, match="is not TOML"):
+        load_config(tmp_path / "binary", VmConfig)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_content_does_worse_than_a_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_bytes(content)
+    for model in (HostConfig, VmConfig):
+        with pytest.raises(EnvironmentFault):
+            load_config(path, model)

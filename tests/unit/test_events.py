@@ -1,0 +1,45 @@
+"""The event log: numbered without gaps, bounded, and who waits is woken."""
+
+import asyncio
+import time
+
+import pytest
+
+from pycolo import events
+from pycolo.events import EventLog
+
+
+async def test_events_are_numbered_and_kept_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    log = EventLog("h1")
+    for number in range(3):
+        log.add("kind", value=number)
+    assert [(event["no"], event["value"]) for event in log.since(1)] == [(2, 1), (3, 2)]
+    assert log.since(3) == []
+    times = [event["t_ms"] for event in log.since(0)]
+    assert times == sorted(times)
+    assert abs(times[-1] - time.monotonic() * 1000) < 5000
+
+
+async def test_only_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "EVENTS_MAX", 5)
+    log = EventLog("h1")
+    for _ in range(8):
+        log.add("kind")
+    assert [event["no"] for event in log.since(0)] == [4, 5, 6, 7, 8]
+
+
+async def test_waiting_ends_with_the_next_event_for_everybody() -> None:
+    log = EventLog("h1")
+    log.add("old")
+    waiting = [asyncio.create_task(log.wait(1, 10.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    log.add("new")
+    for got in await asyncio.wait_for(asyncio.gather(*waiting), 2):
+        assert [event["kind"] for event in got] == ["new"]
+
+
+async def test_waiting_has_an_end() -> None:
+    log = EventLog("h1")
+    assert await log.wait(0, 0.01) == []
+    log.add("old")
+    assert [event["kind"] for event in await log.wait(0, 60.0)] == ["old"]

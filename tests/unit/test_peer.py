@@ -1,0 +1,77 @@
+"""The session table: what is not in it ends the session, and a greeting that does not fit says why."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from pycolo.core import wire
+from pycolo.core.pages import PageBatch
+from pycolo.core.peer import Channel, PeerTable, Phase, greeting_problem
+from pycolo.errors import PeerViolation
+
+HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2", 256, 1)
+BATCH = PageBatch.of(np.array([1], np.uint32), np.ones((1, 4096), np.uint8))
+MESSAGES: dict[str, wire.Message] = {
+    "hello": HELLO,
+    "welcome": wire.Welcome(1, "h2", 1, "t"),
+    "refused": wire.Refused("no"),
+    "heartbeat": wire.Heartbeat(),
+    "committed": wire.Committed(1),
+    "discarded": wire.Discarded(1, "why"),
+    "loaded": wire.Loaded(1, 1.0),
+    "wanted": wire.CheckpointWanted("late"),
+    "bye": wire.Bye("end"),
+    "stage": wire.StageMessage(1, 0, b"", 0, b"", 0.0),
+    "pages": (1, BATCH),
+    "channel-hello": wire.ChannelHello("t"),
+    "boundary": wire.Boundary(1),
+    "confirm": wire.Confirm([1]),
+}
+ALLOWED = {
+    (False, Phase.GREETING, Channel.CONTROL): {"hello"},
+    (False, Phase.GREETING, Channel.BULK): {"hello"},
+    (False, Phase.OPEN, Channel.CONTROL): {"heartbeat", "bye"},
+    (False, Phase.OPEN, Channel.BULK): {"pages", "stage"},
+    (True, Phase.GREETING, Channel.CONTROL): {"welcome", "refused"},
+    (True, Phase.OPEN, Channel.CONTROL): {"heartbeat", "bye", "committed", "discarded", "loaded", "wanted"},
+}
+
+
+@pytest.mark.parametrize("receiver_is_primary", [False, True])
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("channel", Channel)
+def test_the_whole_table(receiver_is_primary: bool, phase: Phase, channel: Channel) -> None:
+    table = PeerTable(receiver_is_primary=receiver_is_primary)
+    table.phase = phase
+    allowed = ALLOWED.get((receiver_is_primary, phase, channel), set())
+    for name, message in MESSAGES.items():
+        if name in allowed:
+            table.check(channel, message)
+        else:
+            with pytest.raises(PeerViolation, match=f"on the {channel} channel while the session is {phase}"):
+                table.check(channel, message)
+
+
+def test_a_session_begins_with_the_greeting() -> None:
+    assert PeerTable(receiver_is_primary=True).phase is Phase.GREETING
+
+
+def test_two_that_fit() -> None:
+    theirs = msgspec.structs.replace(HELLO, host="h2", term=7, channel="bulk", token="t")
+    assert greeting_problem(HELLO, theirs) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("version", 2, "the primary speaks protocol 2, this secondary 1: install the same pycolo"),
+        ("vm", "other", "the primary's VM is other, the secondary's vm"),
+        ("machine", "pc-q35-8.0", "the primary's machine type is pc-q35-8.0, the secondary's pc-q35-7.2"),
+        ("memory_mib", 128, "the primary's memory_mib is 128, the secondary's 256"),
+        ("cpus", 2, "the primary's cpus is 2, the secondary's 1"),
+    ],
+)
+def test_a_primary_that_does_not_fit(field: str, value: object, says: str) -> None:
+    problem = greeting_problem(HELLO, msgspec.structs.replace(HELLO, **{field: value}))
+    assert problem is not None
+    assert problem.startswith(says)

@@ -1,0 +1,86 @@
+"""The replay log: every client frame from the boundary on exactly once, or a plain "incomplete"."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycolo.core.replay import ReplayLog
+
+
+def frame(number: int) -> bytes:
+    return b"%06d" % number
+
+
+def frames(start: int, end: int) -> list[bytes]:
+    return [frame(number) for number in range(start, end)]
+
+
+def test_nothing_is_kept_while_no_boundary_is_open() -> None:
+    log = ReplayLog(100)
+    log.add(0, frames(0, 1000))
+    log.mark(1000)
+    assert log.replay(1000).frames == []
+
+
+def test_frames_on_both_sides_of_a_boundary() -> None:
+    log = ReplayLog(1000)
+    log.mark(3)
+    log.add(3, frames(3, 6))
+    log.mark(6)
+    log.add(6, frames(6, 8))
+    first, second = log.replay(3), log.replay(6)
+    assert (first.frames, first.complete) == (frames(3, 8), True)
+    assert (second.frames, second.complete) == (frames(6, 8), True)
+
+
+def test_a_boundary_that_was_passed_over_is_forgotten() -> None:
+    log = ReplayLog(1000)
+    log.mark(0)
+    log.add(0, frames(0, 4))
+    log.mark(4)
+    log.add(4, frames(4, 5))
+    assert log.replay(4).frames == frames(4, 5)
+    assert not log.replay(0).complete
+
+
+def test_a_boundary_that_nobody_marked_is_incomplete() -> None:
+    log = ReplayLog(1000)
+    log.mark(5)
+    log.add(5, frames(5, 7))
+    assert not log.replay(6).complete
+
+
+def test_what_was_dropped_at_the_limit_is_said() -> None:
+    log = ReplayLog(12)  # two frames
+    log.mark(0)
+    log.add(0, frames(0, 2))
+    assert log.replay(0).complete
+    log.mark(2)
+    log.add(2, frames(2, 5))
+    replay = log.replay(2)
+    assert not replay.complete
+    assert len(b"".join(replay.frames)) <= 12
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "mark", "replay"]), st.integers(0, 5)), max_size=60),
+    st.integers(0, 20),
+)
+def test_complete_means_every_frame_once_and_in_order(steps: list[tuple[str, int]], frames_max: int) -> None:
+    log = ReplayLog(frames_max * 6)
+    next_no = 0
+    marked: list[int] = []
+    for what, number in steps:
+        if what == "add":
+            log.add(next_no, frames(next_no, next_no + number))
+            next_no += number
+        elif what == "mark":
+            log.mark(next_no)
+            marked.append(next_no)
+        elif marked:
+            boundary = marked[min(number, len(marked) - 1)]
+            marked = [mark for mark in marked if mark > boundary]
+            replay = log.replay(boundary)
+            if replay.complete:
+                assert replay.frames == frames(boundary, next_no)
+            elif next_no - boundary <= frames_max:
+                raise AssertionError("nothing had to be dropped")
