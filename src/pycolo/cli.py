@@ -23,8 +23,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("host_toml", type=click.Path(path_type=Path))
-@click.argument("vm_toml", type=click.Path(path_type=Path))
+@click.argument("host_toml", type=click.Path(path_type=Path, readable=False))
+@click.argument("vm_toml", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--role",
     type=click.Choice(["primary", "secondary"]),
@@ -40,14 +40,14 @@ def daemon(host_toml: Path, vm_toml: Path, role: str) -> None:
 
 
 @cli.command()
-@click.argument("state_dir", type=click.Path(path_type=Path))
+@click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
 def status(state_dir: Path) -> None:
     """Show what the daemon with this STATE_DIR says of its VM, as JSON."""
     click.echo(json.dumps(asyncio.run(_ask(state_dir, "status")), indent=2))
 
 
 @cli.command()
-@click.argument("state_dir", type=click.Path(path_type=Path))
+@click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
 def checkpoint(state_dir: Path) -> None:
     """Ask the primary with this STATE_DIR for a checkpoint."""
     asyncio.run(_ask(state_dir, "checkpoint"))

@@ -81,7 +81,7 @@ def load_config(path: Path, model: type[_Config]) -> _Config:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name a file that exists") from None
+        raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name one that can be read") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise EnvironmentFault(f"{path} is not TOML ({problem}): correct it") from None
     try:

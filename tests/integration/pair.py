@@ -1,7 +1,7 @@
 """A real pair for tests: two daemons in a lab of network namespaces, and a load that checks every answer.
 
-Guarantees: whatever a test does, `close` ends every process that the pair started, by pid; and it raises LeftBehind when
-a daemon's end left something that only `close` removed: a process, a tap device, a namespace, a file in /dev/shm.
+Guarantees: whatever a test does, `close` ends every process that the pair started, by pid; it raises LeftBehind when a
+daemon's end left something that only `close` removed: a process, a tap device, a namespace, a file in /dev/shm.
 """
 
 from __future__ import annotations
@@ -199,7 +199,11 @@ class Pair:
         return [pid for pid, environment in _environments() if mark in environment.split(b"\0") and pid != os.getpid()]
 
     def _taps(self) -> list[str]:
-        return [line for host in self.lab.hosts.values() for line in output_of(host, "ip", "-o", "link", "show", "type", "tun")]
+        return [
+            line
+            for host in self.lab.hosts.values()
+            for line in output_of(host, "ip", "-o", "link", "show", "type", "tun")
+        ]
 
     def _newest(self, role: Role) -> DaemonProcess:
         return [daemon for daemon in self._daemons if daemon.role is role][-1]
@@ -317,5 +321,3 @@ def _environment(name: str, value: str) -> Iterator[None]:
         yield
     finally:
         del os.environ[name]
-
-

@@ -82,7 +82,9 @@ async def test_a_number_that_is_none_is_refused(tmp_path: Path, since: str) -> N
             await client._call("GET", f"/events?since={since}")
 
 
-@pytest.mark.parametrize("said", [b"", b"\0\xff" * 3000, b"GET /status HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-"])
+@pytest.mark.parametrize(
+    "said", [b"", b"\0\xff" * 3000, b"GET /status HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\nContent-"]
+)
 async def test_garbage_on_the_socket_does_no_harm(tmp_path: Path, said: bytes) -> None:
     one = manager(tmp_path)
     one.events.add("still here")
@@ -131,7 +133,7 @@ async def test_a_living_daemon_keeps_its_socket(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["/proc/none/state", "/dev/null/state", "/tmp/" + "long" * 60])
 async def test_a_folder_that_will_not_do(tmp_path: Path, folder: str) -> None:
     try:
-        with pytest.raises(EnvironmentFault, match="can't serve .*: choose another `state_dir` in host.toml"):
+        with pytest.raises(EnvironmentFault, match=r"can't serve .*: choose another `state_dir` in host.toml"):
             async with serving(manager(tmp_path), Path(folder)):
                 pass
     finally:

@@ -94,6 +94,7 @@ def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
 def test_no_content_does_worse_than_a_sentence(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
-    for model in (HostConfig, VmConfig):
-        with pytest.raises(EnvironmentFault):
-            load_config(path, model)
+    with pytest.raises(EnvironmentFault):
+        load_config(path, HostConfig)
+    with pytest.raises(EnvironmentFault):
+        load_config(path, VmConfig)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pycolo.core.holding import HoldLimit, TwinBudget
 
 
@@ -31,12 +33,22 @@ def test_never_beyond_the_upper_bound_whatever_comes() -> None:
         assert 50 <= limit.limit_ms <= 1000
 
 
-def test_late_needs_silence_or_the_upper_bound() -> None:
+def test_late_needs_silence_or_the_end_of_patience() -> None:
     limit = HoldLimit(50, 1000)
     for _ in range(100):
         limit.sample(1)
     assert limit.late_at_ms(waiting_since_ms=100, progress_ms=0) == 150
-    assert limit.late_at_ms(waiting_since_ms=100, progress_ms=400) == 450
+    assert limit.late_at_ms(waiting_since_ms=100, progress_ms=200) == 250
+    assert limit.late_at_ms(waiting_since_ms=100, progress_ms=5000) == 350, "five limits"
+
+
+def test_patience_grows_with_the_lag_up_to_the_upper_bound() -> None:
+    limit = HoldLimit(50, 1000)
+    for _ in range(100):
+        limit.sample(40)
+    assert limit.late_at_ms(waiting_since_ms=100, progress_ms=5000) == pytest.approx(500, abs=5)
+    for _ in range(100):
+        limit.sample(900)
     assert limit.late_at_ms(waiting_since_ms=100, progress_ms=5000) == 1100
 
 

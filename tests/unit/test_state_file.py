@@ -103,7 +103,9 @@ def test_a_lock_that_is_never_given_back_is_not_waited_for(tmp_path: Path, monke
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-@given(st.binary(max_size=100) | st.sampled_from([b"", b"null", b"[]", b"{}", b'{"vm": "vm", "term": "1", "holder": "a"}']))
+@given(
+    st.binary(max_size=100) | st.sampled_from([b"", b"null", b"[]", b"{}", b'{"vm": "vm", "term": "1", "holder": "a"}'])
+)
 def test_a_damaged_record_is_never_a_yes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_bytes(content)

@@ -382,9 +382,10 @@ class PrimaryDataplane:
         if reason is None and self.full:
             reason = "limit"
         if reason is None:
-            late_at_ms = self._late_at_ms()
-            if late_at_ms is not None and now_ms >= late_at_ms:
+            since_ms = self._waiting_since_ms()
+            if since_ms is not None and now_ms >= self._late_at_ms(since_ms):
                 reason = "late"
+                self._hold_limit.sample(now_ms - since_ms)  # its twin will never be measured: the lag is at least this
         self._asked = reason is not None
         return reason
 
@@ -392,15 +393,20 @@ class PrimaryDataplane:
         """When `due` should be asked at the latest, None while nothing waits."""
         if self._asked or self._awaiting_commit or self._solo:
             return None
-        return now_ms if self._reason is not None or self.full else self._late_at_ms()
+        if self._reason is not None or self.full:
+            return now_ms
+        since_ms = self._waiting_since_ms()
+        return None if since_ms is None else self._late_at_ms(since_ms)
 
-    def _late_at_ms(self) -> float | None:
-        """When the oldest held frame counts as late."""
+    def _late_at_ms(self, since_ms: float) -> float:
+        return self._hold_limit.late_at_ms(since_ms, self._progress_ms, loading=self._loading)
+
+    def _waiting_since_ms(self) -> float | None:
+        """Since when the oldest held frame could have been released."""
         while self._arrivals:
             no, arrived_ms, flow = self._arrivals[0]
             if _is_held(no, flow):
-                waiting_since_ms = max(arrived_ms, self._compared_since_ms)
-                return self._hold_limit.late_at_ms(waiting_since_ms, self._progress_ms, loading=self._loading)
+                return max(arrived_ms, self._compared_since_ms)
             self._arrivals.popleft()
         return None
 

@@ -8,6 +8,7 @@ Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
 from __future__ import annotations
 
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
+_PATIENCE = 5  # limits that a frame waits at most while the SVM goes on with other things
 _LOADING_SHARE = 1 / 4  # of `hold_ms_max`
 _FACTOR = 2.0
 """RFC 6298's bound fits a network path. The SVM's lag has a heavier tail (whole scheduling quanta), and a false alarm
@@ -44,7 +45,8 @@ class HoldLimit:
         """
         limit_ms = max(self.limit_ms, self._ms_max * _LOADING_SHARE) if loading else self.limit_ms
         quiet_since_ms = max(waiting_since_ms, progress_ms)
-        return min(waiting_since_ms + self._ms_max, quiet_since_ms + limit_ms)
+        patience_ms = min(self._ms_max, max(_PATIENCE * self.limit_ms, limit_ms))
+        return min(waiting_since_ms + patience_ms, quiet_since_ms + limit_ms)
 
 
 class TwinBudget:

@@ -1,0 +1,105 @@
+"""The network card's socket pair: no frame is lost below the limits, and what QEMU has not read can be taken back."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from pycolo.edge import nic as nic_module
+from pycolo.edge.nic import Nic, nic_pair
+
+
+class Card:
+    """A Nic, and QEMU's end as QEMU holds it."""
+
+    def __init__(self) -> None:
+        ours, self.qemu = nic_pair()
+        self.nic = Nic(ours, self.qemu.dup())
+        self.qemu.setblocking(False)
+
+    def taken(self) -> list[bytes]:
+        """What QEMU reads now."""
+        frames = []
+        try:
+            while True:
+                frames.append(self.qemu.recv(70_000))
+        except BlockingIOError:
+            return frames
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    card = Card()
+    yield card
+    for end in (card.qemu, card.nic._ours, card.nic._theirs):
+        end.close()
+
+
+def numbered(count: int, size: int = 60) -> list[bytes]:
+    return [b"%06d" % number + bytes(size - 6) for number in range(count)]
+
+
+def test_frames_keep_their_bounds_and_order_both_ways(card: Card) -> None:
+    frames = [b"x" * size for size in (1, 14, 60, 1514, 65535)]
+    assert card.nic.send(frames) == 0
+    assert card.taken() == frames
+    for frame in frames:
+        card.qemu.send(frame)
+    assert card.nic.receive(2) == frames[:2]
+    assert card.nic.receive_all() == frames[2:]
+    assert card.nic.receive(10) == []
+
+
+def test_taken_says_whether_qemu_has_read_all(card: Card) -> None:
+    assert card.nic.taken()
+    card.nic.send(numbered(3))
+    assert not card.nic.taken()
+    card.qemu.recv(100)
+    assert not card.nic.taken()
+    card.taken()
+    assert card.nic.taken()
+
+
+def test_a_burst_waits_for_a_slow_qemu(card: Card) -> None:
+    frames = numbered(6000, 1514)
+    assert card.nic.send(frames) == 0
+    assert card.nic.backlog > 0
+    assert not card.nic.taken()
+    read: list[bytes] = []
+    while card.nic.backlog:
+        read += card.taken()
+        card.nic.flush()
+    assert read + card.taken() == frames
+
+
+def test_the_backlog_has_a_limit_and_the_newest_go(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nic_module, "BACKLOG_FRAMES_MAX", 10)
+    card.nic._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+    frames = numbered(100)
+    dropped = card.nic.send(frames)
+    assert card.nic.backlog == 10
+    assert dropped > 0
+    read = card.taken()
+    card.nic.flush()
+    while more := card.taken():
+        read += more
+        card.nic.flush()
+    assert read == frames[: 100 - dropped]
+
+
+def test_what_qemu_has_not_read_is_taken_back(card: Card) -> None:
+    card.nic.send(numbered(6000, 1514))
+    assert card.nic.take_back() == 6000
+    assert card.taken() == []
+    assert card.nic.taken()
+
+
+def test_a_dead_qemu_is_no_exception(card: Card) -> None:
+    card.qemu.send(b"last words")
+    card.qemu.close()
+    assert card.nic.send(numbered(3)) == 0
+    assert card.nic.receive_all() == [b"last words"]
+    assert card.nic.take_back() == 3
+    card.nic._theirs.close()
+    assert card.nic.send(numbered(3)) == 0
+    assert card.nic.receive_all() == []

@@ -1,0 +1,288 @@
+"""Sessions between two daemons on loopback: greeting, messages, and every way to lose the other side."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycolo.core import peer, wire
+from pycolo.core.memory_cache import Stage
+from pycolo.core.pages import PageBatch
+from pycolo.edge import peer_link
+from pycolo.edge.peer_link import (
+    Listener,
+    SessionWithPrimary,
+    SessionWithSecondary,
+    address,
+    connect,
+    listening,
+    new_token,
+)
+from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
+
+HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 5, "pc-q35-7.2", 256, 1)
+HEARTBEAT_MS, LOST_MAX = 20, 5
+STAGE = Stage(3, 11, b"devices", 1, b"d" * 16)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Pair:
+    """Both ends of one session."""
+
+    primary: SessionWithSecondary
+    secondary: SessionWithPrimary
+    asked: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+
+
+@contextlib.asynccontextmanager
+async def paired(*, beating: bool = True) -> AsyncIterator[Pair]:
+    """A session as the two daemons make it; without `beating` neither side has opened it yet."""
+    where = f"127.0.0.1:{free_port()}"
+    listener = Listener(HELLO, 1234, new_token())
+    async with listening(where, listener):
+        primary, welcome = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)
+        control, bulk = await asyncio.wait_for(listener.accepted(), 5)
+    assert (welcome.packet_port, welcome.host, listener.term) == (1234, "h1", 5)
+    table = peer.PeerTable(receiver_is_primary=False)
+    pair = Pair(primary, SessionWithPrimary(control, bulk, table, HEARTBEAT_MS, LOST_MAX))
+    primary.on_wanted = pair.asked.put_nowait
+    if beating:
+        primary.open()
+        pair.secondary.open()
+    try:
+        yield pair
+    finally:
+        primary.close("the test ends")
+        pair.secondary.close("the test ends")
+        await asyncio.sleep(0.01)
+
+
+async def lost(session: peer_link.PeerSession) -> str:
+    return await asyncio.wait_for(asyncio.shield(session.lost), 5)
+
+
+async def test_a_checkpoint_goes_over_and_its_verdict_comes_back() -> None:
+    batch = PageBatch.of(np.array([4, 9], np.uint32), np.arange(2 * 4096).reshape(2, 4096).astype(np.uint8))
+    async with paired() as pair:
+        pair.primary.resumed_ms_ago = lambda: 12.0
+        await pair.primary.send_pages(3, batch)
+        await pair.primary.send_stage(STAGE)
+        pages = await pair.secondary.receive()
+        assert isinstance(pages, tuple)
+        assert pages[0] == 3
+        assert np.array_equal(pages[1].contents, batch.contents)
+        assert await pair.secondary.receive() == STAGE
+        noted: list[bool] = []
+        pair.secondary.on_committed = lambda: noted.append(pair.primary.loaded.is_set())
+        await pair.secondary.send_committed(3)
+        await asyncio.wait_for(pair.primary.committed(3), 5)
+        await pair.secondary.send_loaded(3)
+        await asyncio.wait_for(pair.primary.loaded.wait(), 5)
+        assert noted == [False]
+        assert pair.primary.pages_sent == 2
+
+
+async def test_a_discarded_checkpoint_says_why() -> None:
+    async with paired() as pair:
+        await pair.primary.send_stage(STAGE)
+        await pair.secondary.receive()
+        await pair.secondary.send_discarded(3, "the digest differs")
+        with pytest.raises(CheckpointFailed, match="the secondary discarded epoch 3: the digest differs"):
+            await asyncio.wait_for(pair.primary.committed(3), 5)
+        assert not pair.primary.lost.done()
+
+
+async def test_the_secondary_may_ask_for_a_checkpoint() -> None:
+    async with paired() as pair:
+        pair.secondary.tell_soon(wire.CheckpointWanted("replay"))
+        assert await asyncio.wait_for(pair.asked.get(), 5) == "replay"
+
+
+async def test_a_session_outlives_silence_on_bulk() -> None:
+    async with paired() as pair:
+        await asyncio.sleep(HEARTBEAT_MS * LOST_MAX * 3 / 1000)
+        assert not pair.primary.lost.done()
+        assert not pair.secondary.lost.done()
+
+
+async def test_silence_is_noticed_in_time_and_ends_every_call() -> None:
+    async with paired(beating=False) as pair:
+        pair.primary.open()
+        await pair.primary.send_stage(STAGE)
+        waiting = asyncio.create_task(pair.primary.committed(3))
+        begun = asyncio.get_running_loop().time()
+        assert await lost(pair.primary) == f"the peer has been silent for {LOST_MAX} heartbeats of {HEARTBEAT_MS} ms"
+        assert 0.08 < asyncio.get_running_loop().time() - begun < 2
+        with pytest.raises(PeerLost, match="has been silent"):
+            await pair.primary.tell(wire.Heartbeat())
+        with pytest.raises((PeerLost, CheckpointFailed), match="silent"):
+            await asyncio.wait_for(waiting, 5)
+
+
+async def test_the_reason_is_the_first_one() -> None:
+    async with paired() as pair:
+        pair.primary.close("we had enough")
+        with pytest.raises(PeerLost, match=r"^we had enough$"):
+            await pair.primary.send_stage(STAGE)
+        pair.primary.close("something else")
+        assert await lost(pair.primary) == "we had enough"
+        assert "closed the connection" in await lost(pair.secondary)
+
+
+async def test_a_call_under_way_fails_with_the_reason_of_the_loss() -> None:
+    async with paired() as pair:
+        receiving = asyncio.create_task(pair.secondary.receive())
+        await asyncio.sleep(0.05)
+        pair.secondary.close("the peer has been silent")
+        with pytest.raises(PeerLost, match=r"^the peer has been silent$"):
+            await asyncio.wait_for(receiving, 5)
+
+
+async def test_leaving_is_told() -> None:
+    async with paired() as pair:
+        await pair.primary.leave("the operator stops this side")
+        assert await lost(pair.secondary) == "the peer left: the operator stops this side"
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (wire.Committed(99), "answered for epoch 99, which is not under way"),
+        (wire.Discarded(3, "x"), "answered for epoch 3, which is not under way"),
+        (wire.Welcome(1, "h2", 1, ""), "sent Welcome on the control channel"),
+        (wire.Boundary(1), "sent Boundary on the control channel"),
+    ],
+)
+async def test_a_secondary_that_breaks_the_protocol_is_lost(message: wire.Control, says: str) -> None:
+    async with paired() as pair:
+        await pair.secondary.tell(message)
+        assert says in await lost(pair.primary)
+
+
+async def test_a_verdict_comes_once() -> None:
+    async with paired() as pair:
+        await pair.primary.send_stage(STAGE)
+        await pair.secondary.send_committed(3)
+        await asyncio.wait_for(pair.primary.committed(3), 5)
+        await pair.secondary.send_committed(3)
+        assert "not under way" in await lost(pair.primary)
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 64, wire.HEADER.pack(4, 1) + b"abcd", wire.HEADER.pack(1, 7) + b"x"])
+async def test_garbage_on_either_channel_ends_the_session(garbage: bytes) -> None:
+    async with paired() as pair:
+        await pair.primary._bulk.send(garbage)
+        with pytest.raises(PeerLost):
+            await asyncio.wait_for(pair.secondary.receive(), 5)
+    async with paired() as pair:
+        await pair.primary._control.send(garbage)
+        assert "the peer" in await lost(pair.secondary)
+
+
+# ---------------------------------------------------------------- greeting
+
+
+async def test_a_primary_that_does_not_fit_is_told_why() -> None:
+    where = f"127.0.0.1:{free_port()}"
+    listener = Listener(HELLO, 1, new_token())
+    async with listening(where, listener):
+        for _ in range(2):
+            with pytest.raises(EnvironmentFault, match=f"at {where} refuses: the primary's cpus is 2"):
+                await connect(where, msgspec.structs.replace(HELLO, cpus=2), HEARTBEAT_MS, LOST_MAX)
+        session, _ = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)  # the right one is welcome still
+        control, bulk = await asyncio.wait_for(listener.accepted(), 5)
+        with pytest.raises(EnvironmentFault, match="paired already"):
+            await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)
+        session.close("")
+        control.abort()
+        bulk.abort()
+
+
+async def test_a_wrong_token_pairs_nobody() -> None:
+    where = f"127.0.0.1:{free_port()}"
+    listener = Listener(HELLO, 1, new_token())
+    async with listening(where, listener):
+        for token in ("", "0" * 32, "é"):
+            reader, writer = await asyncio.open_connection(*address(where))
+            writer.write(wire.encode_control(msgspec.structs.replace(HELLO, channel="bulk", token=token)))
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+        assert not listener._ready.done()
+
+
+async def test_nobody_there() -> None:
+    with pytest.raises(PeerLost, match="can't be reached"):
+        await connect(f"127.0.0.1:{free_port()}", HELLO, HEARTBEAT_MS, LOST_MAX)
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", wire.encode_control(wire.Heartbeat())])
+async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "GREETING_S_MAX", 0.2)
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(PeerLost):
+        await asyncio.wait_for(connect(f"127.0.0.1:{port}", HELLO, HEARTBEAT_MS, LOST_MAX), 5)
+    server.close()
+    await asyncio.sleep(0.05)
+
+
+async def test_a_silent_stranger_is_dropped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "GREETING_S_MAX", 0.1)
+    where = f"127.0.0.1:{free_port()}"
+    async with listening(where, Listener(HELLO, 1, new_token())):
+        reader, writer = await asyncio.open_connection(*address(where))
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+async def test_an_address_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(EnvironmentFault, match=f"can't listen on {where} .*choose a free `listen` address"):
+            async with listening(where, Listener(HELLO, 1, new_token())):
+                pass
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.1:1", ("10.0.0.1", 1)),
+        ("[fd00::1]:7700", ("fd00::1", 7700)),
+        ("host.example:65535", ("host.example", 65535)),
+    ],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert address(text) == expected
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    try:
+        host, port = address(text)
+    except ValueError:
+        return
+    assert host
+    assert 0 < port < 65536
