@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pycolo.edge.peer_link import address
+from pycolo.edge.peer_greeting import address
 from pycolo.errors import EnvironmentFault
 
 

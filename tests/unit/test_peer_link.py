@@ -15,16 +15,9 @@ from hypothesis import strategies as st
 from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
-from pycolo.edge import peer_link
-from pycolo.edge.peer_link import (
-    Listener,
-    SessionWithPrimary,
-    SessionWithSecondary,
-    address,
-    connect,
-    listening,
-    new_token,
-)
+from pycolo.edge import peer_greeting, peer_link
+from pycolo.edge.peer_greeting import Listener, address, connect, listening, new_token
+from pycolo.edge.peer_link import Connection, SessionWithPrimary, SessionWithSecondary
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
 
 HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 5, "pc-q35-7.2", 256, 1)
@@ -162,7 +155,7 @@ async def test_leaving_is_told() -> None:
     [
         (wire.Committed(99), "answered for epoch 99, which is not under way"),
         (wire.Discarded(3, "x"), "answered for epoch 3, which is not under way"),
-        (wire.Welcome(1, "h2", 1, ""), "sent Welcome on the control channel"),
+        (wire.Welcome(1, "h2", 1, "", ""), "sent Welcome on the control channel"),
         (wire.Boundary(1), "sent Boundary on the control channel"),
     ],
 )
@@ -223,6 +216,31 @@ async def test_a_wrong_token_pairs_nobody() -> None:
         assert not listener._ready.done()
 
 
+async def test_a_strangers_greeting_in_between_does_not_mix_two_callers() -> None:
+    where = f"127.0.0.1:{free_port()}"
+    listener = Listener(HELLO, 1, new_token())
+    async with listening(where, listener):
+        streams = [await asyncio.open_connection(*address(where), limit=1 << 20) for _ in range(3)]
+        first, stranger, bulk = (Connection(*stream) for stream in streams)
+        tokens = []
+        for caller, term in ((first, 1), (stranger, 7)):
+            await caller.send(wire.encode_control(msgspec.structs.replace(HELLO, term=term)))
+            welcome = await caller.receive()
+            assert isinstance(welcome, wire.Welcome)
+            tokens.append(welcome.token)
+        assert tokens[0] != tokens[1]
+        await bulk.send(wire.encode_control(msgspec.structs.replace(HELLO, channel="bulk", token=tokens[0])))
+        control, theirs = await asyncio.wait_for(listener.accepted(), 5)
+        assert listener.term == 1
+        await control.send(wire.encode_control(wire.Bye("to the first")))
+        assert await asyncio.wait_for(first.receive(), 5) == wire.Bye("to the first")
+        with pytest.raises(PeerLost):
+            await asyncio.wait_for(stranger.receive(), 5)
+        for connection in (first, stranger, bulk, control, theirs):
+            connection.abort()
+        await asyncio.sleep(0.05)
+
+
 async def test_nobody_there() -> None:
     with pytest.raises(PeerLost, match="can't be reached"):
         await connect(f"127.0.0.1:{free_port()}", HELLO, HEARTBEAT_MS, LOST_MAX)
@@ -230,7 +248,7 @@ async def test_nobody_there() -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", wire.encode_control(wire.Heartbeat())])
 async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_link, "GREETING_S_MAX", 0.2)
+    monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 0.2)
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -246,7 +264,7 @@ async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_silent_stranger_is_dropped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_link, "GREETING_S_MAX", 0.1)
+    monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 0.1)
     where = f"127.0.0.1:{free_port()}"
     async with listening(where, Listener(HELLO, 1, new_token())):
         reader, writer = await asyncio.open_connection(*address(where))

@@ -23,7 +23,7 @@ def body_of(message: bytes) -> bytes:
     "message",
     [
         wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1),
-        wire.Welcome(1, "beta", 4711, "token"),
+        wire.Welcome(1, "beta", 4711, "packets", "token"),
         wire.Refused("no"),
         wire.Heartbeat(),
         wire.Committed(4),

@@ -63,11 +63,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
-    """The secondary accepts; packets go to `packet_port`; further channels show `token`."""
+    """The secondary accepts: the bulk channel shows `token`, the packet channel to `packet_port` its own token."""
 
     version: _Whole
     host: str
     packet_port: _Whole
+    packet_token: str
     token: str
 
 

@@ -74,8 +74,8 @@ def _join(lab: Lab) -> None:
         _veth(host, "uplink", lab.clients, f"lan{number}")
         host.ip("link", "set", "uplink", "master", "br0")
         lab.clients.ip("link", "set", f"lan{number}", "master", "lan")
-        # Both hosts get what clients send, so that nothing is lost between a death and the takeover: neither the clients'
-        # bridge nor the host's own may learn that the VM is elsewhere.
+        # Both hosts get what clients send, so that nothing is lost between a death and the takeover: neither the
+        # clients' bridge nor the host's own may learn that the VM is elsewhere.
         lab.clients.run("bridge", "link", "set", "dev", f"lan{number}", "learning", "off")
         host.run("bridge", "link", "set", "dev", "uplink", "learning", "off")
     _veth(first, "peer0", second, "peer0")

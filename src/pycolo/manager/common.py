@@ -17,7 +17,8 @@ from pycolo.core import wire
 from pycolo.core.failover import Command, Event, Failover, Role, State
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
-from pycolo.edge.peer_link import PeerSession, address
+from pycolo.edge.peer_greeting import address
+from pycolo.edge.peer_link import PeerSession
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
 from pycolo.edge.state_file import ArbiterUnanswered, FileArbiter

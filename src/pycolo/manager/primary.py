@@ -10,7 +10,8 @@ from pycolo.agent import protocol
 from pycolo.core.checkpoint import CheckpointLimits, take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Event, Role, State
-from pycolo.edge.peer_link import SessionWithSecondary, address, connect
+from pycolo.edge.peer_greeting import address, connect
+from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.state_file import ArbiterUnanswered
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
@@ -93,7 +94,7 @@ class PrimaryManager(Manager):
                     protection.heartbeat_lost_max,
                 )
                 host = address(self.host.peer)[0]
-                await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.token))
+                await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token))
             except PeerLost:
                 await asyncio.sleep(CONNECT_RETRY_S)
                 continue

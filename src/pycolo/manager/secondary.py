@@ -10,7 +10,8 @@ from pycolo.core.checkpoint import receive_checkpoint, roll_forward
 from pycolo.core.failover import Event, Role
 from pycolo.core.memory_cache import MemoryCache
 from pycolo.core.pages import PAGE_BYTES
-from pycolo.edge.peer_link import Listener, SessionWithPrimary, listening, new_token
+from pycolo.edge.peer_greeting import Listener, listening, new_token
+from pycolo.edge.peer_link import SessionWithPrimary
 from pycolo.edge.vm_ports import SecondaryVmPort
 from pycolo.errors import PeerLost
 from pycolo.manager.common import Manager
