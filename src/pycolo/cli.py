@@ -31,12 +31,13 @@ def cli() -> None:
     required=True,
     help="This host's role at the start.",
 )
-def daemon(host_toml: Path, vm_toml: Path, role: str) -> None:
+@click.option("--no-copy-lives", is_flag=True, help="Start although the arbiter names a holder: you know none lives.")
+def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool) -> None:
     """Run one VM on this host, as half of a pair."""
     from pycolo.core.failover import Role
     from pycolo.daemon import run_daemon
 
-    run_daemon(host_toml, vm_toml, Role(role))
+    run_daemon(host_toml, vm_toml, Role(role), no_copy_lives=no_copy_lives)
 
 
 @cli.command()
@@ -72,6 +73,13 @@ async def _ask(state_dir: Path, what: str) -> Any:
     default=12,
     show_default=True,
     help="Load before the kill.",
+)
+@click.option(
+    "--dirty-pages",
+    type=click.Choice(["auto", "compare"]),
+    default="auto",
+    show_default=True,
+    help="compare: as on a kernel before 6.7, by comparing all memory.",
 )
 @click.option("--self-check", is_flag=True, help="Compare all memory at every checkpoint.")
 def demo(**options: Any) -> None:

@@ -15,7 +15,7 @@ import structlog
 from pycolo.api import serving
 from pycolo.config import HostConfig, VmConfig, load_config
 from pycolo.core.failover import Role
-from pycolo.errors import EnvironmentFault
+from pycolo.edge.preflight import check_host
 from pycolo.manager.common import Manager
 from pycolo.manager.primary import PrimaryManager
 from pycolo.manager.secondary import SecondaryManager
@@ -24,15 +24,14 @@ NICE = -10
 _MANAGERS: dict[Role, type[Manager]] = {Role.PRIMARY: PrimaryManager, Role.SECONDARY: SecondaryManager}
 
 
-def run_daemon(host_file: Path, vm_file: Path, role: Role) -> None:
+def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: bool) -> None:
     """Run until the end. Raises PycoloError with the sentence for the user."""
     host, vm = load_config(host_file, HostConfig), load_config(vm_file, VmConfig)
-    if os.geteuid() != 0:
-        raise EnvironmentFault("a daemon makes tap devices and tracks guest memory: run it as root")
+    check_host()
     _log_json()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # the pause of the PVM ends when this process gets a core
-    asyncio.run(_serve(_MANAGERS[role](host, vm)))
+    asyncio.run(_serve(_MANAGERS[role](host, vm, no_copy_lives=no_copy_lives)))
 
 
 async def _serve(manager: Manager) -> None:

@@ -37,7 +37,15 @@ def test_a_repeated_grant_stores_nothing_new() -> None:
 
 def test_the_record_of_another_vm_grants_nothing() -> None:
     answer = decide_claim(HELD, "other", 4, "alpha")
-    assert (answer.granted, answer.record) == (False, None)
+    assert (answer.granted, answer.record, answer.usable) == (False, None, False)
+
+
+@pytest.mark.parametrize(
+    ("record", "term", "usable"), [(None, 2, False), (HELD, 5, False), (HELD, 3, True), (HELD, 2, True)]
+)
+def test_only_a_newer_holder_is_a_no(record: ClaimRecord | None, term: int, usable: bool) -> None:
+    answer = decide_claim(record, "vm", term, "beta")
+    assert (answer.granted, answer.usable) == (False, usable)
 
 
 @pytest.mark.parametrize("term", [0, -1])

@@ -9,7 +9,7 @@ from pycolo.core.pages import PageBatch
 from pycolo.core.peer import Channel, PeerTable, Phase, greeting_problem
 from pycolo.errors import PeerViolation
 
-HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2", 256, 1)
+HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2", 256, 1, "52:54:00:00:00:02", "tcg")
 BATCH = PageBatch.of(np.array([1], np.uint32), np.ones((1, 4096), np.uint8))
 MESSAGES: dict[str, wire.Message] = {
     "hello": HELLO,
@@ -69,9 +69,12 @@ def test_two_that_fit() -> None:
         ("machine", "pc-q35-8.0", "the primary's machine type is pc-q35-8.0, the secondary's pc-q35-7.2"),
         ("memory_mib", 128, "the primary's memory_mib is 128, the secondary's 256"),
         ("cpus", 2, "the primary's cpus is 2, the secondary's 1"),
+        ("mac", "52:54:00:00:00:03", "the primary's mac is 52:54:00:00:00:03, the secondary's 52:54:00:00:00:02"),
+        ("accel", "kvm", "the primary's accel is kvm, the secondary's tcg"),
+        ("host", "h1", "both hosts are named h1"),
     ],
 )
 def test_a_primary_that_does_not_fit(field: str, value: object, says: str) -> None:
-    problem = greeting_problem(HELLO, msgspec.structs.replace(HELLO, **{field: value}))
+    problem = greeting_problem(HELLO, msgspec.structs.replace(HELLO, **{"host": "h2", field: value}))
     assert problem is not None
     assert problem.startswith(says)

@@ -19,7 +19,7 @@ def test_a_machine_that_has_it_all() -> None:
 
 def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    with pytest.raises(EnvironmentFault, match="need root: run the same command with sudo or as root"):
+    with pytest.raises(EnvironmentFault, match="need root: run it as root"):
         check_machine(QEMU, 1)
 
 

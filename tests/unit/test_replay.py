@@ -1,9 +1,11 @@
 """The replay log: every client frame from the boundary on exactly once, or a plain "incomplete"."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycolo.core.replay import ReplayLog
+from pycolo.core.replay import BOUNDARIES_MAX, FRAME_OVERHEAD_BYTES, ReplayLog
+from pycolo.errors import PeerViolation
 
 
 def frame(number: int) -> bytes:
@@ -50,7 +52,7 @@ def test_a_boundary_that_nobody_marked_is_incomplete() -> None:
 
 
 def test_what_was_dropped_at_the_limit_is_said() -> None:
-    log = ReplayLog(12)  # two frames
+    log = ReplayLog(2 * (6 + FRAME_OVERHEAD_BYTES))  # two frames
     log.mark(0)
     log.add(0, frames(0, 2))
     assert log.replay(0).complete
@@ -66,7 +68,7 @@ def test_what_was_dropped_at_the_limit_is_said() -> None:
     st.integers(0, 20),
 )
 def test_complete_means_every_frame_once_and_in_order(steps: list[tuple[str, int]], frames_max: int) -> None:
-    log = ReplayLog(frames_max * 6)
+    log = ReplayLog(frames_max * (6 + FRAME_OVERHEAD_BYTES))
     next_no = 0
     marked: list[int] = []
     for what, number in steps:
@@ -84,3 +86,18 @@ def test_complete_means_every_frame_once_and_in_order(steps: list[tuple[str, int
                 assert replay.frames == frames(boundary, next_no)
             elif next_no - boundary <= frames_max:
                 raise AssertionError("nothing had to be dropped")
+
+
+def test_boundaries_without_end_break_the_protocol() -> None:
+    log = ReplayLog(1000)
+    for boundary in range(BOUNDARIES_MAX):
+        log.mark(boundary)
+    with pytest.raises(PeerViolation, match="boundaries"):
+        log.mark(BOUNDARIES_MAX)
+
+
+def test_empty_frames_are_bounded_too() -> None:
+    log = ReplayLog(10 * FRAME_OVERHEAD_BYTES)
+    log.mark(0)
+    log.add(0, [b""] * 1000)
+    assert not log.replay(0).complete

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pycolo.core.arbitration import ClaimRecord
 from pycolo.edge import state_file
 from pycolo.edge.state_file import ArbiterUnanswered, FileArbiter
 
@@ -23,7 +25,7 @@ from pycolo.edge.state_file import FileArbiter
 arbiter, host, terms, start_s = FileArbiter(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 time.sleep(max(0.0, start_s - time.monotonic()))
 for term in range(1, terms + 1):
-    while arbiter.newest_term() < term - 1:
+    while ((record := arbiter.record()) and record.term or 0) < term - 1:
         pass
     print(term, int(arbiter.claim("vm", term, host).granted))
 """
@@ -49,11 +51,11 @@ def test_two_processes_at_once_exactly_one_wins_each_term(tmp_path: Path) -> Non
 
 def test_asking_again_gives_the_same_answer(tmp_path: Path) -> None:
     arbiter = FileArbiter(tmp_path / "arbiter.json")
-    assert arbiter.newest_term() == 0
+    assert arbiter.record() is None
     for _ in range(2):
         assert arbiter.claim("vm", 1, "alpha").granted
         assert not arbiter.claim("vm", 1, "beta").granted
-    assert FileArbiter(tmp_path / "arbiter.json").newest_term() == 1
+    assert FileArbiter(tmp_path / "arbiter.json").record() == ClaimRecord("vm", 1, "alpha")
     assert json.loads((tmp_path / "arbiter.json").read_text()) == {"vm": "vm", "term": 1, "holder": "alpha"}
 
 
@@ -61,9 +63,9 @@ def test_a_claim_that_was_cut_short_changes_nothing(tmp_path: Path) -> None:
     arbiter = FileArbiter(tmp_path / "arbiter.json")
     assert arbiter.claim("vm", 1, "alpha").granted
     (tmp_path / "arbiter.json.new").write_text('{"vm": "vm", "te')
-    assert arbiter.newest_term() == 1
+    assert arbiter.record() == ClaimRecord("vm", 1, "alpha")
     assert arbiter.claim("vm", 2, "beta").granted
-    assert arbiter.newest_term() == 2
+    assert arbiter.record() == ClaimRecord("vm", 2, "beta")
 
 
 def test_a_place_that_is_none_gives_no_answer(tmp_path: Path) -> None:
@@ -71,8 +73,28 @@ def test_a_place_that_is_none_gives_no_answer(tmp_path: Path) -> None:
         with pytest.raises(ArbiterUnanswered, match="can't be used"):
             FileArbiter(path).claim("vm", 1, "alpha")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ArbiterUnanswered, match="can't be read"):
-        FileArbiter(tmp_path / "folder").newest_term()
+    with pytest.raises(ArbiterUnanswered, match="can't be used"):
+        FileArbiter(tmp_path / "folder").record()
+
+
+def test_a_record_that_decides_nothing_is_no_answer(tmp_path: Path) -> None:
+    arbiter = FileArbiter(tmp_path / "arbiter.json")
+    with pytest.raises(ArbiterUnanswered, match="decides nothing"):
+        arbiter.claim("vm", 2, "alpha")  # the file was deleted: nobody is denied by that
+    assert arbiter.claim("other", 1, "alpha").granted
+    with pytest.raises(ArbiterUnanswered, match="decides nothing"):
+        arbiter.claim("vm", 2, "alpha")
+    (tmp_path / "arbiter.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArbiterUnanswered):
+        arbiter.claim("vm", 2, "alpha")
+
+
+def test_a_claim_given_up_is_not_granted_later(tmp_path: Path) -> None:
+    arbiter, given_up = FileArbiter(tmp_path / "arbiter.json"), threading.Event()
+    given_up.set()
+    with pytest.raises(ArbiterUnanswered, match="too late"):
+        arbiter.claim("vm", 1, "alpha", given_up)
+    assert arbiter.record() is None
 
 
 def test_a_full_disk_gives_no_answer_and_loses_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +108,7 @@ def test_a_full_disk_gives_no_answer_and_loses_no_record(tmp_path: Path, monkeyp
         patch.setattr(os, "fsync", no_space)
         with pytest.raises(ArbiterUnanswered, match="No space left"):
             arbiter.claim("vm", 2, "beta")
-    assert arbiter.newest_term() == 1
+    assert arbiter.record() == ClaimRecord("vm", 1, "alpha")
 
 
 def test_a_lock_that_is_never_given_back_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def body_of(message: bytes) -> bytes:
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1),
+        wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1, "52:54:00:00:00:02", "tcg"),
         wire.Welcome(1, "beta", 4711, "packets", "token"),
         wire.Refused("no"),
         wire.Heartbeat(),

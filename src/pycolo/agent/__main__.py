@@ -6,6 +6,7 @@ It ends when its daemon does; a bug ends it too, and the partner takes over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -25,8 +26,8 @@ from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
 from pycolo.errors import EnvironmentFault, PeerLost
 
-CONNECT_S_MAX = 2.0
-FEED_DRAIN_MS_MAX = 1000.0  # a guest that does not take frames for this long is not cut now
+CONNECT_MS_MAX = 1000.0
+FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
 NICE = -10
 
 
@@ -148,7 +149,7 @@ class Agent:
     def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer | None:
         match command:
             case protocol.Connect():
-                side.attach(_connect(command))
+                side.attach(self._connect(command))
             case protocol.PauseFeed():
                 return self._pause_feed(side)
             case protocol.ResumeFeed():
@@ -207,10 +208,29 @@ class Agent:
 
     def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
         boundary = side.pause_feed()
-        if self._turn_until(self._nic.taken, FEED_DRAIN_MS_MAX):
-            return protocol.Fed(boundary)
-        side.resume_feed()
-        return protocol.Failed("the guest takes no client frames: this checkpoint is given up", "guest")
+        if not self._turn_until(self._nic.taken, FEED_DRAIN_MS_MAX):
+            self._nic.take_back()  # a guest that takes no frames loses them, as on a full wire: in both copies alike
+        return protocol.Fed(boundary)
+
+    def _connect(self, command: protocol.Connect) -> PacketChannel:
+        """Connect while the packets of the VM, which runs solo, go on."""
+        where = f"the peer's agent at {command.host}:{command.port}"
+        connection = socket.socket(socket.AF_INET6 if ":" in command.host else socket.AF_INET)
+        connection.setblocking(False)
+        try:
+            if connection.connect_ex((command.host, command.port)) not in (0, errno.EINPROGRESS):
+                raise PeerLost(f"{where} can't be reached")
+            if not self._turn_until(lambda: bool(select.select([], [connection], [], 0)[1]), CONNECT_MS_MAX):
+                raise PeerLost(f"{where} does not answer in {CONNECT_MS_MAX:.0f} ms")
+            failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise PeerLost(f"{where} can't be reached: {os.strerror(failure)}")
+            channel = PacketChannel(connection)
+            channel.send(wire.ChannelHello(command.token))
+        except (PeerLost, OSError) as problem:
+            connection.close()
+            raise PeerLost(str(problem)) from None
+        return channel
 
     def _turn_until(self, condition: Callable[[], bool], wait_ms_max: float) -> bool:
         """Go on with packets until the condition holds; False after `wait_ms_max`."""
@@ -230,16 +250,6 @@ class Agent:
             self._control.send(protocol.encoder.encode(message))
         except OSError:  # the daemon is gone, and so is the reason for this process
             self._ended = True
-
-
-def _connect(command: protocol.Connect) -> PacketChannel:
-    try:
-        connection = socket.create_connection((command.host, command.port), CONNECT_S_MAX)
-    except OSError as error:
-        raise PeerLost(f"the peer's agent at {command.host}:{command.port} can't be reached: {error}") from None
-    channel = PacketChannel(connection)
-    channel.send(wire.ChannelHello(command.token))
-    return channel
 
 
 def main() -> None:

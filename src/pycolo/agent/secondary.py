@@ -47,6 +47,7 @@ class SecondarySide(Side):
         self._epoch = 0
         self._output_no = 0
         self._feeding = False
+        self._asked = False
         self._speaking = False
         self._trusted = False
 
@@ -129,6 +130,7 @@ class SecondarySide(Side):
         if self._feeding and epoch == self._epoch:
             return 0
         self._epoch = epoch
+        self._asked = False
         self._dataplane.loaded()
         replay = self._replay.replay(boundary)
         self._feeding = True
@@ -169,7 +171,8 @@ class SecondarySide(Side):
             self._feed(frames)
 
     def _feed(self, frames: list[bytes]) -> None:
-        if self.nic.send(self._dataplane.client_frames(frames)):
+        if self.nic.send(self._dataplane.client_frames(frames)) and not self._asked:
+            self._asked = True
             self.notify(protocol.Wanted("replay"))
 
     def _check_token(self, message: object) -> None:

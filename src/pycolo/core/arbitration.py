@@ -20,11 +20,16 @@ class ClaimRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
-    """The arbiter's yes or no, with its reason in a sentence; `record` is what has to be stored before a yes counts."""
+    """The arbiter's yes or no, with its reason in a sentence; `record` is what has to be stored before a yes counts.
+
+    `usable` is False when the record can decide nothing: it is missing, older than the pair, or another VM's. That is
+    neither a yes nor a no, so nobody may be fenced by it.
+    """
 
     granted: bool
     record: ClaimRecord | None
     reason: str
+    usable: bool = True
 
 
 def decide_claim(record: ClaimRecord | None, vm: str, term: int, host: str) -> ClaimAnswer:
@@ -35,7 +40,7 @@ def decide_claim(record: ClaimRecord | None, vm: str, term: int, host: str) -> C
     if term < 1:
         raise ValueError(f"a term is at least 1, not {term}")
     if record is not None and record.vm != vm:
-        return ClaimAnswer(False, None, f"the record is of VM {record.vm}, not of {vm}")
+        return ClaimAnswer(False, None, f"the record is of VM {record.vm}, not of {vm}", usable=False)
     newest = record.term if record else 0
     if record is not None and record.term == term and record.holder == host:
         return ClaimAnswer(True, None, f"{host} holds term {term} already")
@@ -44,4 +49,7 @@ def decide_claim(record: ClaimRecord | None, vm: str, term: int, host: str) -> C
     if newest >= term:
         holder = record.holder if record else "nobody"
         return ClaimAnswer(False, None, f"term {newest} belongs to {holder}, so {host} can't have term {term}")
-    return ClaimAnswer(False, None, f"the newest term is {newest}, so {host} can't skip to term {term}")
+    reason = (
+        f"the newest term stored is {newest}, which does not tell if {host} may have term {term}: the record was reset"
+    )
+    return ClaimAnswer(False, None, reason, usable=False)

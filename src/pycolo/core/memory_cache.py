@@ -95,6 +95,8 @@ class MemoryCache:
             if len(indices) and int(indices.max()) >= page_count:
                 raise PeerViolation(f"the peer sent page {int(indices.max())} of a VM that has {page_count}")
         self._staged_pages += batch.page_count
+        if len(self._staged) >= STAGED_RAM_MULTIPLE_MAX * page_count or batch.page_count == 0:
+            raise PeerViolation("the peer sent an empty batch of pages, or more batches than there can be")
         if self._staged_pages > STAGED_RAM_MULTIPLE_MAX * page_count:
             raise PeerViolation(f"the peer staged {self._staged_pages} pages of a VM that has {page_count}")
         self._staged.append(batch)

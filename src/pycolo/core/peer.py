@@ -65,11 +65,15 @@ def greeting_problem(ours: wire.Hello, theirs: wire.Hello) -> str | None:
     """Why a primary can't be accepted, in a sentence; None when the two fit together."""
     if theirs.version != ours.version:
         return f"the primary speaks protocol {theirs.version}, this secondary {ours.version}: install the same pycolo"
+    if theirs.host == ours.host:
+        return f"both hosts are named {ours.host}: give each its own `name` in host.toml, as the claim goes by it"
     pairs = (
         ("VM", theirs.vm, ours.vm),
         ("machine type", theirs.machine, ours.machine),
         ("memory_mib", theirs.memory_mib, ours.memory_mib),
         ("cpus", theirs.cpus, ours.cpus),
+        ("mac", theirs.mac, ours.mac),
+        ("accel", theirs.accel, ours.accel),
     )
     for name, found, expected in pairs:
         if found != expected:

@@ -10,6 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pycolo.errors import PeerViolation
+
+BOUNDARIES_MAX = 64
+FRAME_OVERHEAD_BYTES = 100  # what an entry costs beside its bytes, so that empty frames are bounded as well
+
 
 @dataclass(frozen=True, slots=True)
 class Replay:
@@ -30,7 +35,12 @@ class ReplayLog:
         self._first_kept_no = 0
 
     def mark(self, boundary: int) -> None:
-        """A checkpoint is cut before frame number `boundary`, which has not come yet."""
+        """A checkpoint is cut before frame number `boundary`, which has not come yet.
+
+        Raises PeerViolation when far more checkpoints are begun than ended.
+        """
+        if len(self._boundaries) >= BOUNDARIES_MAX:
+            raise PeerViolation(f"the peer marked {BOUNDARIES_MAX} boundaries and no checkpoint")
         if not self._boundaries:
             self._first_kept_no = boundary
         self._boundaries.append(boundary)
@@ -41,7 +51,7 @@ class ReplayLog:
             return
         for number, frame in enumerate(frames, first_no):
             self._frames.append((number, frame))
-            self._bytes += len(frame)
+            self._bytes += len(frame) + FRAME_OVERHEAD_BYTES
         while self._bytes > self._bytes_max:
             self._drop_oldest()
 
@@ -58,5 +68,5 @@ class ReplayLog:
 
     def _drop_oldest(self) -> None:
         number, frame = self._frames.popleft()
-        self._bytes -= len(frame)
+        self._bytes -= len(frame) + FRAME_OVERHEAD_BYTES
         self._first_kept_no = number + 1

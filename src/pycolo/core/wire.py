@@ -59,6 +59,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     machine: str
     memory_mib: _Whole
     cpus: _Whole
+    mac: str
+    accel: str
     token: str = ""  # bulk: the token that the Welcome of the control channel gave
 
 

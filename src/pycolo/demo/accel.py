@@ -33,7 +33,8 @@ async def choose_accel(wish: str, qemu: str, image: GuestImage, scratch: Path) -
         return "kvm", "asked for"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg", "there is no /dev/kvm"
-    memory = image.kernel.parent / TRIAL_FILE
+    version = ".".join(map(str, qemu_version(qemu)))
+    memory = image.kernel.parent / f"{TRIAL_FILE}-{version}-{os.uname().release}"
     if not memory.exists():
         memory.write_text("yes" if await _boots_under_kvm(qemu, image, scratch) else "no")
     if memory.read_text() == "yes":

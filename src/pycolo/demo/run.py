@@ -62,6 +62,7 @@ class DemoOptions:
     memory_mib: int
     load_seconds: int
     self_check: bool
+    dirty_pages: str
 
 
 def run_demo(options: DemoOptions) -> None:
@@ -165,7 +166,11 @@ class _RoundRun:
             played = await self._load_and_kill()
             finished = True
         finally:
+            interrupt = signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # cleaning up is bounded, and half of it would leave things
             await asyncio.shield(self._end(keep_survivor=self._keep and finished))
+            signal.signal(signal.SIGINT, interrupt)
         return played
 
     # ---- phases
@@ -208,6 +213,7 @@ class _RoundRun:
             f'qemu = "{self._options.qemu}"\nkernel = "{self._image.kernel}"\ninitrd = "{self._image.initrd}"\n'
             f'append = "{self._image.command_line(GUEST_ADDRESS + "/24")}"\n'
             f"[protection]\nself_check = {str(self._options.self_check).lower()}\n"
+            f'dirty_pages = "{self._options.dirty_pages}"\n'
         )
 
     async def _load_and_kill(self) -> tuple[Round, Series]:

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 
 from pycolo.agent import protocol
-from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost, PycoloError, VmLost
+from pycolo.errors import EnvironmentFault, PeerLost, PycoloError, VmLost
 
-ANSWER_S_MAX = 5.0
+ANSWER_S_MAX = 2.0
 _CAUSES: dict[str, type[PycoloError]] = {
     "environment": EnvironmentFault,
     "peer": PeerLost,
-    "guest": CheckpointFailed,
 }
 
 
@@ -54,8 +53,7 @@ class AgentLink:
     async def command(self, command: protocol.Command) -> protocol.Answer:
         """Carry out one command.
 
-        Raises EnvironmentFault, PeerLost or CheckpointFailed as the agent says, VmLost when it is gone or silent for
-        ANSWER_S_MAX.
+        Raises EnvironmentFault or PeerLost as the agent says, VmLost when it is gone or silent for ANSWER_S_MAX.
         """
         async with self._one_at_a_time:
             if self.gone.done():

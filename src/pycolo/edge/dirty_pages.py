@@ -14,7 +14,6 @@ Documentation/admin-guide/mm/pagemap.rst, fs/proc/task_mmu.c, include/uapi/linux
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -51,8 +50,14 @@ class DirtyPages(Protocol):
         """Sorted unique indices of pages written since the last `take`, all pages at first; tracking starts
         anew.
 
-        The caller copies them afterwards. OSError when QEMU or its mapping is gone.
+        The caller copies them afterwards, through `contents`. OSError when QEMU or its mapping is gone.
         """
+
+    def contents(self, indices: PageIndices) -> Pages:
+        """Copies of these pages, (n, PAGE_BYTES), such that a write they don't show is reported by the next `take`."""
+
+    def wrote(self, indices: PageIndices, contents: Pages) -> None:
+        """We wrote these pages ourselves, through `GuestRam`: that is not the VM's doing."""
 
     def close(self) -> None: ...
 
@@ -92,10 +97,10 @@ class UffdDirtyPages:
 
     kind: Literal["uffd", "compare"] = "uffd"
 
-    def __init__(self, uffd: int, mapping: RamMapping) -> None:
+    def __init__(self, uffd: int, mapping: RamMapping, ram: GuestRam) -> None:
         """Takes over `uffd`, made inside QEMU. OSError when the kernel refuses, `uffd` is closed then."""
         self._uffd = uffd
-        self._mapping = mapping
+        self._mapping, self._ram = mapping, ram
         self._regions = np.zeros((REGIONS_PER_SCAN_MAX, 3), np.uint64)
         self._all_dirty = True
         self._pagemap = -1
@@ -122,6 +127,12 @@ class UffdDirtyPages:
             runs = np.concatenate([runs, self._scan(_SCAN_WP_MATCHING)])
         self._all_dirty = False
         return self._pages_of(runs)
+
+    def contents(self, indices: PageIndices) -> Pages:
+        return self._ram.read(indices)
+
+    def wrote(self, indices: PageIndices, contents: Pages) -> None:
+        """Writes through our own mapping are not seen in QEMU's (interfaces of PAGEMAP_SCAN): nothing to undo."""
 
     def close(self) -> None:
         for fd in (self._uffd, self._pagemap):
@@ -197,36 +208,38 @@ class ComparingDirtyPages:
 
     kind: Literal["uffd", "compare"] = "compare"
 
-    def __init__(self, ram: GuestRam, is_running: Callable[[], bool]) -> None:
-        """`is_running` must be true whenever the VM may write between a `take` and the caller's copy.
-
-        A page copied while the VM ran may hold what the guest has since put back to what it was: comparison
-        can't tell, so such a page is reported again until it was reported with the VM stopped.
-        """
+    def __init__(self, ram: GuestRam) -> None:
         self._ram = ram
-        self._is_running = is_running
-        self._shadow: Pages | None = None
-        self._unsettled = np.zeros(ram.page_count, np.bool_)
+        self._shadow: Pages = np.zeros_like(ram.pages)
+        self._all_dirty = True
 
     def take(self) -> PageIndices:
-        """As `DirtyPages.take`; pages that we wrote ourselves through `GuestRam` are reported too."""
-        running = self._is_running()
-        if self._shadow is None:
-            self._shadow = self._ram.pages.copy()
-            dirty = np.ones(self._ram.page_count, np.bool_)
-        else:
-            dirty = self._unsettled | self._refresh(self._shadow)
-        self._unsettled = dirty if running or self._is_running() else np.zeros_like(dirty)
-        return np.flatnonzero(dirty).astype(np.uint32)
+        """As `DirtyPages.take`; it may run in a thread, as it gives way between its steps."""
+        everything, self._all_dirty = self._all_dirty, True  # until this take has succeeded
+        differs = np.ones(self._ram.page_count, np.bool_)
+        step = COMPARED_BYTES // PAGE_BYTES
+        for start in range(0, self._ram.page_count, step):
+            differs[start : start + step] = self._refresh(slice(start, start + step))
+        self._all_dirty = False
+        if everything:
+            differs[:] = True
+        return np.flatnonzero(differs).astype(np.uint32)
+
+    def contents(self, indices: PageIndices) -> Pages:
+        """The copies themselves: what differs from them later is found then, whatever the VM does meanwhile."""
+        return self._shadow[indices]
+
+    def wrote(self, indices: PageIndices, contents: Pages) -> None:
+        self._shadow[indices] = contents
 
     def close(self) -> None:
-        self._shadow = None
+        self._shadow = np.empty((0, PAGE_BYTES), np.uint8)
 
-    def _refresh(self, shadow: Pages) -> NDArray[np.bool_]:
-        """Bring `shadow` up to date; which pages differed."""
-        differs = differing_pages(self._ram.pages, shadow)
-        indices = np.flatnonzero(differs).astype(np.uint32)
-        shadow[indices] = self._ram.read(indices)
+    def _refresh(self, part: slice) -> NDArray[np.bool_]:
+        """Bring a part of the copy up to date; which of its pages differed."""
+        ram, shadow = self._ram.pages[part], self._shadow[part]
+        differs = differing_pages(ram, shadow)
+        shadow[differs] = ram[differs]
         return differs
 
 
@@ -264,9 +277,7 @@ class OpenedDirtyPages:
     why_not_uffd: str
 
 
-def open_dirty_pages(
-    ram: GuestRam, pid: int, uffd: int | None, why_no_uffd: str, is_running: Callable[[], bool]
-) -> OpenedDirtyPages:
+def open_dirty_pages(ram: GuestRam, pid: int, uffd: int | None, why_no_uffd: str) -> OpenedDirtyPages:
     """The best tracker this kernel has for `ram` as QEMU's process `pid` maps it.
 
     `uffd` (taken over) is what the preload library handed over, else None with the reason in `why_no_uffd`.
@@ -280,7 +291,7 @@ def open_dirty_pages(
             reason = str(problem)
         else:
             try:
-                return OpenedDirtyPages(UffdDirtyPages(uffd, mapping), "")
+                return OpenedDirtyPages(UffdDirtyPages(uffd, mapping, ram), "")
             except OSError as problem:
                 reason = f"the kernel refused to track the guest's RAM: {problem.strerror or problem}"
-    return OpenedDirtyPages(ComparingDirtyPages(ram, is_running), reason)
+    return OpenedDirtyPages(ComparingDirtyPages(ram), reason)

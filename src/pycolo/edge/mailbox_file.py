@@ -6,8 +6,9 @@ import mmap
 import os
 
 from pycolo.core.mailbox import MAILBOX_DATA_OFFSET, build_mailbox
+from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX
 
-DEVICE_STATE_BYTES_MAX = 16 << 20
+MAILBOX_BYTES = DEVICE_STATE_BYTES_MAX + (64 << 10)  # room for what is written behind the state
 _AFTER_THE_END = bytes(8)
 
 
@@ -37,7 +38,7 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        image = build_mailbox(DEVICE_STATE_BYTES_MAX)
+        image = build_mailbox(MAILBOX_BYTES)
         self.fd = os.memfd_create("colo-mailbox", os.MFD_CLOEXEC)
         # Of the image only what is before the data takes memory.
         os.ftruncate(self.fd, len(image))
@@ -46,7 +47,7 @@ class Mailbox:
 
     def put(self, state: bytes) -> None:
         """The state that the next `snapshot-load` loads. ValueError when it is too large."""
-        if len(state) + len(_AFTER_THE_END) > DEVICE_STATE_BYTES_MAX:
+        if len(state) > DEVICE_STATE_BYTES_MAX:
             raise ValueError(f"the device state has {len(state)} bytes, more than {DEVICE_STATE_BYTES_MAX}")
         end = MAILBOX_DATA_OFFSET + len(state)
         self._mapping[MAILBOX_DATA_OFFSET:end] = state

@@ -11,6 +11,7 @@ from pycolo.errors import PeerLost, PeerViolation
 QUEUE_BYTES_MAX = 64 << 20
 READ_BYTES = 1 << 18
 READS_MAX = 64
+UNACKNOWLEDGED_MS_MAX = 3000
 Incoming = tuple[int, int, list[bytes]] | wire.Boundary | wire.Confirm | wire.ChannelHello
 
 
@@ -20,6 +21,7 @@ class PacketChannel:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
         self._connection = connection
         self._in = bytearray()
         self._out = bytearray()

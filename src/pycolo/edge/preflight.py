@@ -12,15 +12,18 @@ PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", 
 MEMORY_SPARE_MIB = 256
 
 
-def check_machine(qemu: str, memory_mib_needed: int) -> None:
-    """Raises EnvironmentFault for the first thing that is missing."""
+def check_host() -> None:
+    """What every daemon needs. Raises EnvironmentFault for the first thing that is missing."""
     if os.geteuid() != 0:
-        raise EnvironmentFault(
-            "tap devices, namespaces and guest memory need root: run the same command with sudo or as root"
-        )
+        raise EnvironmentFault("tap devices, namespaces and guest memory need root: run it as root")
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
             raise EnvironmentFault(f"the program {program} is missing: apt-get install {package}")
+
+
+def check_machine(qemu: str, memory_mib_needed: int) -> None:
+    """Raises EnvironmentFault for the first thing that is missing."""
+    check_host()
     qemu_version(qemu)
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))

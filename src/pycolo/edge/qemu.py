@@ -49,7 +49,6 @@ class Qemu:
         self._process = process
         self._qmp = QmpSession(config.name, qmp_deadline_s)
         self.lost = self._qmp.lost
-        self._may_run = False
         self._watchers = [asyncio.create_task(self._watch_process())]
 
     @classmethod
@@ -94,11 +93,9 @@ class Qemu:
         that and `save_device_state`.
         """
         await self._qmp.execute("stop")
-        self._may_run = False
 
     async def cont(self) -> None:
         """Let the VM run. Pages reported by `dirty` must have been copied before."""
-        self._may_run = True
         await self._qmp.execute("cont")
 
     async def save_device_state(self) -> bytes:
@@ -127,7 +124,6 @@ class Qemu:
                 f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
             )
         await self._qmp.execute_until("system_reset", "RESET")
-        self._may_run = False
 
     async def load_device_state(self, state: bytes) -> None:
         """Reset the devices and load `state`. RAM must be in place before. VmLost when QEMU rejects it:
@@ -189,7 +185,7 @@ class Qemu:
             raise
         self._watchers.append(asyncio.create_task(self._qmp.watch()))
         uffd, why_not = self._process.receive_uffd() if use_uffd else (None, "it is switched off")
-        opened = open_dirty_pages(self.ram, self.pid, uffd, why_not, lambda: self._may_run)
+        opened = open_dirty_pages(self.ram, self.pid, uffd, why_not)
         self.dirty, self.why_not_uffd = opened.tracker, opened.why_not_uffd
 
     async def _load_snapshot(self, tag: str) -> str | None:

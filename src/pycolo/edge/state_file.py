@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -27,28 +30,34 @@ class FileArbiter:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def claim(self, vm: str, term: int, host: str) -> ClaimAnswer:
-        """Compare-and-set. Raises ArbiterUnanswered when the file can't be read, locked or written."""
+    def claim(self, vm: str, term: int, host: str, given_up: threading.Event | None = None) -> ClaimAnswer:
+        """Compare-and-set.
+
+        Raises ArbiterUnanswered when the file can't be read, locked or written, when what stands in it can decide
+        nothing, or when the caller has set `given_up`: then nothing is granted any more.
+        """
+        with self._locked():
+            answer = decide_claim(self._read(), vm, term, host)
+            if not answer.usable:
+                raise ArbiterUnanswered(f"the arbiter file {self._path} decides nothing: {answer.reason}")
+            if given_up is not None and given_up.is_set():
+                raise ArbiterUnanswered(f"the claim of term {term} came too late")
+            if answer.granted and answer.record is not None:
+                self._write(answer.record)
+            return answer
+
+    def record(self) -> ClaimRecord | None:
+        """What is stored now. Raises ArbiterUnanswered."""
+        with self._locked():
+            return self._read()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
-            with self._locked():
-                answer = decide_claim(self._read(), vm, term, host)
-                if answer.granted and answer.record is not None:
-                    self._write(answer.record)
-                return answer
-        except (OSError, msgspec.MsgspecError) as problem:
+            with _Lock(self._path.with_name(self._path.name + ".lock")):
+                yield
+        except (OSError, ValueError, msgspec.MsgspecError) as problem:  # ValueError: not even text
             raise ArbiterUnanswered(f"the arbiter file {self._path} can't be used: {problem}") from problem
-
-    def newest_term(self) -> int:
-        """The newest term anybody holds, 0 if none. Raises ArbiterUnanswered."""
-        try:
-            with self._locked():
-                record = self._read()
-        except (OSError, msgspec.MsgspecError) as problem:
-            raise ArbiterUnanswered(f"the arbiter file {self._path} can't be read: {problem}") from problem
-        return record.term if record else 0
-
-    def _locked(self) -> _Lock:
-        return _Lock(self._path.with_name(self._path.name + ".lock"))
 
     def _read(self) -> ClaimRecord | None:
         try:

@@ -71,6 +71,8 @@ def _ip(*arguments: str) -> None:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except FileNotFoundError:
         raise EnvironmentFault("the program ip is missing: apt-get install iproute2") from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFault(f"`ip {' '.join(arguments)}` hangs: see dmesg") from None
     if done.returncode:
         raise EnvironmentFault(
             f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}: check `bridge` and `tap` in host.toml"

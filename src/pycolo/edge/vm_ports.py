@@ -26,8 +26,10 @@ def _ms() -> float:
     return time.monotonic_ns() / 1e6
 
 
-def _dirty(qemu: Qemu) -> Indices:
+async def _dirty(qemu: Qemu) -> Indices:
     try:
+        if qemu.dirty.kind == "compare":  # long, so that heartbeats need their turn
+            return await asyncio.to_thread(qemu.dirty.take)
         return qemu.dirty.take()
     except OSError as problem:
         raise VmLost(f"the dirty pages of QEMU {qemu.config.name} can't be read: {problem.strerror}") from problem
@@ -60,26 +62,25 @@ class PrimaryVmPort:
         return _ms() - self._resumed_at_ms
 
     async def take_dirty_pages(self) -> Indices:
-        taken = _dirty(self._qemu)
+        taken = await _dirty(self._qemu)
         self._reported[taken] = True
         if self._shadow is not None:
             self._check(self._shadow)
         return taken
 
     async def read_pages(self, indices: Indices) -> Contents:
-        await asyncio.sleep(0)
         self._reported[indices] = False
-        contents = self._qemu.ram.read(indices)
+        steps = []
+        for start in range(0, max(len(indices), 1), STEP_PAGES):
+            steps.append(self._qemu.dirty.contents(indices[start : start + STEP_PAGES]))
+            await asyncio.sleep(0)
+        contents = steps[0] if len(steps) == 1 else np.concatenate(steps)
         if self._shadow is not None:
             self._shadow[indices] = contents
         return contents
 
     async def save_device_state(self) -> bytes:
         return await self._qemu.save_device_state()
-
-    async def check(self) -> None:
-        """Raises VmLost when QEMU does not answer."""
-        await self._qemu.status()
 
     def _check(self, shadow: Contents) -> None:
         if not self._paused:
@@ -108,13 +109,15 @@ class SecondaryVmPort:
         await self._qemu.stop_for_load()
 
     async def take_dirty_pages(self) -> Indices:
-        return _dirty(self._qemu)
+        return await _dirty(self._qemu)
 
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         self._image = image
         for start in range(0, len(indices), STEP_PAGES):
             part = indices[start : start + STEP_PAGES]
-            self._qemu.ram.write(part, image[part])
+            contents = image[part]
+            self._qemu.ram.write(part, contents)
+            self._qemu.dirty.wrote(part, contents)
             await self.breathe()
 
     async def load_device_state(self, device_state: bytes) -> None:

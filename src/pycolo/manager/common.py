@@ -7,6 +7,7 @@ Guarantees: every change of role goes through `drive`, so that its reason stands
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from pycolo.events import EventLog
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
+COPY_CHECK_S = 0.5
+CANCEL_AGAIN_S = 1.0
 
 
 class Manager:
@@ -34,8 +37,9 @@ class Manager:
 
     role: Role
 
-    def __init__(self, host: HostConfig, vm: VmConfig) -> None:
-        self.host, self.vm = host, vm
+    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
+        """`no_copy_lives`: the operator knows that no copy of this VM runs anywhere, whatever the arbiter says."""
+        self.host, self.vm, self.no_copy_lives = host, vm, no_copy_lives
         self.events = EventLog(host.name)
         self.failover = Failover(self.role)
         self.arbiter = FileArbiter(host.arbiter_file)
@@ -97,6 +101,13 @@ class Manager:
         except VmLost:  # this side is about to end; what else it knows is still worth showing
             return protocol.Stats()
 
+    async def check_copy(self) -> None:
+        """Raises VmLost when QEMU or the agent does not answer, or the VM does not run."""
+        state = await self.qemu.status()
+        if state != "running":
+            raise VmLost(f"QEMU {self.qemu.config.name} is in state {state} although the VM should run")
+        await self.agent.stats()
+
     # ---- decisions
 
     async def drive(self, event: Event) -> None:
@@ -133,12 +144,17 @@ class Manager:
         return None
 
     async def _claim(self) -> Event:
+        given_up = threading.Event()
         try:
-            claim = asyncio.to_thread(self.arbiter.claim, self.vm.name, self.term + 1, self.host.name)
-            answer = await asyncio.wait_for(claim, CLAIM_S_MAX)
+            async with asyncio.timeout(CLAIM_S_MAX):
+                answer = await asyncio.to_thread(
+                    self.arbiter.claim, self.vm.name, self.term + 1, self.host.name, given_up
+                )
         except (ArbiterUnanswered, TimeoutError) as problem:
             self.events.add("claim", granted=False, reason=str(problem) or "the arbiter does not answer in time")
             return Event.CLAIM_UNANSWERED
+        finally:
+            given_up.set()  # the thread may live on, but grants nothing to a side that has gone on
         self.events.add("claim", granted=answer.granted, term=self.term + 1, reason=answer.reason)
         if not answer.granted:
             return Event.CLAIM_DENIED
@@ -146,8 +162,13 @@ class Manager:
         return Event.CLAIM_GRANTED
 
     async def _leave_pair(self) -> None:
-        """First the packets, then the session: nothing may be released by a peer that we are leaving."""
-        if not self.agent.gone.done():
+        """First the packets, then the session: nothing may be released by a peer that we are leaving.
+
+        A side that ends does not ask its agent, which may hang: the peer waits for us to be gone.
+        """
+        if self.failover.ended:
+            await self.agent.close()
+        else:
             await self.agent.command(protocol.LeavePair())
         if self.session is not None:
             await self.session.leave(self.failover.reason)
@@ -225,6 +246,8 @@ class Manager:
             self.machine,
             vm.memory_mib,
             vm.cpus,
+            vm.mac,
+            vm.accel,
         )
 
     async def _live_or_end(self) -> None:
@@ -268,6 +291,7 @@ def console_says(path: Path, line: str) -> bool:
 
 async def _ended(task: asyncio.Task[Any]) -> BaseException | None:
     """End a task of ours; returns what it failed with, if it did by itself."""
-    task.cancel()
-    await asyncio.wait((task,))
+    while not task.done():
+        task.cancel()  # again, as a task that was just being woken may not notice the first one
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
     return None if task.cancelled() else task.exception()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from pycolo.agent import protocol
+from pycolo.config import HostConfig, VmConfig
 from pycolo.core.checkpoint import CheckpointLimits, take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Event, Role, State
@@ -15,10 +17,10 @@ from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.state_file import ArbiterUnanswered
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
-from pycolo.manager.common import Manager
+from pycolo.manager.common import COPY_CHECK_S, Manager
 
 CONNECT_RETRY_S = 0.5
-VM_CHECK_S = 0.5
+WANTED_MAX = 8
 LOADED_S_MAX = 1.0
 FAILED_CHECKPOINTS_MAX = 5
 FAILED_CHECKPOINT_RETRY_S = 0.1
@@ -30,16 +32,17 @@ class PrimaryManager(Manager):
     role = Role.PRIMARY
     session: SessionWithSecondary | None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._wanted: asyncio.Queue[str] = asyncio.Queue()
+    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
+        super().__init__(host, vm, no_copy_lives=no_copy_lives)
+        self._wanted: asyncio.Queue[str] = asyncio.Queue(maxsize=WANTED_MAX)
         self._ledger: EpochLedger | None = None
         self._refused = ""
         self._last_epoch = 0
 
     def want_checkpoint(self, reason: str) -> None:
         """Ask for a checkpoint as soon as possible; ignored while there is nobody to send it to."""
-        self._wanted.put_nowait(reason)
+        with suppress(asyncio.QueueFull):  # one is on its way, and it serves all who asked
+            self._wanted.put_nowait(reason)
 
     def details(self) -> dict[str, Any]:
         ledger, session = self._ledger, self.session
@@ -71,9 +74,15 @@ class PrimaryManager(Manager):
         self.events.add("solo", released=answer.frames)
 
     async def _claim_first_term(self) -> None:
-        """A VM starts only under a term of its own."""
+        """A VM starts only where no other copy of it can live: under the first term, or by the operator's word."""
         try:
-            term = await asyncio.to_thread(self.arbiter.newest_term) + 1
+            record = await asyncio.to_thread(self.arbiter.record)
+            if record is not None and not self.no_copy_lives:
+                raise EnvironmentFault(
+                    f"{record.holder} holds term {record.term} of VM {record.vm}, so a copy may live there: "
+                    "if you know that none does, start with --no-copy-lives"
+                )
+            term = record.term + 1 if record else 1
             answer = await asyncio.to_thread(self.arbiter.claim, self.vm.name, term, self.host.name)
         except ArbiterUnanswered as problem:
             raise EnvironmentFault(f"{problem}: correct `arbiter_file` in host.toml") from problem
@@ -85,7 +94,7 @@ class PrimaryManager(Manager):
         """Call the peer until it answers; meanwhile make sure that our own VM is alive."""
         protection = self.vm.protection
         while True:
-            await self._vm.check()
+            await self.check_copy()
             try:
                 session, welcome = await connect(
                     self.host.peer,
@@ -93,20 +102,19 @@ class PrimaryManager(Manager):
                     protection.heartbeat_ms,
                     protection.heartbeat_lost_max,
                 )
+                self._refused = ""
+                self._tie(session)  # heartbeats first: the packet channel may take its time
                 host = address(self.host.peer)[0]
                 await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token))
-            except PeerLost:
-                await asyncio.sleep(CONNECT_RETRY_S)
-                continue
+                self.events.add("paired", secondary=welcome.host)
+                return session
+            except PeerLost as lost:
+                await self._untie(str(lost))
             except EnvironmentFault as refusal:
                 if str(refusal) != self._refused:
                     self._refused = str(refusal)
                     self.events.add("refused", reason=self._refused)
-                await asyncio.sleep(CONNECT_RETRY_S)
-                continue
-            self._refused = ""
-            self._tie(session)
-            return session
+            await asyncio.sleep(CONNECT_RETRY_S)
 
     def _tie(self, session: SessionWithSecondary) -> None:
         session.resumed_ms_ago = self._vm.resumed_ms_ago
@@ -115,6 +123,11 @@ class PrimaryManager(Manager):
         session.open()
         self.session = session
         self._ledger = EpochLedger(self.qemu.ram.page_count, last_used=self._last_epoch)
+
+    async def _untie(self, why: str) -> None:
+        if self.session is not None:
+            await self.session.leave(why)
+            self.session = None
 
     async def _protect(self, session: SessionWithSecondary) -> str:
         """Take checkpoints as they are wanted; returns why the peer is lost."""
@@ -169,11 +182,12 @@ class PrimaryManager(Manager):
         while time.monotonic() < ends_at:
             if session.lost.done():
                 raise PeerLost(session.lost.result())
-            wait_s = min(VM_CHECK_S, ends_at - time.monotonic())
+            wait_s = min(COPY_CHECK_S, ends_at - time.monotonic())
             reason = await _either(self._wanted.get(), session.lost, max(0.0, wait_s))
             if reason is not None:
                 return str(reason)
-            await self._vm.check()
+            if not session.lost.done():
+                await self.check_copy()
         return "epoch"
 
     @property

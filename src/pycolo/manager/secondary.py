@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pycolo.agent import protocol
+from pycolo.config import HostConfig, VmConfig
 from pycolo.core import peer, wire
 from pycolo.core.checkpoint import receive_checkpoint, roll_forward
-from pycolo.core.failover import Event, Role
+from pycolo.core.failover import Event, Role, State
 from pycolo.core.memory_cache import MemoryCache
 from pycolo.core.pages import PAGE_BYTES
 from pycolo.edge.peer_greeting import Listener, listening, new_token
 from pycolo.edge.peer_link import SessionWithPrimary
 from pycolo.edge.vm_ports import SecondaryVmPort
 from pycolo.errors import PeerLost
-from pycolo.manager.common import Manager
+from pycolo.manager.common import COPY_CHECK_S, Manager
 
 
 class SecondaryManager(Manager):
@@ -23,8 +25,8 @@ class SecondaryManager(Manager):
     role = Role.SECONDARY
     session: SessionWithPrimary | None
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
+        super().__init__(host, vm, no_copy_lives=no_copy_lives)
         self._pvm_resumed_at_s = 0.0
         self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
         self._svm: SecondaryVmPort | None = None
@@ -58,7 +60,11 @@ class SecondaryManager(Manager):
         lost = await self._follow(session, self._svm)
         self.events.add("peer-lost", reason=lost)
         await self.drive(Event.PEER_LOST)
-        await self._stop.wait()
+        if self.failover.state is State.STOPPED:
+            raise PeerLost(f"{lost}: {self.failover.reason}")
+        while not self.failover.ended:
+            await self.check_copy()
+            await asyncio.sleep(COPY_CHECK_S)
 
     async def go_alone(self) -> None:
         assert self._svm is not None
@@ -72,8 +78,8 @@ class SecondaryManager(Manager):
         """Follow the primary from checkpoint to checkpoint; returns why it is lost."""
         try:
             while True:
-                await receive_checkpoint(session, svm, self.agent, self._cache)
-                self.events.add("loaded", epoch=self._cache.loaded_epoch, after_ms=session.since_commit_ms())
+                if await receive_checkpoint(session, svm, self.agent, self._cache):
+                    self.events.add("loaded", epoch=self._cache.loaded_epoch, after_ms=session.since_commit_ms())
         except PeerLost as lost:
             session.close(str(lost))
             return str(lost)
