@@ -18,6 +18,7 @@ from typing import Any
 from pycolo.api import Client
 from pycolo.core.failover import Role
 from pycolo.edge.namespaces import Namespace
+from pycolo.edge.processes import send_signal
 from pycolo.errors import DemoFailed, EnvironmentFault
 
 STOP_S_MAX = 10.0
@@ -94,8 +95,7 @@ class DaemonProcess:
         """End it in good order, or by force when it takes too long."""
         self.forget()
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
+            send_signal(self.process, signal.SIGTERM)
             try:
                 await asyncio.wait_for(self.process.wait(), STOP_S_MAX)
             except TimeoutError:
@@ -158,8 +158,7 @@ class LoadProcess:
 
     async def finish(self) -> dict[str, Any]:
         """Let it finish what it began; returns its result. Raises DemoFailed when it gives none."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        send_signal(self.process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reader), LOAD_RESULT_S_MAX)
         await self.stop()
@@ -169,8 +168,7 @@ class LoadProcess:
 
     async def stop(self) -> None:
         """End it now."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        send_signal(self.process, signal.SIGKILL)
         self._reader.cancel()
         await self.process.wait()
 

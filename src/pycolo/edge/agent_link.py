@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
 import socket
 import sys
 from collections.abc import Callable
 
 from pycolo.agent import protocol
+from pycolo.edge.processes import send_signal
 from pycolo.errors import EnvironmentFault, PeerLost, PycoloError, VmLost
 
 ANSWER_S_MAX = 2.0
@@ -85,8 +86,7 @@ class AgentLink:
         """End the agent and reap it."""
         self._reader.cancel()
         self._control.close()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        send_signal(self.process, signal.SIGKILL)
         await self.process.wait()
 
     # ---- PrimaryOutput

@@ -180,6 +180,7 @@ class SessionWithSecondary(PeerSession):
         self._verdicts: dict[int, asyncio.Future[str | None]] = {}
         self.loaded = asyncio.Event()
         self.pages_sent = 0
+        self.apply_ms = 0.0  # from the last commit until the SVM ran
         self.resumed_ms_ago: Callable[[], float] = lambda: 0.0
         self.on_wanted: Callable[[str], None] = _ignore
 
@@ -216,7 +217,8 @@ class SessionWithSecondary(PeerSession):
                 self._decide(epoch, None)
             case wire.Discarded(epoch=epoch, why=why):
                 self._decide(epoch, why)
-            case wire.Loaded():
+            case wire.Loaded(apply_ms=apply_ms):
+                self.apply_ms = apply_ms
                 self.loaded.set()
             case wire.CheckpointWanted(reason=reason):
                 self.on_wanted(reason)

@@ -11,13 +11,14 @@ import shutil
 import signal
 import socket
 import struct
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from pycolo.edge.guest_ram import GuestRam
 from pycolo.edge.mailbox_file import DeviceStateFile, Mailbox
+from pycolo.edge.processes import send_signal
 from pycolo.edge.qemu_command import InheritedFds, QemuConfig, fd_path, qemu_arguments
 from pycolo.errors import EnvironmentFault, VmLost
 
@@ -129,9 +130,7 @@ class QemuProcess:
         """End it, also when it is stopped, and reap it; close our ends. VmLost when the kernel can't end it
         in time.
         """
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+        send_signal(self._process, signal.SIGKILL)
         self._handover.close()
         try:
             await asyncio.wait_for(self._process.wait(), DEATH_DEADLINE_S)

@@ -51,6 +51,7 @@ class PrimaryManager(Manager):
             "committed_epoch": ledger.committed if ledger else 0,
             "pages_sent": session.pages_sent if session else 0,
             "pages": self.qemu.ram.page_count,
+            "apply_ms": session.apply_ms if session else 0.0,
             "refused": self._refused,
         }
 
