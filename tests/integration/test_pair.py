@@ -195,7 +195,15 @@ async def test_a_port_in_use_is_said_in_a_sentence(empty: Pair) -> None:
 def hello(channel: str, **changed: object) -> bytes:
     """A greeting that would fit the pair but for its version."""
     fields: dict[str, object] = {"vm": "paired", "host": "stranger", "term": 1, "machine": "pc-q35-7.2"}
-    fields |= {"memory_mib": 128, "cpus": 1, "token": "", "version": 99, "channel": channel} | changed
+    fields |= {
+        "memory_mib": 128,
+        "cpus": 1,
+        "mac": "52:54:00:00:00:02",
+        "accel": "tcg",
+        "token": "",
+        "version": 99,
+        "channel": channel,
+    } | changed
     return wire.encode_control(msgspec.convert({"type": "hello", **fields}, wire.Hello))
 
 
