@@ -96,6 +96,8 @@ class Manager:
         }
 
     async def _stats(self) -> protocol.Stats:
+        if self.failover.ended:  # the agent is gone already, or about to be
+            return protocol.Stats()
         try:
             return await self.agent.stats()
         except VmLost:  # this side is about to end; what else it knows is still worth showing
