@@ -6,6 +6,7 @@ GET /status; GET /events?since=N (waits up to 10 s for news); POST /checkpoint.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -53,10 +54,13 @@ class _Routes:
             raise web.HTTPBadRequest(text=f"since is {since!r}: give the number of an event")
         return web.json_response(await self._manager.events.wait(int(since), EVENT_WAIT_S))
 
-    async def checkpoint(self, _: web.Request) -> web.Response:
+    async def checkpoint(self, request: web.Request) -> web.Response:
+        reason = request.query.get("reason", "by-hand")
+        if not re.fullmatch("[a-z-]{1,20}", reason):
+            raise web.HTTPBadRequest(text="a reason is up to 20 small letters and hyphens: give another")
         if not isinstance(self._manager, PrimaryManager) or not self._manager.protected:
             raise web.HTTPConflict(text="this host is not the primary of a protected VM: ask the primary")
-        self._manager.want_checkpoint("by-hand")
+        self._manager.want_checkpoint(reason)
         return web.json_response({"wanted": True})
 
 
@@ -125,9 +129,9 @@ class Client:
         answer: list[dict[str, Any]] = await self._call("GET", f"/events?since={since}")
         return answer
 
-    async def checkpoint(self) -> None:
-        """Ask for a checkpoint."""
-        await self._call("POST", "/checkpoint")
+    async def checkpoint(self, reason: str = "by-hand") -> None:
+        """Ask for a checkpoint; `reason` stands in the events."""
+        await self._call("POST", f"/checkpoint?reason={reason}")
 
     async def _call(self, method: str, path: str) -> Any:
         try:
@@ -136,6 +140,8 @@ class Client:
                     raise EnvironmentFault(await response.text())
                 return await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+            why = problem.os_error.strerror if isinstance(problem, aiohttp.ClientConnectorError) else str(problem)
             raise EnvironmentFault(
-                f"no daemon answers on {self._path} ({problem}): start one with `colo daemon`"
+                f"no daemon answers on {self._path} ({why}): give the `state_dir` of one that runs, "
+                "or start one with `colo daemon`"
             ) from problem

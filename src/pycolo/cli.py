@@ -31,7 +31,11 @@ def cli() -> None:
     required=True,
     help="This host's role at the start.",
 )
-@click.option("--no-copy-lives", is_flag=True, help="Start although the arbiter names a holder: you know none lives.")
+@click.option(
+    "--no-copy-lives",
+    is_flag=True,
+    help="Start although the arbiter names a holder. Only if you know that no copy of the VM is running.",
+)
 def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool) -> None:
     """Run one VM on this host, as half of a pair."""
     from pycolo.core.failover import Role
@@ -43,14 +47,14 @@ def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool) -> No
 @cli.command()
 @click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
 def status(state_dir: Path) -> None:
-    """Show what the daemon with this STATE_DIR says of its VM, as JSON."""
+    """Show what the daemon of STATE_DIR says, as JSON."""
     click.echo(json.dumps(asyncio.run(_ask(state_dir, "status")), indent=2))
 
 
 @cli.command()
 @click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
 def checkpoint(state_dir: Path) -> None:
-    """Ask the primary with this STATE_DIR for a checkpoint."""
+    """Ask the primary of STATE_DIR for a checkpoint."""
     asyncio.run(_ask(state_dir, "checkpoint"))
 
 
@@ -62,11 +66,23 @@ async def _ask(state_dir: Path, what: str) -> Any:
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-report"), help="Folder for the report.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-report"),
+    show_default=True,
+    help="Folder for the report.",
+)
 @click.option("--keep", is_flag=True, help="Leave the survivor of the last round running.")
-@click.option("--accel", type=click.Choice(["auto", "tcg", "kvm"]), default="auto", show_default=True)
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "tcg", "kvm"]),
+    default="auto",
+    show_default=True,
+    help="auto: KVM if it boots the guest.",
+)
 @click.option("--qemu", default="qemu-system-x86_64", show_default=True, help="The QEMU binary.")
-@click.option("--memory-mib", type=click.IntRange(128, 16384), default=256, show_default=True)
+@click.option("--memory-mib", type=click.IntRange(128, 16384), default=256, show_default=True, help="Guest memory.")
 @click.option(
     "--load-seconds",
     type=click.IntRange(2, 3600),
@@ -83,7 +99,7 @@ async def _ask(state_dir: Path, what: str) -> Any:
 )
 @click.option("--self-check", is_flag=True, help="Compare all memory at every checkpoint.")
 def demo(**options: Any) -> None:
-    """Kill a primary, then a secondary, under real load, and show that no client noticed."""
+    """Kill one host per round under real load: no client notices."""
     from pycolo.demo.run import DemoOptions, run_demo
 
     run_demo(DemoOptions(**options))

@@ -97,4 +97,4 @@ def _sentence(path: Path, problem: ValidationError) -> str:
         return f"{path}: the key {key} is missing: add it"
     if first["type"] == "extra_forbidden":
         return f"{path}: the key {key} is unknown: remove it or correct its spelling"
-    return f"{path}: {key} is {first['input']!r}: {first['msg']}"
+    return f"{path}: {key} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -79,10 +79,10 @@ class DaemonProcess:
                 raise DemoFailed(f"{what} did not happen on the {self.role} in {wait_s:.0f} s: see {self.state_dir}")
             await asyncio.sleep(0.05)
 
-    async def checkpoint(self) -> None:
-        """Ask for a checkpoint by hand. Raises EnvironmentFault when the daemon does not take it."""
+    async def checkpoint(self, reason: str) -> None:
+        """Ask for a checkpoint. Raises EnvironmentFault when the daemon does not take it."""
         async with Client(self.state_dir) as client:
-            await client.checkpoint()
+            await client.checkpoint(reason)
 
     def kill_all(self) -> None:
         """SIGKILL to daemon, agent and QEMU at once, as when a host dies."""

@@ -94,7 +94,8 @@ def _round(round_: Round, series: Series) -> str:
     errors = "".join(f"<li>{escape(error)}</li>" for error in round_.client.errors)
     return (
         f'<section class="card"><h2>The {escape(round_.killed)} is killed</h2>'
-        f'<p class="quiet">SIGKILL under load. {done} Each dot is an answer, at the time of its question.</p>'
+        f'<p class="quiet">SIGKILL under load. {done} Each dot is an answer, at the time of its '
+        "question; rings mark the slowest small ones.</p>"
         f"{_legend(series)}{plot(series, round_.killed, PLOT_WIDTH)}"
         f"<h3>Around the kill</h3>{plot(series, round_.killed, ZOOM_WIDTH, ZOOM_MS)}"
         f"{f'<h3>What the clients noticed</h3><ul>{errors}</ul>' if errors else ''}</section>"

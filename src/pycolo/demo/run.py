@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from pycolo.manager.common import console_says
 BOOT_S_MAX = 90.0
 SYNC_S_MAX = 60.0
 SURVIVE_S = 5.0
-CHECKPOINT_BY_HAND_S = 0.75
+CHECKPOINT_EVERY_S = 0.75
 TAKEOVER_S_MAX = 10.0
 RUN_DIR_PREFIX = "colo-demo-"
 
@@ -77,6 +78,7 @@ class _Demo:
         self._options = options
         self._screen = Screen()
         self._kept = False
+        self._survivor: list[str] = []
 
     async def run(self) -> None:
         """All phases, then the verdict."""
@@ -92,6 +94,8 @@ class _Demo:
             if not self._kept:
                 shutil.rmtree(self._run_dir, ignore_errors=True)
         self._conclude(report, series)
+        for line in self._survivor:
+            self._screen.say(line)
 
     def _prepare_out(self) -> None:
         try:
@@ -119,7 +123,7 @@ class _Demo:
                 keep = self._options.keep and victim == victims[-1]
                 this = _RoundRun(self._options, self._screen, lab, image, accel, self._run_dir / victim, victim, keep)
                 played, curve = await this.play()
-                self._kept = keep
+                self._kept, self._survivor = keep, this.how_to_reach
                 rounds.append(played)
                 series.append(curve)
                 version = this.qemu_version
@@ -156,6 +160,7 @@ class _RoundRun:
         self._daemons: dict[Role, DaemonProcess] = {}
         self._load: LoadProcess | None = None
         self.qemu_version = ""
+        self.how_to_reach: list[str] = []
 
     async def play(self) -> tuple[Round, Series]:
         """The whole round; afterwards nothing of it runs, unless the survivor is to be kept."""
@@ -222,11 +227,11 @@ class _RoundRun:
         survivor = next(daemon for role, daemon in self._daemons.items() if role != self._victim)
         self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log")
         with self._screen.phase("clients at work, VM protected") as phase:
-            by_hand = asyncio.create_task(_checkpoints_by_hand(primary))
+            timer = asyncio.create_task(_checkpoints_by_timer(primary))
             try:
                 await self._watch(phase, self._options.load_seconds)
             finally:
-                by_hand.cancel()
+                timer.cancel()
         self.qemu_version = str(primary.status["qemu_version"])
         packets = primary.status["packets"]
         with self._screen.phase(f"{self._victim} killed, clients at work") as phase:
@@ -276,24 +281,27 @@ class _RoundRun:
                 continue
             if keep_survivor and str(role) != self._victim:
                 daemon.forget()
-                self._say_how_to_reach(daemon)
+                self.how_to_reach = self._how_to_reach(daemon)
             else:
                 await daemon.stop()
 
-    def _say_how_to_reach(self, daemon: DaemonProcess) -> None:
+    def _how_to_reach(self, daemon: DaemonProcess) -> list[str]:
         holder = self._lab.hold_clients()
-        self._screen.say(f"[bold]the survivor runs on[/bold]: daemon {daemon.process.pid}, state in {daemon.state_dir}")
-        self._screen.say(f"  reach it:  nsenter --net=/proc/{holder}/ns/net curl http://{GUEST_ADDRESS}/")
-        self._screen.say(f"  ask it:    colo status {daemon.state_dir}")
-        self._screen.say(f"  end it:    kill {daemon.process.pid} {holder}; rm -r {self._folder.parent}")
+        colo = Path(sys.executable).with_name("colo")
+        return [
+            f"[bold]the survivor runs on[/bold]: daemon {daemon.process.pid}, state in {daemon.state_dir}",
+            f"  reach it:  nsenter --net=/proc/{holder}/ns/net curl http://{GUEST_ADDRESS}/",
+            f"  ask it:    {colo} status {daemon.state_dir}",
+            f"  end it:    kill {daemon.process.pid} {holder}; rm -r {self._folder.parent}",
+        ]
 
 
-async def _checkpoints_by_hand(primary: DaemonProcess) -> None:
+async def _checkpoints_by_timer(primary: DaemonProcess) -> None:
     """More checkpoints than the load needs, so that their cost shows."""
     while True:
-        await asyncio.sleep(CHECKPOINT_BY_HAND_S)
+        await asyncio.sleep(CHECKPOINT_EVERY_S)
         with contextlib.suppress(EnvironmentFault):
-            await primary.checkpoint()
+            await primary.checkpoint("demo-timer")
 
 
 async def _show_sync(phase: Phase, primary: DaemonProcess) -> None:

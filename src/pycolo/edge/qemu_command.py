@@ -58,10 +58,12 @@ def qemu_version(binary: str) -> Version:
             [binary, "--version"], capture_output=True, text=True, timeout=VERSION_ANSWER_S_MAX, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as problem:
-        raise EnvironmentFault(f"can't run {binary} ({problem}); {remedy}") from problem
+        raise EnvironmentFault(
+            f"can't run {binary} ({getattr(problem, 'strerror', None) or problem}): {remedy}"
+        ) from problem
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", answer.stdout)
     if match is None:
-        raise EnvironmentFault(f"{binary} doesn't say a QEMU version; {remedy}")
+        raise EnvironmentFault(f"{binary} doesn't say a QEMU version: {remedy}")
     major, minor, micro = (int(part) for part in match.groups())
     if (major, minor, micro) < QEMU_VERSION_MIN:
         raise EnvironmentFault(f"{binary} is QEMU {major}.{minor}.{micro}, which is too old; install 7.2 or newer")
