@@ -32,8 +32,9 @@ class Lab:
 
     def hold_clients(self) -> int:
         """Keep the clients' namespace alive beyond us; returns the pid of the process that does."""
-        command = [*self.clients.prefix(), "sleep", "infinity"]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True).pid
+        fd = self.clients.fd  # inherited, as we may have closed ours before nsenter opens it
+        command = ["nsenter", f"--net=/proc/self/fd/{fd}", "sleep", "infinity"]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[fd]).pid
 
     def host_toml(self, name: str, state_dir: Path, arbiter_file: Path) -> str:
         """host.toml of one host."""
