@@ -6,12 +6,12 @@ import socket
 from collections.abc import Sequence
 
 from pycolo.core import wire
+from pycolo.edge.peer_socket import prepare_peer_socket
 from pycolo.errors import PeerLost, PeerViolation
 
 QUEUE_BYTES_MAX = 64 << 20
 READ_BYTES = 1 << 18
 READS_MAX = 64
-UNACKNOWLEDGED_MS_MAX = 3000
 Incoming = tuple[int, int, list[bytes]] | wire.Boundary | wire.Confirm | wire.ChannelHello
 
 
@@ -20,8 +20,7 @@ class PacketChannel:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
+        prepare_peer_socket(connection)
         self._connection = connection
         self._in = bytearray()
         self._out = bytearray()

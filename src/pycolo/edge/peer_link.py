@@ -16,10 +16,10 @@ from contextlib import suppress
 from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
+from pycolo.edge.peer_socket import prepare_peer_socket
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
 
 COMMIT_S_MAX = 10.0
-UNACKNOWLEDGED_MS_MAX = 3000  # a single connection that is black-holed ends, although heartbeats go on in another
 FAREWELL_S_MAX = 0.5
 
 
@@ -29,8 +29,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         connection: socket.socket = writer.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
+        prepare_peer_socket(connection)
 
     async def send(self, *buffers: bytes | memoryview) -> None:
         """Send one encoded message; waits while the peer does not take it."""
