@@ -6,6 +6,8 @@ in virtual time with a failure at every await. Nothing here knows of asyncio.
 Guarantees
 * The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
 * Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
+* Memory, device state and disks move together: the disks' writes of an epoch have arrived before it is committed, and
+  become the SVM's disk between its stop and its load (rule 4).
 * The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated
   until it succeeds and always ends at the committed epoch (rule 3).
 """
@@ -57,6 +59,19 @@ class PrimaryOutput(Protocol):
         """Release everything that was sealed by the checkpoint that starts `epoch`, and before it."""
 
 
+class PrimaryDisks(Protocol):
+    """The PVM's disks. Every method may raise VmLost."""
+
+    async def expect_pause(self) -> None:
+        """The PVM is about to be paused, which waits for its requests: from here on each is answered at once."""
+
+    async def seal(self, epoch: int) -> None:
+        """The PVM is paused: what it wrote up to here belongs to the checkpoint that starts `epoch`."""
+
+    async def expect_requests(self) -> None:
+        """The PVM runs again."""
+
+
 class SecondaryLink(Protocol):
     """The way to the secondary. Every method may raise PeerLost, and from then on every method does."""
 
@@ -99,6 +114,22 @@ class SecondaryFeed(Protocol):
         """
 
 
+class SecondaryDisks(Protocol):
+    """The SVM's disks. Every method may raise VmLost."""
+
+    async def staged(self, epoch: int) -> None:
+        """Returns when all that the PVM wrote before the start of `epoch` has arrived. Raises PeerLost."""
+
+    async def expect_pause(self) -> None:
+        """The SVM is about to be stopped, which waits for its requests: from here on each is answered at once."""
+
+    async def commit(self, epoch: int) -> None:
+        """The SVM is stopped: its disks become what the PVM's were at the start of `epoch`, its own writes are dropped.
+
+        A repetition for the same epoch drops the SVM's own writes again.
+        """
+
+
 class PrimaryLink(Protocol):
     """The way to the primary. Every method may raise PeerLost, and from then on every method does."""
 
@@ -123,6 +154,7 @@ class Transfer:
 async def take_checkpoint(
     vm: PrimaryVm,
     output: PrimaryOutput,
+    disks: PrimaryDisks,
     link: SecondaryLink,
     ledger: EpochLedger,
     limits: CheckpointLimits,
@@ -138,7 +170,7 @@ async def take_checkpoint(
     committed = False
     try:
         await _precopy(vm, ledger, stream, limits)
-        boundary, last_pages, device_state = await _cut(vm, output, ledger, epoch, sealed)
+        boundary, last_pages, device_state = await _cut(vm, output, disks, ledger, epoch, sealed)
         await stream.send(last_pages)
         await link.send_stage(stream.stage(boundary, device_state))
         await link.committed(epoch)
@@ -163,14 +195,21 @@ async def _precopy(vm: PrimaryVm, ledger: EpochLedger, stream: _Stream, limits: 
 
 
 async def _cut(
-    vm: PrimaryVm, output: PrimaryOutput, ledger: EpochLedger, epoch: int, sealed: Callable[[], None]
+    vm: PrimaryVm,
+    output: PrimaryOutput,
+    disks: PrimaryDisks,
+    ledger: EpochLedger,
+    epoch: int,
+    sealed: Callable[[], None],
 ) -> tuple[int, PageBatch, bytes]:
     """Pause the PVM at one point of its input and output, and copy what makes up its state there."""
     try:
         boundary = await output.pause_feed()
         try:
+            await disks.expect_pause()
             await vm.pause()
             await output.seal(epoch)
+            await disks.seal(epoch)
             ledger.sealed(epoch)
             sealed()
             await _collect_dirty(vm.take_dirty_pages, ledger.debt)
@@ -179,6 +218,7 @@ async def _cut(
             device_state = await vm.save_device_state()
         finally:
             await vm.resume()
+            await disks.expect_requests()
     finally:
         await output.resume_feed()
     return boundary, PageBatch.of(dirty, contents), device_state
@@ -233,29 +273,33 @@ def _parts(batch: PageBatch, pages_max: int) -> list[PageBatch]:
 # ---------------------------------------------------------------- secondary
 
 
-async def receive_checkpoint(link: PrimaryLink, vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> bool:
+async def receive_checkpoint(
+    link: PrimaryLink, vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache
+) -> bool:
     """Receive one checkpoint, commit it when it is whole, and bring the SVM to it; False when it was discarded.
 
     Raises PeerLost before the commit point with nothing staged any more; VmLost when the SVM can't follow.
     """
     try:
         stage = await _receive_stage(link, cache)
+        problem = cache.problem(stage)
+        if problem is None:
+            await disks.staged(stage.epoch)
     except PeerLost:
         cache.discard()
         raise
-    problem = cache.problem(stage)
     if problem is not None:
         cache.discard()
         await link.send_discarded(stage.epoch, problem)
         return False
     cache.commit(stage)  # ---- commit point: from here on, always forward ----
     await _tell(link.send_committed(stage.epoch))
-    await roll_forward(vm, feed, cache)
+    await roll_forward(vm, feed, disks, cache)
     await _tell(link.send_loaded(stage.epoch))
     return True
 
 
-async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache) -> None:
     """Bring the SVM to the committed checkpoint; can be repeated after a failure at any point. Raises VmLost.
 
     The SVM is never set back once its feed may have started: what it has put out since may have been released.
@@ -264,18 +308,20 @@ async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache)
     if stage is None or cache.fed_epoch == stage.epoch:
         return
     if cache.loaded_epoch != stage.epoch:
-        await _load(vm, feed, cache, stage)
+        await _load(vm, feed, disks, cache, stage)
     await feed.start_feed(stage.epoch, stage.boundary)
     cache.fed_epoch = stage.epoch
 
 
-async def _load(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache, stage: Stage) -> None:
+async def _load(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache, stage: Stage) -> None:
     """Make the SVM the committed state and let it run, its output kept back until the feed starts."""
     while cache.apply_next():
         await vm.breathe()
     await feed.stop_feed()
+    await disks.expect_pause()
     await vm.stop_for_load()
     await feed.drop_output()
+    await disks.commit(stage.epoch)
     await _collect_dirty(vm.take_dirty_pages, cache.debt)
     await vm.write_pages(cache.debt.owed(), cache.image)
     await vm.load_device_state(stage.device_state)

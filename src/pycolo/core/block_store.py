@@ -1,0 +1,112 @@
+"""Room for disk blocks that are not on the disk yet: numbered slots, in memory first and behind it in a spill file.
+
+Guarantees: never more slots than the two limits allow; a slot keeps its content until it is freed; when nothing is kept
+any more, memory and file are given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+
+BLOCK_BYTES = 4096
+ZEROS = -1  # instead of a slot: the block is all zero and takes no room
+
+
+class StoreFull(Exception):
+    """There is no room for so many blocks."""
+
+
+class Spill(Protocol):
+    """A file for the slots that memory has no room for; may raise OSError."""
+
+    def write(self, offset_bytes: int, data: memoryview) -> None: ...
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes: ...
+    def reset(self) -> None:
+        """Nothing in it is needed any more."""
+
+
+class BlockStore:
+    """Slots `0 .. memory_blocks_max - 1` are in memory, those from there on in `spill`."""
+
+    def __init__(self, memory_blocks_max: int, spill_blocks_max: int = 0, spill: Spill | None = None) -> None:
+        self._memory_blocks_max, self._spill = memory_blocks_max, spill
+        self.blocks_max = memory_blocks_max + (spill_blocks_max if spill is not None else 0)
+        self.used = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        # numpy takes zeroed memory from the kernel page by page, as it is first written.
+        self._memory = np.zeros(self._memory_blocks_max * BLOCK_BYTES, np.uint8)
+        self._never_used = 0
+        self._freed: list[int] = []
+
+    def put(self, data: memoryview) -> Sequence[int]:
+        """Keep whole blocks; returns the slot of each, in order. Raises StoreFull, and OSError of the spill file."""
+        count = len(data) // BLOCK_BYTES
+        if self.used + count > self.blocks_max:
+            raise StoreFull
+        slots = self._take(count)
+        at = 0
+        for first, run in runs_of(slots):
+            self._write(first, data[at : at + run * BLOCK_BYTES])
+            at += run * BLOCK_BYTES
+        self.used += count
+        return slots
+
+    def _take(self, count: int) -> Sequence[int]:
+        """Slots side by side while there are some that were never used, else whatever is free."""
+        fresh = min(count, self.blocks_max - self._never_used)
+        first, self._never_used = self._never_used, self._never_used + fresh
+        taken: Sequence[int] = range(first, first + fresh)
+        if fresh == count:
+            return taken
+        rest = self._freed[fresh - count :]
+        del self._freed[fresh - count :]
+        return list(chain(taken, rest))
+
+    def _write(self, first: int, data: memoryview) -> None:
+        in_memory = max(0, min(len(data), (self._memory_blocks_max - first) * BLOCK_BYTES))
+        at = first * BLOCK_BYTES
+        self._memory[at : at + in_memory] = np.frombuffer(data[:in_memory], np.uint8)
+        if in_memory < len(data):
+            assert self._spill is not None
+            self._spill.write(at + in_memory - self._memory.nbytes, data[in_memory:])
+
+    def read(self, first: int, count: int) -> list[bytes | memoryview]:
+        """Content of `count` slots side by side; a view is good until the slots are freed. Raises OSError."""
+        at, end = first * BLOCK_BYTES, (first + count) * BLOCK_BYTES
+        memory_end = self._memory.nbytes
+        parts: list[bytes | memoryview] = []
+        if at < memory_end:
+            parts.append(self._memory[at : min(end, memory_end)].data)
+        if end > memory_end:
+            assert self._spill is not None
+            start = max(at, memory_end)
+            parts.append(self._spill.read(start - memory_end, end - start))
+        return parts
+
+    def free(self, slots: Sequence[int]) -> None:
+        """These slots are not needed any more."""
+        self._freed += slots
+        self.used -= len(slots)
+        if self.used == 0 and self._never_used:
+            if self._spill is not None and self._never_used > self._memory_blocks_max:
+                self._spill.reset()
+            self._forget()
+
+
+def runs_of(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, count) of the runs of slots side by side."""
+    if isinstance(slots, range):
+        if slots:
+            yield slots[0], len(slots)
+        return
+    numbers = np.asarray(slots, np.int64)
+    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+    for run in np.split(numbers, cuts):
+        if len(run):
+            yield int(run[0]), len(run)

@@ -1,0 +1,120 @@
+"""How committed writes reach the secondary's image, so that a crash at any instant leaves one epoch or the other.
+
+    1  journal: table and contents, then the header with the digest over both; sync
+    2  image: every record; sync
+    3  journal: the header cleared; sync
+
+Guarantees: whatever instant the process is killed at or the power fails, `replay` leaves the image as it was before the
+batch or as it is after it, never between. A journal that is not whole is ignored: then step 2 had not begun. Step 2
+can be repeated, and nothing else writes to the image before step 3 is durable.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import xxhash
+
+from pycolo.core.disk_epochs import Buffers
+
+_MAGIC = b"COLOJRN1"
+_HEADER = struct.Struct("<8sQQ16s")  # magic, number of records, bytes of table and contents, digest
+HEADER_BYTES = 4096
+_ENTRY = struct.Struct("<QQB7x")  # offset, length, 1 for zeros
+READ_BYTES = 1 << 20
+
+Record = tuple[int, int, Buffers | None]
+"""(offset, length, content) of one write; content is None for zeros."""
+
+
+class Storage(Protocol):
+    """A file or device. Every method may raise OSError; what was not synced may be lost or torn when power fails."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Shorter than asked for only at the end of a file."""
+
+    def write(self, offset: int, data: bytes | memoryview) -> None: ...
+
+    def zero(self, offset: int, length: int, *, may_trim: bool) -> None: ...
+
+    def sync(self) -> None: ...
+
+
+def apply(journal: Storage, image: Storage, records: list[Record]) -> None:
+    """Bring a batch to the image, by way of the journal. Raises OSError; `replay` or a repetition mends it."""
+    _write_journal(journal, records)
+    _write_image(image, records)
+    _clear(journal)
+
+
+def replay(journal: Storage, image: Storage) -> bool:
+    """Finish a batch that a crash interrupted; False when there was none to finish. Raises OSError."""
+    header = _whole_header(journal)
+    if header is None:
+        return False
+    count, _ = header
+    _write_image(image, _records(journal, count))
+    _clear(journal)
+    return True
+
+
+def _write_journal(journal: Storage, records: list[Record]) -> None:
+    digest = xxhash.xxh3_128()
+    at = HEADER_BYTES
+    table = b"".join(_ENTRY.pack(offset, length, content is None) for offset, length, content in records)
+    for part in (table, *(part for _, _, content in records for part in content or ())):
+        digest.update(part)
+        journal.write(at, part)
+        at += len(part)
+    header = _HEADER.pack(_MAGIC, len(records), at - HEADER_BYTES, digest.digest())
+    journal.write(0, header.ljust(HEADER_BYTES, b"\0"))
+    journal.sync()
+
+
+def _write_image(image: Storage, records: Iterable[Record]) -> None:
+    for offset, length, content in records:
+        if content is None:
+            image.zero(offset, length, may_trim=True)
+            continue
+        for part in content:
+            image.write(offset, part)
+            offset += len(part)
+    image.sync()
+
+
+def _clear(journal: Storage) -> None:
+    journal.write(0, bytes(HEADER_BYTES))
+    journal.sync()
+
+
+def _whole_header(journal: Storage) -> tuple[int, int] | None:
+    """(records, bytes) of a journal that is whole."""
+    header = journal.read(0, HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        return None
+    magic, count, size, expected = _HEADER.unpack_from(header)
+    if magic != _MAGIC or count * _ENTRY.size > size:
+        return None
+    digest = xxhash.xxh3_128()
+    for at in range(0, size, READ_BYTES):
+        wanted = min(READ_BYTES, size - at)
+        part = journal.read(HEADER_BYTES + at, wanted)
+        if len(part) < wanted:
+            return None
+        digest.update(part)
+    return (count, size) if digest.digest() == expected else None
+
+
+def _records(journal: Storage, count: int) -> Iterator[Record]:
+    table_at, data_at = HEADER_BYTES, HEADER_BYTES + count * _ENTRY.size
+    for number in range(count):
+        offset, length, zeros = _ENTRY.unpack(journal.read(table_at + number * _ENTRY.size, _ENTRY.size))
+        if zeros:
+            yield offset, length, None
+            continue
+        for at in range(0, length, READ_BYTES):
+            part = journal.read(data_at + at, min(READ_BYTES, length - at))
+            yield offset + at, len(part), [part]
+        data_at += length
