@@ -7,8 +7,8 @@
     image       the PVM's disk at some earlier checkpoint
 
 Guarantees: the SVM reads overlay over committed over image and never sees what is staged; the image only ever gets
-whole committed epochs; memory is bounded by the store and by `zero_blocks_max` (rules 3, 4, 9). A checkpoint that failed
-loses nothing: what it staged belongs to the next one, as it is on the primary's disk (rule 7).
+whole committed epochs; memory is bounded by the store and by `zero_blocks_max` (rules 3, 4, 9). A checkpoint that
+failed loses nothing: what it staged belongs to the next one, as it is on the primary's disk (rule 7).
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class Layer:
         """Forget everything."""
         self._free(list(self.slots.values()))
         self.slots = {}
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of all that is different here, ascending, whole blocks."""
+        for first, count in runs_of(sorted(self.slots)):
+            yield first * BLOCK_BYTES, count * BLOCK_BYTES
 
     def records(self) -> Iterator[tuple[int, int, Buffers | None]]:
         """(offset, length, content), ascending, whole blocks; None for zeros. Content is good until `clear`."""
@@ -176,6 +181,10 @@ class SecondaryDisk:
         assert self._applying is not None
         self._applying.clear()
         self._applying = None
+
+    def own_writes(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what the SVM wrote by itself since the last checkpoint; the last may end behind the image."""
+        return self._overlay.ranges()
 
     def take_over(self) -> None:
         """The SVM's disk is the disk now: what is not committed never was, what it wrote itself is to stay."""
