@@ -13,7 +13,7 @@ HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2"
 BATCH = PageBatch.of(np.array([1], np.uint32), np.ones((1, 4096), np.uint8))
 MESSAGES: dict[str, wire.Message] = {
     "hello": HELLO,
-    "welcome": wire.Welcome(1, "h2", 1, "p", "t"),
+    "welcome": wire.Welcome(1, "h2", 1, "p", 2, "d", "t"),
     "refused": wire.Refused("no"),
     "heartbeat": wire.Heartbeat(),
     "committed": wire.Committed(1),

@@ -183,7 +183,7 @@ class SecondaryDisk:
         self._applying = None
 
     def own_writes(self) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what the SVM wrote by itself since the last checkpoint; the last may end behind the image."""
+        """(offset, length), in whole blocks, of what the SVM wrote by itself since the last checkpoint."""
         return self._overlay.ranges()
 
     def take_over(self) -> None:

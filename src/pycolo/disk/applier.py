@@ -12,6 +12,7 @@ from pycolo.core import disk_journal
 from pycolo.core.disk_epochs import Layer, SecondaryDisk
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta, Kind
+from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.workers import Workers
 
 
@@ -23,12 +24,12 @@ class Applier:
         core: SecondaryDisk,
         image: DiskImage,
         meta: DiskMeta,
-        journal: DiskImage,
+        journal: JournalFile,
         workers: Workers,
         failed: Callable[[str], None],
     ) -> None:
         self._core, self._image, self._meta, self._journal = core, image, meta, journal
-        self._workers, self._failed = workers, failed
+        self._workers, self.failed = workers, failed
         self.busy = False
         self.applied_epoch = 0
         self.idle: Callable[[], None] = lambda: None
@@ -81,9 +82,9 @@ class Applier:
         self._submit(job, ended)
 
     def _submit(self, job: Callable[[], None], done: Callable[[], None]) -> None:
-        def ended(result: None | OSError) -> None:
+        def ended(result: OSError | None) -> None:
             if isinstance(result, OSError):
-                self._failed(f"{self._image.path} can't be written ({result.strerror}): make room, or mend the disk")
+                self.failed(f"{self._image.path} can't be written ({result.strerror}): make room, or mend the disk")
             else:
                 done()
 

@@ -22,19 +22,20 @@ class LocalExport:
         self.size_bytes, self.read_only = image.size_bytes, image.read_only
         self._image, self._workers = image, workers
         self._unsynced: list[Ticket] = []  # wait for the next fdatasync
-        self._syncing = False
+        self._in_sync: list[Ticket] = []  # wait for the one under way
+        self._syncing = self._owed = self._hurried = False
         self._sync_error = 0
 
     def read(self, ticket: Ticket, offset: int, length: int) -> None:
         try:
             data = self._image.read_now(offset, length)
         except OSError as error:
-            ticket.failed(_number(error))
+            self._read_done(ticket, error)
             return
         if data is not None:
             ticket.data((data,))
         else:
-            self._workers.submit(partial(self._image.read, offset, length), partial(_answer_read, ticket))
+            self._workers.submit(partial(self._image.read, offset, length), partial(self._read_done, ticket))
 
     def write(self, ticket: Ticket, offset: int, data: memoryview, *, fua: bool) -> None:
         try:
@@ -53,6 +54,18 @@ class LocalExport:
     def flush(self, ticket: Ticket) -> None:
         self._finish(ticket, True)
 
+    def hurry(self, on: bool) -> None:
+        """While it is on, what waits for an fdatasync is answered at once, and the fdatasync follows."""
+        self._hurried = on
+        if on:
+            self._owed |= bool(self._unsynced)
+            waiting = [*self._in_sync, *self._unsynced]
+            self._in_sync.clear()
+            self._unsynced.clear()
+            for ticket in waiting:
+                ticket.done()
+            self._sync_next()
+
     def block_status(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         return self._image.extents(offset, length)
 
@@ -65,12 +78,22 @@ class LocalExport:
 
         self._workers.submit(job, done)
 
+    def _read_done(self, ticket: Ticket, result: bytes | OSError) -> None:
+        if isinstance(result, OSError):
+            ticket.failed(_number(result))
+        else:
+            ticket.data((result,))
+
     def _finish(self, ticket: Ticket, sync: bool) -> None:
         """Answer, after an fdatasync that begins from now on if `sync`."""
         if not sync or self.read_only:
             ticket.done()
             return
-        self._unsynced.append(ticket)
+        if self._hurried:
+            self._owed = True
+            ticket.done()
+        else:
+            self._unsynced.append(ticket)
         self._sync_next()
 
     def _sync_next(self) -> None:
@@ -91,13 +114,6 @@ class LocalExport:
             else:
                 ticket.done()
         self._sync_next()
-
-
-def _answer_read(ticket: Ticket, result: bytes | OSError) -> None:
-    if isinstance(result, OSError):
-        ticket.failed(_number(result))
-    else:
-        ticket.data((result,))
 
 
 def _number(error: OSError) -> int:

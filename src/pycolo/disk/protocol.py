@@ -63,8 +63,9 @@ class Opened(msgspec.Struct, frozen=True, tag="opened"):
 class DiskStats(msgspec.Struct, frozen=True, tag="disk-stats"):
     """Counters since the process started, and gauges."""
 
-    copied_bytes: int = 0
+    copied_bytes: int = 0  # what the copy has looked at
     copy_bytes: int = 0  # what the copy under way, or the last one, has to look at
+    sent_bytes: int = 0  # of it with content
     written_bytes: int = 0
     read_errors: int = 0
     write_errors: int = 0

@@ -1,8 +1,8 @@
 """The primary's disks on their way to the secondary: first copy, then every write at once, marks at the checkpoints.
 
 Guarantees: the stream is what happened to the images, in order; the secondary never has to keep more than it has room
-for, nor this process more than `queue_bytes_max`: the guest's answers wait before that, none longer than `stall_ms_max`,
-after which the secondary is given up (rules 7 and 9).
+for, nor this process more than `queue_bytes_max`: the guest's answers wait before that, none longer than
+`stall_ms_max`, after which the secondary is given up (rules 7 and 9).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.core.changed_chunks import Bits
@@ -154,7 +155,7 @@ class Replica:
             self._handle(wire.decode(kind, body))
 
     def turn(self, now_s: float) -> float | None:
-        """Send, copy, watch the time; returns the seconds until this has to be called again. Raises PeerLost, OSError."""
+        """Send, copy, watch the time; returns the seconds until it has to be called again. Raises PeerLost, OSError."""
         self._now_s = now_s
         due_s = self._copy(now_s)
         self._stream.flush()
@@ -246,7 +247,7 @@ class Replica:
         sealed_bytes = self._marks[-1][1] if self._marks else self._applied_bytes
         if self._sent_bytes - sealed_bytes > self._room_bytes * EPOCH_SHARE and not self._asked:
             self._asked = True
-            self._notify(protocol.Wanted(BACKLOG))
+            self._notify(Wanted(BACKLOG))
 
     def _full(self) -> bool:
         if self._stream.waiting_bytes > self._limits.queue_bytes_max:

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
+from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import StoreFull
 from pycolo.disk import protocol
@@ -33,13 +34,13 @@ class SecondarySide:
 
     def __init__(
         self,
-        disks: Sequence[TargetDisk],
         room_blocks: int,
         listener: socket.socket,
         token: str,
         notify: Callable[[protocol.Notice], None],
     ) -> None:
-        self.disks, self._room_blocks = list(disks), room_blocks
+        self.disks: Sequence[TargetDisk] = ()  # set once, as they have to know us
+        self._room_blocks = room_blocks
         self.listener, self._token, self.notify = listener, token, notify
         self.stream: MessageStream | None = None
         self._digest = wire.StreamDigest()
@@ -49,7 +50,7 @@ class SecondarySide:
         self._checks: dict[int, bytes] = {}
         self._apply_at_s = 0.0
         self._folding = 0
-        self.buffered_blocks_max = 0
+        self.used_blocks_max = 0
 
     # ---------------------------------------------------------------- Owner
 
@@ -61,11 +62,11 @@ class SecondarySide:
 
     def wanted(self, reason: str) -> None:
         """A checkpoint is needed."""
-        self.notify(protocol.Wanted(reason))
+        self.notify(Wanted(reason))
 
     def progressed(self) -> None:
         """Tell the primary what is safely on all images by now."""
-        epoch = min(disk.applier.applied_epoch for disk in self.disks)
+        epoch = self.applied_epoch
         if self.stream is None or epoch <= self._told_epoch:
             return
         if not self._adopted:
@@ -211,11 +212,6 @@ class SecondarySide:
 
         switch(number, FoldingDisk(disk, folded, self.trouble))
 
-    @property
-    def folding(self) -> bool:
-        """Whether something is not on the images yet after a takeover."""
-        return self._folding > 0
-
     def leave(self) -> None:
         """The session is over."""
         if self.stream is not None:
@@ -228,8 +224,8 @@ class SecondarySide:
         """Send, apply; returns the seconds until this has to be called again. Raises PeerLost."""
         if self.stream is not None:
             self.stream.flush()
-        used = sum(disk.core.used_blocks for disk in self.disks)
-        self.buffered_blocks_max = max(self.buffered_blocks_max, used)
+        used = self.used_blocks
+        self.used_blocks_max = max(self.used_blocks_max, used)
         if self._folding or self._troubled or not self._committed_epoch:
             return None
         if now_s >= self._apply_at_s or used > self._room_blocks * APPLY_SHARE:
@@ -237,11 +233,24 @@ class SecondarySide:
             for disk in self.disks:
                 disk.applier.apply(self._committed_epoch)
             self.progressed()
-        return max(0.0, self._apply_at_s - now_s) if self.unapplied else None
+        return max(0.0, self._apply_at_s - now_s) if self._unapplied() else None
 
     @property
-    def unapplied(self) -> bool:
-        """Whether committed writes are on their way to an image."""
+    def used_blocks(self) -> int:
+        """Blocks that are in memory or in a spill file."""
+        return sum(disk.core.used_blocks for disk in self.disks)
+
+    @property
+    def applied_epoch(self) -> int:
+        """The epoch that is safely on all images."""
+        return min(disk.applier.applied_epoch for disk in self.disks)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something that counts is not on the images yet."""
+        return self._folding > 0 or self._unapplied()
+
+    def _unapplied(self) -> bool:
         return any(disk.core.unapplied or disk.applier.busy for disk in self.disks)
 
     @property

@@ -1,4 +1,4 @@
-"""Serves disks over NBD on a unix socket: the loop, and the program around it.
+"""Serves a disk over NBD on a unix socket: the program `colo disk serve`.
 
 Guarantees: whatever one client does, the others go on; at most CLIENTS_MAX clients at a time, further ones wait; when
 it ends, no socket, thread or lock stays.
@@ -7,17 +7,16 @@ it ends, no socket, thread or lock stays.
 from __future__ import annotations
 
 import contextlib
-import select
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from select import EPOLLIN
 
 from pycolo.disk.local import LocalExport
+from pycolo.disk.loop import NbdLoop
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.nbd_export import Export
-from pycolo.edge.nbd_server import NbdConnection
 from pycolo.edge.unix_listener import UnixListener
 from pycolo.edge.workers import Workers
 
@@ -25,79 +24,20 @@ CLIENTS_MAX = 64
 WORKER_THREADS = 8
 
 
-class NbdLoop:
-    """Listener, clients, and whatever else `watch` was told of; the owner calls `turn` for as long as it likes."""
+class Clients:
+    """Whoever connects to `listener` is served `exports`."""
 
-    def __init__(self, listener: UnixListener, exports: Mapping[str, Export]) -> None:
-        self._listener, self._exports = listener, exports
-        self._epoll = select.epoll()
-        self._clients: dict[int, NbdConnection] = {}
-        self._asked: dict[int, int] = {}  # the events that epoll reports, by file descriptor
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self.watch(listener.fileno(), self._accept)
+    def __init__(self, loop: NbdLoop, listener: UnixListener, exports: Mapping[str, Export]) -> None:
+        self._loop, self._listener, self._exports = loop, listener, exports
+        self.admit()
 
-    def watch(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call `handler` whenever `fd` is readable; it may complete requests."""
-        self._handlers[fd] = handler
-        self._ask(fd, EPOLLIN)
-
-    def turn(self, wait_s: float | None = None) -> None:
-        """Wait for the next thing to happen, at most `wait_s`, and deal with it."""
-        handled = False
-        for fd, events in self._epoll.poll(wait_s):
-            handler = self._handlers.get(fd)
-            if handler is not None:
-                handler()
-                handled = True
-            elif (client := self._clients.get(fd)) is not None:
-                _serve(client, events)
-        for fd, client in list(self._clients.items()):
-            if handled and client.wants_write:  # requests were completed: their replies leave together
-                client.on_writable()
-            self._follow(fd, client)
-
-    def close(self) -> None:
-        """Drop all clients and stop listening. What else is watched belongs to the caller."""
-        for client in self._clients.values():
-            client.close()
-        self._clients.clear()
-        self._epoll.close()
-        self._listener.close()
+    def admit(self) -> None:
+        """Listen only while there is room for one more."""
+        self._loop.want(self._listener.fileno(), self._accept, EPOLLIN if self._loop.clients < CLIENTS_MAX else 0)
 
     def _accept(self) -> None:
-        while len(self._clients) < CLIENTS_MAX and (sock := self._listener.accept()) is not None:
-            client = NbdConnection(sock, self._exports)
-            self._clients[client.fileno()] = client
-            self._asked.pop(client.fileno(), None)
-        if len(self._clients) >= CLIENTS_MAX:
-            self._ask(self._listener.fileno(), 0)
-
-    def _follow(self, fd: int, client: NbdConnection) -> None:
-        """Ask only for what the client's connection wants now: not reading is how back-pressure works."""
-        if client.closed:
-            del self._clients[fd], self._asked[fd]  # closing took it out of the epoll set
-            self._ask(self._listener.fileno(), EPOLLIN)
-            return
-        self._ask(fd, (EPOLLIN if client.wants_read else 0) | (EPOLLOUT if client.wants_write else 0))
-
-    def _ask(self, fd: int, events: int) -> None:
-        asked = self._asked.get(fd)
-        if asked == events:
-            return
-        if asked is None:
-            self._epoll.register(fd, events)
-        else:
-            self._epoll.modify(fd, events)
-        self._asked[fd] = events
-
-
-def _serve(client: NbdConnection, events: int) -> None:
-    if events & EPOLLIN:
-        client.on_readable()
-    elif events & (EPOLLHUP | EPOLLERR):  # it is gone, and what it asked for last is of no use to it
-        client.close("the client went away")
-    if events & EPOLLOUT:
-        client.on_writable()
+        while self._loop.clients < CLIENTS_MAX and (sock := self._listener.accept()) is not None:
+            self._loop.serve(sock, self._exports)
 
 
 def serve_image(
@@ -111,8 +51,10 @@ def serve_image(
         stack.callback(listener.close)
         workers = Workers(WORKER_THREADS)
         stack.callback(workers.close)
-        loop = NbdLoop(listener, {"": LocalExport(image, workers)})
+        loop = NbdLoop()
         stack.callback(loop.close)
+        clients = Clients(loop, listener, {"": LocalExport(image, workers)})
+        loop.after_turn = clients.admit
         loop.watch(workers.fileno(), workers.collect)
         stopping: list[int] = []
         wakeup = stack.enter_context(_stop_signals())

@@ -1,13 +1,12 @@
 """A disk that a VM writes to, on the primary or solo: the image, the marks of what the partner may lack, the replica.
 
-Guarantees: a chunk is marked before it is written; a write is sent to the secondary in the order in which it reached the
-image, and before the guest gets its answer. While the VM is being stopped every request is answered at once.
+Guarantees: a chunk is marked before it is written; a write is sent to the secondary in the order in which it reached
+the image, and before the guest gets its answer. While the VM is being stopped every request is answered at once.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import time
 from typing import Protocol
 
@@ -97,14 +96,16 @@ class SourceDisk(LocalExport):
         else:
             self.replica.answer(ticket)
 
-    def _read_failed(self, error: int) -> None:
-        self.read_errors += 1
-        self._note(f"reading {self.image.path} failed ({os.strerror(error)})")
+    def _read_done(self, ticket: Ticket, result: bytes | OSError) -> None:
+        if isinstance(result, OSError):
+            self.read_errors += 1
+            self._note(f"{self.image.path} can't be read ({result.strerror})")
+        super()._read_done(ticket, result)
 
     def _failed(self, ticket: Ticket, problem: OSError, offset: int, length: int) -> None:
-        """The guest gets the error. Part of the range may have changed all the same: the secondary gets what is there."""
+        """The guest gets the error. Part of the range may have changed all the same: the secondary gets it as it is."""
         self.write_errors += 1
-        self._note(f"writing {self.image.path} failed ({problem.strerror})")
+        self._note(f"{self.image.path} can't be written ({problem.strerror})")
         if self.replica is not None:
             try:
                 self.replica.wrote(self.number, offset, self.image.read(offset, length))

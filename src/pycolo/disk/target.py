@@ -7,47 +7,22 @@ next checkpoint, and is never in the way of its being stopped.
 
 from __future__ import annotations
 
-import errno
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from pycolo.core.block_store import BlockStore, StoreFull
-from pycolo.core.disk_epochs import OnImage, SecondaryDisk
+from pycolo.core.disk_epochs import SecondaryDisk
 from pycolo.disk.applier import Applier
-from pycolo.disk.source import TRIM_BYTES_MAX, SourceDisk
-from pycolo.edge.disk_image import DiskImage
+from pycolo.disk.layered import LayeredDisk, Withheld
+from pycolo.disk.source import SourceDisk
 from pycolo.edge.disk_meta import Kind
-from pycolo.edge.nbd_export import Export, Ticket
+from pycolo.edge.journal_file import JournalFile
+from pycolo.edge.nbd_export import Ticket
 from pycolo.edge.workers import Workers
 
 OVERLAY_SHARE = 0.5  # of the store; the rest is for what the PVM writes
 BACKLOG = "disk_backlog"
-
-
-@dataclass(frozen=True, slots=True)
-class Withheld:
-    """A write that waits for room; `data` is None for zeros."""
-
-    ticket: Ticket
-    offset: int
-    length: int
-    data: memoryview | None
-
-    def into(self, core: SecondaryDisk) -> None:
-        """Do it in memory. Raises StoreFull, and OSError of the spill file."""
-        if self.data is None:
-            core.write_zeros(self.offset, self.length)
-        else:
-            core.write(self.offset, self.data)
-
-    def to(self, export: Export, *, fua: bool) -> None:
-        """Ask an export to do it, and to answer."""
-        if self.data is None:
-            export.zero(self.ticket, self.offset, self.length, fua=fua, may_trim=False)
-        else:
-            export.write(self.ticket, self.offset, self.data, fua=fua)
 
 
 class Owner(Protocol):
@@ -63,17 +38,15 @@ class Owner(Protocol):
         """Something has reached an image for good."""
 
 
-class TargetDisk:
+class TargetDisk(LayeredDisk):
     """Implements Export for the SVM. What the PVM wrote comes in by `stage` and raises OSError or StoreFull."""
 
     def __init__(
-        self, source: SourceDisk, journal: DiskImage, store: BlockStore, workers: Workers, owner: Owner
+        self, source: SourceDisk, journal: JournalFile, store: BlockStore, workers: Workers, owner: Owner
     ) -> None:
         """`source` is the same image as it is served once a takeover has ended."""
-        self.size_bytes, self.read_only = source.size_bytes, False
-        self.source, self._store, self._owner = source, store, owner
-        self._image, self.meta = source.image, source.meta
-        self.core = SecondaryDisk(self.size_bytes, store, self._image.read, store.blocks_max)
+        super().__init__(SecondaryDisk(source.size_bytes, store, source.image.read, store.blocks_max), source)
+        self._owner, self._image, self.meta, self.journal = owner, source.image, source.meta, journal
         self.applier = Applier(self.core, self._image, self.meta, journal, workers, owner.trouble)
         self.applier.idle = owner.progressed
         self.direct = True  # the image is being copied: it gets everything at once
@@ -83,9 +56,6 @@ class TargetDisk:
 
     # ---------------------------------------------------------------- the SVM's requests
 
-    def read(self, ticket: Ticket, offset: int, length: int) -> None:
-        read_layers(self.core, self.source, ticket, offset, length)
-
     def write(self, ticket: Ticket, offset: int, data: memoryview, *, fua: bool) -> None:
         del fua  # what is dropped at the next checkpoint need not be durable before
         self._change(Withheld(ticket, offset, len(data), data))
@@ -94,18 +64,9 @@ class TargetDisk:
         del fua, may_trim
         self._change(Withheld(ticket, offset, length, None))
 
-    def trim(self, ticket: Ticket, offset: int, length: int, *, fua: bool) -> None:
-        if length > TRIM_BYTES_MAX:
-            ticket.done()
-        else:
-            self.zero(ticket, offset, length, fua=fua, may_trim=True)
-
     def flush(self, ticket: Ticket) -> None:
         """The SVM's own writes need not outlive it."""
         ticket.done()
-
-    def block_status(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
-        return [(length, 0)]
 
     def _change(self, write: Withheld) -> None:
         """Write to the overlay; without room there the SVM waits for the next checkpoint, which empties it."""
@@ -173,15 +134,3 @@ class TargetDisk:
         """The SVM is stopped and becomes the PVM at the start of `epoch`."""
         self.core.commit(epoch)
         self._hurried = self._asked = False
-
-
-def read_layers(core: SecondaryDisk, source: SourceDisk, ticket: Ticket, offset: int, length: int) -> None:
-    """Answer a read from the layers, and from the image where they have nothing."""
-    try:
-        parts = core.read(offset, length)
-        if len(parts) == 1 and isinstance(parts[0], OnImage):
-            source.read(ticket, offset, length)
-            return
-        ticket.data([source.image.read(p.offset, p.length) if isinstance(p, OnImage) else p for p in parts])
-    except OSError as problem:
-        ticket.failed(problem.errno or errno.EIO)

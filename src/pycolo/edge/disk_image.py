@@ -115,6 +115,10 @@ class DiskImage:
             at = hole
         return extents
 
+    def hole_at(self, offset: int, length: int) -> int:
+        """How many bytes from `offset` on are a hole, at most `length`; 0 when there is data."""
+        return min(self._seek(offset, os.SEEK_DATA, offset + length) - offset, length)
+
     def close(self) -> None:
         """Close it and let others open it."""
         if self._fd >= 0:
