@@ -54,7 +54,8 @@ async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: b
             asyncio.get_running_loop().add_signal_handler(number, stop)
         try:
             async with serving(manager, host.state_dir):
-                return await manager.run()
+                await manager.run()
+            stopped.set()
         except DiskTrouble as trouble:
             if role is Role.PRIMARY or not (manager.started or waits_s):
                 raise

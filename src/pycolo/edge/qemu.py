@@ -68,8 +68,8 @@ class Qemu:
         """A QEMU that answers, with its RAM tracked from before the guest's first instruction.
 
         `nic` is QEMU's end of a datagram socketpair, `disks` its end of a stream socketpair to an NBD server for each
-        disk; all stay the caller's to close. `console` gets the guest's serial output, `log` QEMU's own messages. EnvironmentFault: a tool is missing or QEMU refused
-        to start; VmLost: it died or hangs.
+        disk; all stay the caller's to close. `console` gets the guest's serial output, `log` QEMU's own messages.
+        EnvironmentFault: a tool is missing or QEMU refused to start; VmLost: it died or hangs.
         """
         files = QemuFiles.create(config.memory_mib)
         try:
