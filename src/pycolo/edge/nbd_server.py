@@ -51,7 +51,6 @@ class NbdConnection:
         self._socket = sock
         self._exports = exports
         self._handshake = Handshake({name: ExportInfo(e.size_bytes, e.read_only) for name, e in exports.items()})
-        self._inbound = RequestBuffer()
         self._transmission: _Transmission | None = None
         self._out: list[bytes | memoryview] = [GREETING]
         self._out_bytes = len(GREETING)
@@ -82,8 +81,9 @@ class NbdConnection:
             return
         try:
             if self._transmission is not None:
-                count = self._socket.recv_into(self._inbound.space())
-                self._inbound.filled(count)
+                inbound = self._transmission.inbound
+                count = self._socket.recv_into(inbound.space())
+                inbound.filled(count)
             else:
                 count = self._shake_hands(self._socket.recv(HANDSHAKE_READ_BYTES))
         except BlockingIOError:
@@ -121,7 +121,7 @@ class NbdConnection:
         if handshake.session is not None:
             export = self._exports[handshake.session.export]
             self._transmission = _Transmission(self, handshake.session, export)
-            self._inbound.feed(handshake.rest())
+            self._transmission.inbound.feed(handshake.rest())
         self._ending = handshake.ended
         return len(data)
 
@@ -144,10 +144,11 @@ class NbdConnection:
             self.close(self._handshake.violation or "the client said goodbye")
 
     def _handle_requests(self) -> None:
-        transmission, take = self._transmission, self._inbound.take
+        transmission = self._transmission
         if transmission is None:
             self._more = False
             return
+        take = transmission.inbound.take
         while self._has_room():
             request = take()
             if request is None:
@@ -215,6 +216,7 @@ class _Transmission:
     def __init__(self, connection: NbdConnection, session: Session, export: Export) -> None:
         self._connection, self._session, self._export = connection, session, export
         self._allowed = nbd.flags_allowed(session)
+        self.inbound = RequestBuffer()
 
     def begin(self, request: Request) -> None:
         """Hand one request to the export."""
