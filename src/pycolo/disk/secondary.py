@@ -84,7 +84,7 @@ class SecondarySide:
             connection.close()
             return
         self.stream = MessageStream(connection, "the disk channel", wire.decode_header)
-        self._greeted = False
+        self._greeted, self._digest = False, wire.StreamDigest()
 
     def on_readable(self) -> None:
         """The primary's disk process spoke. Raises PeerLost."""

@@ -15,7 +15,7 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
     async def start(cls, ours: socket.socket, theirs: socket.socket) -> AgentLink:
         """Start the agent with both ends of the VM's network card (it gets copies)."""
         process, control = await spawn("pycolo.agent", (ours.fileno(), theirs.fileno()))
-        return cls("the agent", process, control, protocol.answer_decoder)
+        return cls("the agent process", process, control, protocol.answer_decoder)
 
     def notice(self, message: protocol.Answer | protocol.Notice) -> bool:
         if isinstance(message, protocol.Wanted):

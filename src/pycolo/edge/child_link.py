@@ -123,7 +123,7 @@ class ChildLink(Generic[AnyMessage]):
         except OSError:
             pass
         if not self.gone.done():
-            self.gone.set_result(f"{self._name} process has ended")
+            self.gone.set_result(f"{self._name} has ended")
 
     def _dispatch(self, message: AnyMessage) -> None:
         if self.notice(message):

@@ -10,6 +10,7 @@ Layout: 4096 bytes of header (XXH3-64 of the rest, length, msgpack), then the bi
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import mmap
 import os
@@ -88,8 +89,9 @@ class DiskMeta:
     def close(self) -> None:
         """Let go of the file as it is; `change` with `closed` before it says that all is in order."""
         self.bits = np.empty(0, np.uint8)
-        self._map.close()
         os.close(self._fd)
+        with contextlib.suppress(BufferError):  # somebody still has a view of the bitmap; the mapping goes with it
+            self._map.close()
 
     def _read(self, size_bytes: int) -> _Header:
         content = os.pread(self._fd, HEADER_BYTES, 0)
