@@ -105,6 +105,8 @@ def serve_image(
 ) -> None:
     """Serve one image until SIGTERM or SIGINT; `ready` is called when clients may come. Raises EnvironmentFault."""
     with contextlib.ExitStack() as stack:
+        stopping: list[int] = []
+        wakeup = stack.enter_context(_stop_signals())
         image = DiskImage(path, read_only=read_only, format=image_format)
         stack.callback(image.close)
         listener = UnixListener(socket_path)
@@ -114,8 +116,6 @@ def serve_image(
         loop = NbdLoop(listener, {"": LocalExport(image, workers)})
         stack.callback(loop.close)
         loop.watch(workers.fileno(), workers.collect)
-        stopping: list[int] = []
-        wakeup = stack.enter_context(_stop_signals())
         loop.watch(wakeup.fileno(), lambda: stopping.extend(wakeup.recv(64)))
         ready()
         while not stopping:
