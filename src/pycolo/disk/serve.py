@@ -36,6 +36,11 @@ class NbdLoop:
         self._handlers: dict[int, Callable[[], None]] = {}
         self.watch(listener.fileno(), self._accept)
 
+    @property
+    def client_count(self) -> int:
+        """Clients that are connected now."""
+        return len(self._clients)
+
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
         """Call `handler` whenever `fd` is readable; it may complete requests."""
         self._handlers[fd] = handler
