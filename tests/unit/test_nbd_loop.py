@@ -61,6 +61,39 @@ def test_a_client_that_vanishes_while_it_is_not_read_from_is_dropped(rig: Rig) -
     assert len(rig.disk.calls) == REQUESTS_IN_FLIGHT_MAX
 
 
+def test_a_client_that_is_gone_before_it_was_greeted_is_dropped(rig: Rig) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(rig.path))
+    rig.turn()
+    assert rig.loop.client_count == 0
+    assert len(rig.connect().recv(100)) == GREETING_BYTES
+
+
+def test_a_number_that_a_client_had_may_be_watched_in_the_same_turn(rig: Rig) -> None:
+    client = rig.connect()
+    ours, theirs = socket.socketpair()
+    seen: list[bytes] = []
+
+    def watch(end: socket.socket) -> None:
+        rig.sockets.append(end)
+        rig.loop.watch(end.fileno(), lambda: seen.append(end.recv(10)))
+
+    def replace() -> None:
+        ours.recv(1)
+        pair = socket.socketpair()  # one of them gets the number of the client's connection
+        for end in pair:
+            watch(end)
+            end.send(b"xyz")
+
+    rig.sockets += [ours, theirs]
+    rig.loop.watch(ours.fileno(), replace)
+    client.send(bytes(28))  # no request
+    theirs.send(b"x")
+    rig.turn()
+    assert rig.loop.client_count == 0
+    assert seen == [b"xyz"] * 2
+
+
 def test_what_another_handler_completes_is_sent(rig: Rig) -> None:
     client = rig.connect()
     client.send(request(peer.FLUSH, 1) + request(peer.FLUSH, 2))
@@ -77,6 +110,10 @@ def test_what_another_handler_completes_is_sent(rig: Rig) -> None:
     theirs.send(b"x")
     rig.loop.turn(5)
     assert len(client.recv(100)) == GREETING_BYTES + 2 * 16
+    rig.loop.unwatch(ours.fileno())
+    theirs.send(b"x")
+    rig.turn()
+    assert ours.recv(1) == b"x"
 
 
 def test_clients_beyond_the_limit_wait_for_a_place(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

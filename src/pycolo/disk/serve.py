@@ -46,6 +46,11 @@ class NbdLoop:
         self._handlers[fd] = handler
         self._ask(fd, EPOLLIN)
 
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; call it before closing what it belongs to."""
+        del self._handlers[fd], self._asked[fd]
+        self._epoll.unregister(fd)
+
     def turn(self, wait_s: float | None = None) -> None:
         """Wait for the next thing to happen, at most `wait_s`, and deal with it."""
         handled = False
@@ -56,10 +61,15 @@ class NbdLoop:
                 handled = True
             elif (client := self._clients.get(fd)) is not None:
                 _serve(client, events)
+                if client.closed:
+                    self._drop(fd)
         for fd, client in list(self._clients.items()):
             if handled and client.wants_write:  # requests were completed: their replies leave together
                 client.on_writable()
-            self._follow(fd, client)
+            if client.closed:
+                self._drop(fd)
+            else:
+                self._follow(fd, client)
 
     def close(self) -> None:
         """Drop all clients and stop listening. What else is watched belongs to the caller."""
@@ -73,17 +83,18 @@ class NbdLoop:
         while len(self._clients) < CLIENTS_MAX and (sock := self._listener.accept()) is not None:
             client = NbdConnection(sock, self._exports)
             self._clients[client.fileno()] = client
-            self._asked.pop(client.fileno(), None)
         if len(self._clients) >= CLIENTS_MAX:
             self._ask(self._listener.fileno(), 0)
 
     def _follow(self, fd: int, client: NbdConnection) -> None:
         """Ask only for what the client's connection wants now: not reading is how back-pressure works."""
-        if client.closed:
-            del self._clients[fd], self._asked[fd]  # closing took it out of the epoll set
-            self._ask(self._listener.fileno(), EPOLLIN)
-            return
         self._ask(fd, (EPOLLIN if client.wants_read else 0) | (EPOLLOUT if client.wants_write else 0))
+
+    def _drop(self, fd: int) -> None:
+        """Forget a closed client at once: its number may be another's in the same turn."""
+        del self._clients[fd]
+        self._asked.pop(fd, None)  # closing took it out of the epoll set, if it was in it yet
+        self._ask(self._listener.fileno(), EPOLLIN)
 
     def _ask(self, fd: int, events: int) -> None:
         asked = self._asked.get(fd)
