@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import time
 from pathlib import Path
@@ -120,3 +121,21 @@ def test_a_stop_does_not_wait_for_clients(raw_image: Path) -> None:
         assert ended(client)
     assert raw_image.read_bytes()[:101] != b"x" * 101
     assert raw_image.read_bytes()[:100] == b"x" * 100
+
+
+def test_many_clients_that_leave_at_any_moment(disk_server: Server) -> None:
+    before = disk_server.image.read_bytes()
+    stream = FLAGS + go() + request(peer.READ, 1, 0, 1 << 20) + request(peer.FLUSH, 2) * 70 + request(peer.DISC, 3)
+    rng = random.Random(5)
+    for _ in range(500):
+        with disk_server.connect() as client, contextlib.suppress(ConnectionError):
+            client.sendall(stream[: rng.randrange(len(stream) + 1)])
+            client.settimeout(0.001)
+            if rng.random() < 0.5:
+                with contextlib.suppress(TimeoutError):
+                    client.recv(rng.randrange(1, 100_000))
+    with disk_server.connect() as client:
+        shake_hands(client)
+        client.sendall(request(peer.READ, 1, 0, 100))
+        assert client.recv(116, socket.MSG_WAITALL)[16:] == before[:100]
+    assert disk_server.image.read_bytes() == before
