@@ -153,7 +153,7 @@ def _show(rows: list[Row]) -> None:
         values = [row.iops[server] for server in SERVERS]
         cells = [f"{statistics.median(v):.0f} ({min(v):.0f} - {max(v):.0f})" for v in values]
         table.add_row(row.name, *cells, f"{row.ratio:.2f}")
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 def _json(rows: list[Row]) -> str:

@@ -1,108 +1,41 @@
-"""The disk server as clients see it that we did not write: QEMU's, libnbd's, nbd-client; and clients that misbehave.
+"""The disk server as clients see it that we did not write: QEMU's, libnbd's, nbd-client's, fio's.
 
 The reference implementation's own test program, nbd-tester-client, is in no Debian package.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disk_server import SIZE, Server, run
 
-import nbd_peer as peer
-from nbd_peer import FLAGS, go, option, request
+from nbd_peer import MemoryExport
+from pycolo.disk.serve import NbdLoop
+from pycolo.edge.nbd_export import Export
+from pycolo.edge.unix_listener import UnixListener
 
-SIZE = (8 << 20) + 777
 DEBIAN_PYTHON = "/usr/bin/python3"  # the one for which python3-libnbd is installed
-START_S_MAX = 20.0
-STOP_S_MAX = 20.0
-
-
-def run(*command: str | Path, **environment: str) -> str:
-    """What a client says on stdout; it must succeed."""
-    outcome = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
-    )
-    assert outcome.returncode == 0, f"{command}: {outcome.stdout}{outcome.stderr}"
-    return outcome.stdout
-
-
-def colo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = (sys.executable, "-m", "pycolo", "disk", *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-class Server:
-    """`colo disk serve` as a process."""
-
-    def __init__(self, image: Path, *options: str) -> None:
-        self.image, self.path = image, image.with_name("nbd.sock")
-        self.uri = f"nbd+unix:///?socket={self.path}"
-        command = (sys.executable, "-m", "pycolo", "disk", "serve", str(image), "--socket", str(self.path), *options)
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.readline()
-        assert self.said.startswith("serving"), self.said
-
-    def connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(str(self.path))  # without a time limit it waits for a place in the queue
-        client.settimeout(20)
-        return client
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        status = self.process.wait(STOP_S_MAX)
-        assert self.process.stdout is not None
-        self.said += self.process.stdout.read()
-        self.process.stdout.close()
-        return status
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Random at both ends and a hole between."""
-    path = tmp_path / "disk.raw"
-    with path.open("wb") as file:
-        file.write(os.urandom(1 << 20))
-        file.truncate(SIZE)
-        file.seek(SIZE - 5000)
-        file.write(os.urandom(5000))
-    return path
-
-
-@pytest.fixture
-def server(image: Path) -> Iterator[Server]:
-    """Ends well, whatever its clients did."""
-    server = Server(image)
-    yield server
-    assert server.process.poll() is None, server.stop()
-    assert server.stop() == 0
-    assert server.said.count("\n") == 1, server.said
-    assert not server.path.exists()
 
 
 # ---- QEMU's client
 
 
-def qemu_io(server: Server, *commands: str) -> str:
-    said = run("qemu-io", "-f", "raw", server.uri, *(part for command in commands for part in ("-c", command)))
+def qemu_io(disk_server: Server, *commands: str) -> str:
+    said = run("qemu-io", "-f", "raw", disk_server.uri, *(part for command in commands for part in ("-c", command)))
     assert "failed" not in said, said
     return said
 
 
-def test_qemu_io(server: Server) -> None:
+def test_qemu_io(disk_server: Server) -> None:
     qemu_io(
-        server,
+        disk_server,
         "write -P 0x11 0 1M",
         "write -P 0x22 1000 5001",
         "read -P 0x22 1000 5001",
@@ -123,16 +56,16 @@ def test_qemu_io(server: Server) -> None:
         "aio_flush",
         f"write -P 0x66 {SIZE // 512 * 512 - 512} 512",
     )
-    content = server.image.read_bytes()
+    content = disk_server.image.read_bytes()
     assert len(content) == SIZE
     assert content[1000:2000] == b"\x22" * 1000
     assert content[2000:3000] == bytes(1000)
     assert content[300 << 10 : 304 << 10] == b"\x33" * 4096
 
 
-def test_qemu_io_sees_the_errors_of_a_read_only_disk(image: Path) -> None:
-    before = image.read_bytes()
-    server = Server(image, "--read-only")
+def test_qemu_io_sees_the_errors_of_a_read_only_disk(raw_image: Path) -> None:
+    before = raw_image.read_bytes()
+    server = Server(raw_image, "--read-only")
     try:
         outcome = subprocess.run(
             ("qemu-io", "-f", "raw", server.uri, "-c", "write 0 512"), capture_output=True, text=True, check=False
@@ -141,34 +74,36 @@ def test_qemu_io_sees_the_errors_of_a_read_only_disk(image: Path) -> None:
         run("qemu-io", "-r", "-f", "raw", server.uri, "-c", "read 0 4k")
     finally:
         assert server.stop(signal.SIGINT) == 0
-    assert image.read_bytes() == before
+    assert raw_image.read_bytes() == before
 
 
-def test_qemu_img(server: Server, tmp_path: Path) -> None:
-    assert "Images are identical" in run("qemu-img", "compare", "-f", "raw", "-F", "raw", server.uri, server.image)
+def test_qemu_img(disk_server: Server, tmp_path: Path) -> None:
+    assert "Images are identical" in run(
+        "qemu-img", "compare", "-f", "raw", "-F", "raw", disk_server.uri, disk_server.image
+    )
     copy = tmp_path / "copy.qcow2"
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", server.uri, copy)
-    assert "Images are identical" in run("qemu-img", "compare", "-F", "raw", copy, server.image)
-    extents = json.loads(run("qemu-img", "map", "--output=json", "-f", "raw", server.uri))
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk_server.uri, copy)
+    assert "Images are identical" in run("qemu-img", "compare", "-F", "raw", copy, disk_server.image)
+    extents = json.loads(run("qemu-img", "map", "--output=json", "-f", "raw", disk_server.uri))
     zeros = [(one["start"], one["length"]) for one in extents if one["zero"] and one["start"] < SIZE]
     assert zeros == [(1 << 20, (SIZE - 5000) // 4096 * 4096 - (1 << 20))]
 
 
-def test_qemu_img_writes_a_whole_disk(server: Server, tmp_path: Path) -> None:
+def test_qemu_img_writes_a_whole_disk(disk_server: Server, tmp_path: Path) -> None:
     other = tmp_path / "other.raw"
     with other.open("wb") as file:
         file.truncate(SIZE // 512 * 512)
         file.seek(3 << 20)
         file.write(os.urandom(1 << 20))
-    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", other, server.uri)
-    assert server.image.read_bytes()[: SIZE // 512 * 512] == other.read_bytes()
+    run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", other, disk_server.uri)
+    assert disk_server.image.read_bytes()[: SIZE // 512 * 512] == other.read_bytes()
 
 
 # ---- libnbd's
 
 
-def test_nbdinfo(server: Server) -> None:
-    (export,) = json.loads(run("nbdinfo", "--json", server.uri))["exports"]
+def test_nbdinfo(disk_server: Server) -> None:
+    (export,) = json.loads(run("nbdinfo", "--json", disk_server.uri))["exports"]
     assert export["export-size"] == SIZE
     assert export["contexts"] == ["base:allocation"]
     sizes = [export[f"block_size_{name}"] for name in ("minimum", "preferred", "maximum")]
@@ -176,11 +111,13 @@ def test_nbdinfo(server: Server) -> None:
     features = ("can_flush", "can_fua", "can_trim", "can_zero", "can_df")
     assert [export[feature] for feature in features] == [True] * len(features)
     assert not any(export[feature] for feature in ("is_read_only", "can_multi_conn", "can_cache", "can_fast_zero"))
-    assert [one["export-name"] for one in json.loads(run("nbdinfo", "--json", "--list", server.uri))["exports"]] == [""]
+    assert [
+        one["export-name"] for one in json.loads(run("nbdinfo", "--json", "--list", disk_server.uri))["exports"]
+    ] == [""]
 
 
-def test_nbdinfo_map(server: Server) -> None:
-    extents = json.loads(run("nbdinfo", "--map", "--json", server.uri))
+def test_nbdinfo_map(disk_server: Server) -> None:
+    extents = json.loads(run("nbdinfo", "--map", "--json", disk_server.uri))
     data_at = (SIZE - 5000) // 4096 * 4096
     assert [(extent["offset"], extent["length"], extent["type"]) for extent in extents] == [
         (0, 1 << 20, 0),
@@ -189,13 +126,13 @@ def test_nbdinfo_map(server: Server) -> None:
     ]
 
 
-def test_nbdcopy_both_ways(server: Server, tmp_path: Path) -> None:
+def test_nbdcopy_both_ways(disk_server: Server, tmp_path: Path) -> None:
     copy, other = tmp_path / "copy.raw", tmp_path / "other.raw"
-    run("nbdcopy", server.uri, copy)
-    assert copy.read_bytes() == server.image.read_bytes()
+    run("nbdcopy", disk_server.uri, copy)
+    assert copy.read_bytes() == disk_server.image.read_bytes()
     other.write_bytes(os.urandom(3 << 20) + bytes(SIZE - (3 << 20)))
-    run("nbdcopy", "--flush", other, server.uri)
-    assert server.image.read_bytes() == other.read_bytes()
+    run("nbdcopy", "--flush", other, disk_server.uri)
+    assert disk_server.image.read_bytes() == other.read_bytes()
 
 
 LIBNBD = """
@@ -281,190 +218,62 @@ print("fine")
 
 
 @pytest.mark.parametrize("structured", ["on", "off"])
-def test_libnbd(server: Server, structured: str) -> None:
-    assert run(DEBIAN_PYTHON, "-c", LIBNBD, server.uri, structured, str(SIZE)) == "fine\n"
+def test_libnbd(disk_server: Server, structured: str) -> None:
+    assert run(DEBIAN_PYTHON, "-c", LIBNBD, disk_server.uri, structured, str(SIZE)) == "fine\n"
 
 
-def test_nbdsh(server: Server) -> None:
-    before = server.image.read_bytes()
-    said = run("nbdsh", "-u", server.uri, "-c", "print(h.pread(5, 3).hex())", PATH="/usr/bin:/bin")
+def test_nbdsh(disk_server: Server) -> None:
+    before = disk_server.image.read_bytes()
+    said = run("nbdsh", "-u", disk_server.uri, "-c", "print(h.pread(5, 3).hex())", PATH="/usr/bin:/bin")
     assert said.strip() == before[3:8].hex()
 
 
-def test_nbd_client_lists_the_exports(server: Server) -> None:
-    said = run("nbd-client", "-l", "-u", server.path)
-    assert "Negotiation: ..\n" in said
+@pytest.fixture
+def two_disks(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a loop in a thread that serves two disks by name."""
+    path = tmp_path / "two.sock"
+    exports: dict[str, Export] = {"first": MemoryExport(1000), "second": MemoryExport(40 << 20)}
+    loop = NbdLoop(UnixListener(path), exports)
+    ended = threading.Event()
+
+    def turn() -> None:
+        while not ended.is_set():
+            loop.turn(0.05)
+
+    thread = threading.Thread(target=turn)
+    thread.start()
+    yield path
+    ended.set()
+    thread.join()
+    loop.close()
+    assert not path.exists()
 
 
-def test_fio_verifies_what_it_wrote(server: Server, tmp_path: Path) -> None:
-    command = f"""fio --name=x --ioengine=nbd --uri={server.uri} --rw=randwrite --bsrange=512-64k --iodepth=16 --size=8M
-        --verify=crc32c --do_verify=1 --fsync=50 --randseed=3"""
+def test_exports_have_names(two_disks: Path) -> None:
+    assert "Negotiation: ..\nfirst\nsecond\n" in run("nbd-client", "-l", "-u", two_disks)
+    for name, size in (("", 1000), ("first", 1000), ("second", 40 << 20)):
+        assert run("nbdinfo", "--size", f"nbd+unix:///{name}?socket={two_disks}").strip() == str(size)
+    unknown = subprocess.run(
+        ("nbdinfo", f"nbd+unix:///third?socket={two_disks}"), capture_output=True, text=True, check=False
+    )
+    assert unknown.returncode == 1
+    assert "third" in unknown.stderr
+
+
+def test_the_largest_payload(two_disks: Path) -> None:
+    program = """
+import os, sys, nbd
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+data = os.urandom(32 << 20)
+h.pwrite(data, 4321)
+assert h.pread(len(data), 4321) == data
+h.shutdown()
+"""
+    run(DEBIAN_PYTHON, "-c", program, f"nbd+unix:///second?socket={two_disks}")
+
+
+def test_fio_verifies_what_it_wrote(disk_server: Server, tmp_path: Path) -> None:
+    command = f"""fio --name=x --ioengine=nbd --uri={disk_server.uri} --rw=randwrite --bsrange=512-64k --iodepth=16
+        --size=8M --verify=crc32c --do_verify=1 --fsync=50 --randseed=3"""
     subprocess.run(command.split(), check=True, capture_output=True, timeout=60, cwd=tmp_path)
-
-
-# ---- several clients, and bad ones
-
-
-def shake_hands(client: socket.socket) -> None:
-    client.sendall(FLAGS + option(peer.EXPORT_NAME))
-    received = b""
-    while len(received) < 18 + 10:
-        received += client.recv(100)
-
-
-def ended(client: socket.socket) -> bool:
-    """Whether the server closes the connection, whatever it says before."""
-    with contextlib.suppress(ConnectionResetError):
-        while client.recv(1 << 16):
-            pass
-    return True
-
-
-def test_several_clients_at_once_see_one_disk(server: Server) -> None:
-    clients = [server.connect() for _ in range(70)]  # more than are served at a time
-    for number, client in enumerate(clients[:60]):
-        shake_hands(client)
-        client.sendall(request(peer.WRITE, number, number * 512, data=bytes([number]) * 512))
-    for client in clients[:60]:
-        assert client.recv(16)[4:8] == bytes(4)
-    for client in clients[:60]:
-        client.close()
-    for client in clients[60:]:
-        shake_hands(client)
-        client.sendall(request(peer.READ, 1, 59 * 512, 512))
-        assert client.recv(16 + 512, socket.MSG_WAITALL)[16:] == bytes([59]) * 512
-        client.close()
-
-
-GARBAGE = {
-    "random bytes": os.urandom(5000),
-    "zeros": bytes(5000),
-    "unknown client flags": b"\0\0\0\xff",
-    "an endless option": FLAGS + b"IHAVEOPT\0\0\0\7\xff\xff\xff\xff" + bytes(100_000),
-    "too many options": FLAGS + option(peer.LIST) * 100,
-    "an unknown export": FLAGS + option(peer.EXPORT_NAME, b"nothing"),
-    "a wrong magic": FLAGS + go() + request(peer.READ, 1, 0, 5, magic=1),
-    "a huge write": FLAGS + go() + request(peer.WRITE, 1, 0, (1 << 32) - 1) + bytes(100_000),
-    "goodbye": FLAGS + option(peer.ABORT),
-}
-
-
-@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_ends_its_own_connection_only(server: Server, garbage: bytes) -> None:
-    before = server.image.read_bytes()
-    good, bad = server.connect(), server.connect()
-    shake_hands(good)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        bad.sendall(garbage)
-    assert ended(bad)
-    good.sendall(request(peer.READ, 1, 0, 100))
-    assert good.recv(116, socket.MSG_WAITALL)[16:] == before[:100]
-    assert server.image.read_bytes() == before
-    good.close()
-    bad.close()
-
-
-@pytest.mark.parametrize(
-    "last_words",
-    [
-        b"",
-        FLAGS[:2],
-        FLAGS + option(peer.GO)[:9],
-        FLAGS + go() + request(peer.READ, 1, 0, 5)[:20],
-        FLAGS + go() + request(peer.WRITE, 1, 0, data=b"x" * 100_000)[:-1],
-        FLAGS + go() + request(peer.WRITE, 1, 0, 32 << 20) + b"x" * 3_000_000,
-        FLAGS + go() + request(peer.READ, 1, 0, 1 << 20) * 100,
-    ],
-    ids=["nothing", "half flags", "half option", "half request", "half write", "half large write", "unread replies"],
-)
-def test_a_client_that_vanishes_changes_nothing(server: Server, last_words: bytes) -> None:
-    before = server.image.read_bytes()
-    client = server.connect()
-    client.sendall(last_words)
-    time.sleep(0.1)
-    client.close()
-    with server.connect() as other:
-        shake_hands(other)
-        other.sendall(request(peer.READ, 1, 0, 100))
-        assert other.recv(116, socket.MSG_WAITALL)[16:] == before[:100]
-    assert server.image.read_bytes() == before
-
-
-def test_a_request_beyond_the_end_is_an_error_and_the_client_goes_on(server: Server) -> None:
-    with server.connect() as client:
-        shake_hands(client)
-        client.sendall(request(peer.WRITE, 1, SIZE - 1, data=b"xy") + request(peer.READ, 2, SIZE - 1, 1))
-        replies = client.recv(16 + 17, socket.MSG_WAITALL)
-        assert replies[:16] == bytes.fromhex("674466980000001c0000000000000001")
-        assert replies[16:32] == bytes.fromhex("67446698000000000000000000000002")
-    assert server.image.stat().st_size == SIZE
-
-
-def test_a_stop_does_not_wait_for_clients(image: Path) -> None:
-    server = Server(image)
-    with server.connect() as client:
-        shake_hands(client)
-        client.sendall(request(peer.WRITE, 1, 0, data=b"x" * 100) + request(peer.WRITE, 2, 0, 1 << 20) + b"half")
-        assert len(client.recv(16, socket.MSG_WAITALL)) == 16
-        assert server.stop() == 0
-        assert ended(client)
-    assert image.read_bytes()[:101] != b"x" * 101
-    assert image.read_bytes()[:100] == b"x" * 100
-
-
-# ---- the command
-
-
-def test_a_second_server_is_refused(server: Server, tmp_path: Path) -> None:
-    same_image = colo("serve", server.image, "--socket", tmp_path / "other.sock")
-    assert (same_image.returncode, same_image.stderr.count("\n")) == (2, 1)
-    assert "is in use by another process" in same_image.stderr
-    (tmp_path / "other.raw").write_bytes(b"x")
-    same_socket = colo("serve", tmp_path / "other.raw", "--socket", server.path)
-    assert same_socket.returncode == 2
-    assert "another process serves" in same_socket.stderr
-    assert run("nbdinfo", "--size", server.uri).strip() == str(SIZE)
-
-
-def test_a_killed_servers_socket_is_replaced(image: Path) -> None:
-    first = Server(image)
-    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
-    assert first.path.exists()
-    second = Server(image)
-    assert run("nbdinfo", "--size", second.uri).strip() == str(SIZE)
-    assert second.stop() == 0
-
-
-def test_import_makes_a_sparse_raw_image(tmp_path: Path) -> None:
-    raw, qcow2, imported = tmp_path / "a.raw", tmp_path / "a.qcow2", tmp_path / "b.raw"
-    raw.write_bytes(os.urandom(1 << 20))
-    os.truncate(raw, 64 << 20)
-    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
-    refused = colo("serve", qcow2, "--socket", tmp_path / "s")
-    assert refused.returncode == 2
-    assert "colo disk import" in refused.stderr
-    outcome = colo("import", qcow2, imported)
-    assert outcome.returncode == 0, outcome.stderr
-    assert imported.read_bytes() == raw.read_bytes()
-    assert imported.stat().st_blocks * 512 < 2 << 20
-    again = colo("import", qcow2, imported)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.qcow2", "a.raw", "b.raw"]
-
-
-def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "broken.qcow2"
-    broken.write_bytes(b"QFI\xfb\0\0\0\3" + b"\xff" * 1000)
-    missing = colo("import", tmp_path / "missing", tmp_path / "b.raw")
-    failed = colo("import", broken, tmp_path / "b.raw")
-    monkeypatch.setenv("PATH", "/nowhere")
-    without_tool = colo("import", broken, tmp_path / "b.raw")
-    for outcome, sentence in (
-        (missing, "does not exist"),
-        (failed, "can't be converted"),
-        (without_tool, "qemu-utils"),
-    ):
-        assert (outcome.returncode, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
-        assert sentence in outcome.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.qcow2"]

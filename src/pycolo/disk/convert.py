@@ -31,7 +31,8 @@ def import_image(source: Path, image: Path) -> None:
 
 
 def _convert(source: Path, part: Path) -> None:
-    command = [QEMU_IMG, "convert", "-p", "-O", "raw", "--", os.fspath(source), os.fspath(part)]
+    paths = [os.fspath(path.absolute()) for path in (source, part)]  # qemu-img would take `a:b` for a protocol
+    command = [QEMU_IMG, "convert", "-p", "-O", "raw", *paths]
     try:
         outcome = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     except FileNotFoundError:

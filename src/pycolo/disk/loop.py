@@ -27,8 +27,8 @@ class NbdLoop:
         self.after_turn: Handler = lambda: None
 
     @property
-    def clients(self) -> int:
-        """How many NBD clients there are."""
+    def client_count(self) -> int:
+        """Clients that are connected now."""
         return len(self._clients)
 
     def watch(self, fd: int, handler: Handler) -> None:
@@ -40,36 +40,34 @@ class NbdLoop:
         self._handlers[fd] = handler
         self._ask(fd, events)
 
-    def forget(self, fd: int) -> None:
-        """`fd` is about to be closed, or has been."""
-        self._handlers.pop(fd, None)
-        if self._asked.pop(fd, None) is not None:
-            try:
-                self._epoll.unregister(fd)
-            except OSError:  # closing it took it out of the set
-                return
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; call it before closing what it belongs to."""
+        del self._handlers[fd], self._asked[fd]
+        self._epoll.unregister(fd)
 
     def serve(self, sock: socket.socket, exports: Mapping[str, Export]) -> None:
         """A new client, connected; takes over `sock`."""
         client = NbdConnection(sock, exports)
         self._clients[client.fileno()] = client
-        self._asked.pop(client.fileno(), None)
         self._follow(client.fileno(), client)
 
     def turn(self, wait_s: float | None = None) -> None:
         """Wait for the next thing to happen, at most `wait_s`, and deal with it."""
-        handled = wait_s is not None  # who has a timer may complete requests between two turns
         for fd, events in self._epoll.poll(wait_s):
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler()
-                handled = True
             elif (client := self._clients.get(fd)) is not None:
                 _serve(client, events)
+                if client.closed:
+                    self._drop(fd)
         for fd, client in list(self._clients.items()):
-            if handled and client.wants_write:  # requests were completed: their replies leave together
+            if client.wants_write:  # requests were completed: their replies leave together
                 client.on_writable()
-            self._follow(fd, client)
+            if client.closed:
+                self._drop(fd)
+            else:
+                self._follow(fd, client)
         self.after_turn()
 
     def close(self) -> None:
@@ -81,10 +79,12 @@ class NbdLoop:
 
     def _follow(self, fd: int, client: NbdConnection) -> None:
         """Ask only for what the client's connection wants now: not reading is how back-pressure works."""
-        if client.closed:
-            del self._clients[fd], self._asked[fd]  # closing took it out of the epoll set
-            return
         self._ask(fd, (EPOLLIN if client.wants_read else 0) | (EPOLLOUT if client.wants_write else 0))
+
+    def _drop(self, fd: int) -> None:
+        """Forget a closed client at once: its number may be another's in the same turn."""
+        del self._clients[fd]
+        self._asked.pop(fd, None)  # closing took it out of the epoll set, if it was in it yet
 
     def _ask(self, fd: int, events: int) -> None:
         asked = self._asked.get(fd)

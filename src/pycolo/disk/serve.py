@@ -33,10 +33,10 @@ class Clients:
 
     def admit(self) -> None:
         """Listen only while there is room for one more."""
-        self._loop.want(self._listener.fileno(), self._accept, EPOLLIN if self._loop.clients < CLIENTS_MAX else 0)
+        self._loop.want(self._listener.fileno(), self._accept, EPOLLIN if self._loop.client_count < CLIENTS_MAX else 0)
 
     def _accept(self) -> None:
-        while self._loop.clients < CLIENTS_MAX and (sock := self._listener.accept()) is not None:
+        while self._loop.client_count < CLIENTS_MAX and (sock := self._listener.accept()) is not None:
             self._loop.serve(sock, self._exports)
 
 
@@ -45,6 +45,8 @@ def serve_image(
 ) -> None:
     """Serve one image until SIGTERM or SIGINT; `ready` is called when clients may come. Raises EnvironmentFault."""
     with contextlib.ExitStack() as stack:
+        stopping: list[int] = []
+        wakeup = stack.enter_context(_stop_signals())
         image = DiskImage(path, read_only=read_only, format=image_format)
         stack.callback(image.close)
         listener = UnixListener(socket_path)
@@ -56,8 +58,6 @@ def serve_image(
         clients = Clients(loop, listener, {"": LocalExport(image, workers)})
         loop.after_turn = clients.admit
         loop.watch(workers.fileno(), workers.collect)
-        stopping: list[int] = []
-        wakeup = stack.enter_context(_stop_signals())
         loop.watch(wakeup.fileno(), lambda: stopping.extend(wakeup.recv(64)))
         ready()
         while not stopping:

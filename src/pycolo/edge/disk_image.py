@@ -24,7 +24,6 @@ READ_NOW_BYTES_MAX = 1 << 20  # longer reads would hold up the loop for too long
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # linux/falloc.h
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.EPERM)
-_WOULD_BLOCK = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL)
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -44,19 +43,23 @@ class DiskImage:
         except BaseException:
             os.close(self._fd)
             raise
+        self._can_read_now = True  # until the file system says that it doesn't know (tmpfs)
         self._scratch = memoryview(bytearray(READ_NOW_BYTES_MAX))
 
     def read_now(self, offset: int, length: int) -> bytes | None:
         """What is in memory already, or None when it must be waited for. Only from one thread."""
-        if length > READ_NOW_BYTES_MAX:
+        if length > READ_NOW_BYTES_MAX or not self._can_read_now:
             return None
         piece = self._scratch[:length]
         try:
             count = os.preadv(self._fd, (piece,), offset, os.RWF_NOWAIT)
         except OSError as error:
-            if error.errno in _WOULD_BLOCK:
+            if error.errno == errno.EAGAIN:
                 return None
-            raise
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self._can_read_now = False
+            return None
         return piece.tobytes() if count == length else None
 
     def read(self, offset: int, length: int) -> bytes:

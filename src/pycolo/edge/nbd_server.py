@@ -70,10 +70,8 @@ class NbdConnection:
 
     @property
     def wants_write(self) -> bool:
-        """Whether replies wait to be sent, or requests that waited for room can be handled now."""
-        if self.closed:
-            return False
-        return bool(self._out) or (self._more and self._has_room()) or (self._ending and not self._in_flight)
+        """Whether replies wait to be sent; requests that waited for room are waiting for nothing else."""
+        return bool(self._out)
 
     def on_readable(self) -> None:
         """Take what has come, handle it, send the replies."""
