@@ -17,7 +17,8 @@ import pytest
 from disk_server import SIZE, Server, run
 
 from nbd_peer import MemoryExport
-from pycolo.disk.serve import NbdLoop
+from pycolo.disk.loop import NbdLoop
+from pycolo.disk.serve import Clients
 from pycolo.edge.nbd_export import Export
 from pycolo.edge.unix_listener import UnixListener
 
@@ -233,7 +234,9 @@ def two_disks(tmp_path: Path) -> Iterator[Path]:
     """The socket of a loop in a thread that serves two disks by name."""
     path = tmp_path / "two.sock"
     exports: dict[str, Export] = {"first": MemoryExport(1000), "second": MemoryExport(40 << 20)}
-    loop = NbdLoop(UnixListener(path), exports)
+    listener = UnixListener(path)
+    loop = NbdLoop()
+    loop.after_turn = Clients(loop, listener, exports).admit
     ended = threading.Event()
 
     def turn() -> None:
@@ -246,6 +249,7 @@ def two_disks(tmp_path: Path) -> Iterator[Path]:
     ended.set()
     thread.join()
     loop.close()
+    listener.close()
     assert not path.exists()
 
 

@@ -122,7 +122,10 @@ class Agent:
     # ---- the daemon's commands
 
     def _on_control(self) -> None:
-        packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
+        try:
+            packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
+        except ConnectionResetError:  # the daemon died with something of ours unread
+            packet = b""
         if not packet:
             self._ended = True
             return

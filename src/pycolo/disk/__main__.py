@@ -69,12 +69,9 @@ class DiskProcess:
         """Ask for what the disk channel and its listener want now."""
         side = self._side
         stream = side.replica if isinstance(side, PrimarySide) else side.stream if side is not None else None
-        fd = stream.fileno() if stream is not None else -1
-        if fd != self._channel_fd and self._channel_fd >= 0:
-            self._loop.forget(self._channel_fd)
-        self._channel_fd = fd
         if stream is not None:
-            self._loop.want(fd, self._on_channel, EPOLLIN | (EPOLLOUT if stream.waiting else 0))
+            self._channel_fd = stream.fileno()
+            self._loop.want(self._channel_fd, self._on_channel, EPOLLIN | (EPOLLOUT if stream.waiting else 0))
         if isinstance(side, SecondarySide) and side.listener.fileno() >= 0:
             self._loop.watch(side.listener.fileno(), side.accept)
 
@@ -100,14 +97,19 @@ class DiskProcess:
             self._say(ChannelLost(f"our own disks can't be copied: {problem}"))
 
     def _leave_pair(self) -> None:
+        if self._channel_fd >= 0:
+            self._loop.unwatch(self._channel_fd)
+            self._channel_fd = -1
         if self._side is not None:
             self._side.leave()
-            self._follow_channel()
 
     # ---- the daemon's commands
 
     def _on_control(self) -> None:
-        packet = self._control.recv(MESSAGE_BYTES_MAX)
+        try:
+            packet = self._control.recv(MESSAGE_BYTES_MAX)
+        except ConnectionResetError:  # the daemon died with something of ours unread
+            packet = b""
         if not packet:
             self._ended = True
             return
@@ -160,7 +162,8 @@ class DiskProcess:
                 if problem is not None:
                     return Failed(problem, "vm")
             case TakeOver():
-                self._loop.forget(side.listener.fileno())
+                self._leave_pair()
+                self._loop.unwatch(side.listener.fileno())
                 side.take_over(self._switch)
             case GetStats():
                 return self._secondary_stats(side)

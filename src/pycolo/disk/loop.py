@@ -53,6 +53,7 @@ class NbdLoop:
 
     def turn(self, wait_s: float | None = None) -> None:
         """Wait for the next thing to happen, at most `wait_s`, and deal with it."""
+        self._settle()  # the owner may have completed requests since the last turn
         for fd, events in self._epoll.poll(wait_s):
             handler = self._handlers.get(fd)
             if handler is not None:
@@ -61,6 +62,11 @@ class NbdLoop:
                 _serve(client, events)
                 if client.closed:
                     self._drop(fd)
+        self._settle()
+        self.after_turn()
+
+    def _settle(self) -> None:
+        """Send what can be sent, and ask for what each client waits for."""
         for fd, client in list(self._clients.items()):
             if client.wants_write:  # requests were completed: their replies leave together
                 client.on_writable()
@@ -68,7 +74,6 @@ class NbdLoop:
                 self._drop(fd)
             else:
                 self._follow(fd, client)
-        self.after_turn()
 
     def close(self) -> None:
         """Drop all clients. What else is watched belongs to the caller."""

@@ -219,7 +219,8 @@ class Replica:
             return None
         for _ in range(COPY_TURN_PIECES):
             if self._stream.waiting_bytes > COPY_QUEUE_BYTES:
-                return None
+                self._stream.flush()
+                return None if self._stream.waiting else 0.0  # else the loop calls when more can be sent
             wait_s = copying.step(now_s)
             if wait_s is None:
                 self._stream.queue(wire.encode_control(wire.Copied(self._session)))
