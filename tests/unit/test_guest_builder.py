@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from pycolo.errors import EnvironmentFault
 from pycolo.guest import builder, packages
-from pycolo.guest.builder import GuestImage, build_guest, default_cache_dir
+from pycolo.guest import cache as guest_cache
+from pycolo.guest.builder import GuestImage, build_guest
+from pycolo.guest.cache import default_cache_dir
 from pycolo.guest.cli import guest
 from pycolo.guest.initramfs import (
     Entry,
@@ -378,10 +380,10 @@ def test_leftovers_of_a_killed_build_are_removed(tools: Tools, cache: Path) -> N
 
 
 def test_old_images_do_not_pile_up(tools: Tools, cache: Path) -> None:
-    for version in range(builder.IMAGES_MAX + 3):
+    for version in range(guest_cache.BUILDS_MAX + 3):
         (tools.folder / "show").write_text(show(libone=f"1.{version}"))
         latest = build_guest(cache)
-    assert names(cache).count("guest") == builder.IMAGES_MAX
+    assert names(cache).count("guest") == guest_cache.BUILDS_MAX
     assert latest.kernel.exists()
 
 
@@ -399,8 +401,8 @@ def test_two_builders_at_once_build_once(tools: Tools, cache: Path) -> None:
 
 
 def test_a_lock_held_for_ever_is_told(tools: Tools, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "LOCK_S_MAX", 0.0)
-    monkeypatch.setattr(builder, "_try_lock", lambda fd: False)
+    monkeypatch.setattr(guest_cache, "LOCK_S_MAX", 0.0)
+    monkeypatch.setattr(guest_cache, "_try_lock", lambda fd: False)
     with pytest.raises(EnvironmentFault, match="another build"):
         build_guest(cache)
 
