@@ -117,7 +117,7 @@ def guest_files(tree: FileTree, helper: bytes) -> dict[str, Entry]:
     entries |= {f"bin/{applet}": link_entry("busybox") for applet in _APPLETS}
     entries |= {f"etc/{path.name}": file_entry(path.read_bytes()) for path in sorted(_SOURCES.glob("*.conf"))}
     entries |= {f"www/{name}": file_entry(static_file(name)) for name in STATIC_FILES}
-    entries |= dict.fromkeys(("dev", "proc", "run", "tmp"), initramfs.FOLDER)
+    entries |= dict.fromkeys(("data", "dev", "proc", "run", "tmp"), initramfs.FOLDER)
     return entries | initramfs.library_entries([nginx, redis], tree.find) | _module_entries(tree)
 
 
