@@ -17,6 +17,9 @@ from pycolo.guest.static_files import STATIC_FILES, static_file
 READY_LINE = "COLO-GUEST-READY"
 """What the guest prints on its serial console once every service accepts connections."""
 
+UNMOUNTED_LINE = "COLO-GUEST-UNMOUNTED"
+"""What the guest prints after an orderly shutdown, once its disk is complete and nothing will write it any more."""
+
 COMPILE_S_MAX = 120.0
 
 # tsc=reliable and nowatchdog: no periodic timers, and no change of clock source after a checkpoint is loaded;

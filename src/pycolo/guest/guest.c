@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/random.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -239,6 +240,15 @@ static void say(const char *line)
     tcdrain(STDOUT_FILENO);
 }
 
+/* Linux 6.1 can spin for ever in virtnet_poll when it shuts the card down with frames still in its rings. */
+static void take_network_down(void)
+{
+    struct ifreq request = {.ifr_name = "eth0", .ifr_flags = 0};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
+        perror("colo-guest: eth0 down");
+}
+
 static void power_off(const char *disk, pid_t database)
 {
     if (disk) {
@@ -251,6 +261,7 @@ static void power_off(const char *disk, pid_t database)
             die("COLO-GUEST-FAILED unmount");
         say("COLO-GUEST-UNMOUNTED");
     }
+    take_network_down();
     sync();
     reboot(RB_POWER_OFF);
     die("colo-guest: power off");
@@ -273,6 +284,7 @@ static void obey(int fd, const char *disk, pid_t database)
     } else if (!strcmp(command, "poweroff\n")) {
         send(fd, ok, sizeof ok - 1, MSG_NOSIGNAL); /* now: who is off sends nothing again that got lost */
         shutdown(fd, SHUT_WR);
+        (void)!read(fd, command, 1); /* until the client has it and closes, within COMMAND_S_MAX */
         power_off(disk, database);
     }
 }
