@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
-GUEST := qemu-system-x86 busybox-static cpio
-TESTS := qemu-utils redis-server iputils-ping libnbd-bin python3-libnbd nbd-client fio
+GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
+TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio
 
 .DEFAULT_GOAL := help
 
