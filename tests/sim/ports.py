@@ -141,7 +141,8 @@ def _spoiled(batch: PageBatch) -> PageBatch:
     return PageBatch(batch.indices, contents, batch.zeros)
 
 
-async def _now(effect: Callable[[], T]) -> T:
+async def now(effect: Callable[[], T]) -> T:
+    """An effect that takes no time of its own."""
     return effect()
 
 
@@ -152,7 +153,7 @@ class PvmPort:
         self._gate, self._guest, self._agent = gate, guest, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: _now(effect), vm=True)
+        return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: now(effect), vm=True)
 
     async def pause(self) -> None:
         """See PrimaryVm."""
@@ -189,7 +190,7 @@ class OutputPort:
         self._gate, self._agent = gate, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: _now(effect))
+        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: now(effect))
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
@@ -234,7 +235,7 @@ class ToSecondary:
 
     async def send_stage(self, stage: Stage) -> None:
         """See SecondaryLink."""
-        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: _now(lambda: self._send(stage)))
+        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: now(lambda: self._send(stage)))
 
     def _send(self, message: tuple[int, PageBatch] | Stage) -> None:
         if self._link.lost:
@@ -255,7 +256,7 @@ class SvmPort:
         self._gate, self._guest, self._cache = gate, guest, cache
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: _now(effect), vm=True)
+        return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: now(effect), vm=True)
 
     async def breathe(self) -> None:
         """See SecondaryVm."""
@@ -297,7 +298,7 @@ class FeedPort:
         self._gate, self._agent = gate, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: _now(effect))
+        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: now(effect))
 
     async def stop_feed(self) -> None:
         """See SecondaryFeed."""
@@ -358,7 +359,7 @@ class ToPrimary:
         await self._send("send_loaded", None)
 
     async def _send(self, name: str, verdict: Verdict | None) -> None:
-        await self._gate.operate(self._link.host, f"to_primary.{name}", lambda: _now(lambda: self._put(verdict)))
+        await self._gate.operate(self._link.host, f"to_primary.{name}", lambda: now(lambda: self._put(verdict)))
 
     def _put(self, verdict: Verdict | None) -> None:
         if self._link.lost:
@@ -375,7 +376,7 @@ class ArbiterPort:
 
     async def claim(self, term: int) -> bool:
         """Whether the claim is granted; raises ClaimUnanswered."""
-        return await self._gate.operate(self._host, "arbiter.claim", lambda: _now(lambda: self._claim(term)))
+        return await self._gate.operate(self._host, "arbiter.claim", lambda: now(lambda: self._claim(term)))
 
     def _claim(self, term: int) -> bool:
         if self._host.name in self._gate.arbiter.unreachable:
