@@ -7,8 +7,8 @@
     image       the PVM's disk at some earlier checkpoint
 
 Guarantees: the SVM reads overlay over committed over image and never sees what is staged; the image only ever gets
-whole committed epochs; memory is bounded by the store and by `zero_blocks_max` (rules 3, 4, 9). A checkpoint that failed
-loses nothing: what it staged belongs to the next one, as it is on the primary's disk (rule 7).
+whole committed epochs; memory is bounded by the store and by `zero_blocks_max` (rules 3, 4, 9). A checkpoint that
+failed loses nothing: what it staged belongs to the next one, as it is on the primary's disk (rule 7).
 """
 
 from __future__ import annotations
