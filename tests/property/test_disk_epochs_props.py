@@ -10,34 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pycolo.core.block_store import BLOCK_BYTES, BlockStore, StoreFull
 from pycolo.core.disk_epochs import Buffers, OnImage, SecondaryDisk
+from sim.storage import MemorySpill
 
 SIZES = (1, 511, 4096, 4097, 5000, 3 * 4096 + 512, 20_001, 6 * 4096)
 ZERO_BLOCKS_MAX = 7
 PLACES = st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 7, 512, 4095, 4096, 4097, 8192, 9000, 30_000]))
-
-
-class Spill:
-    """Spill in a byte array; every now and then it fails."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self.fails = False
-
-    def write(self, offset_bytes: int, data: memoryview) -> None:
-        self._fail()
-        self.content.extend(bytes(max(0, offset_bytes + len(data) - len(self.content))))
-        self.content[offset_bytes : offset_bytes + len(data)] = data
-
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
-        self._fail()
-        return bytes(self.content[offset_bytes : offset_bytes + length_bytes])
-
-    def _fail(self) -> None:
-        if self.fails:
-            raise OSError(28, "scripted")
-
-    def reset(self) -> None:
-        self.content.clear()
 
 
 class DiskMachine(RuleBasedStateMachine):
@@ -51,7 +28,7 @@ class DiskMachine(RuleBasedStateMachine):
     )
     def begin(self, size: int, memory: int, spilled: int, seed: int) -> None:
         """Both images are alike."""
-        self._size, self._spill = size, Spill()
+        self._size, self._spill = size, MemorySpill()
         self._image = bytearray((seed + i // 7) % 251 for i in range(size))
         self._store = BlockStore(memory, spilled, self._spill)
         self._disk = SecondaryDisk(size, self._store, self._read_image, ZERO_BLOCKS_MAX)

@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
     CUT = "cut"
     CUT_OUT = "cut-out"
     CUT_IN = "cut-in"
+    CUT_DISK = "cut-disk"  # only the channel of the disk's writes
     FREEZE = "freeze"
     PEER_FREEZES = "peer-freezes"
     SLOW = "slow"
@@ -64,7 +65,7 @@ _REFUSING = (
 )
 
 # The faults that leave the port's own answer alone.
-AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.FREEZE, _K.PEER_FREEZES)
+AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.FREEZE, _K.PEER_FREEZES)
 
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:

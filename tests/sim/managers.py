@@ -18,6 +18,7 @@ from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import PrimaryAgent
 from .disk_ports import PvmDisksPort, SvmDisksPort
+from .disks import PvmDisk, SvmDisk
 from .network import ClientNetwork
 from .ports import (
     ArbiterPort,
@@ -131,12 +132,12 @@ class Manager:
 class PrimaryManager(Manager):
     """The primary's side of one VM."""
 
-    def __init__(self, around: Surroundings, agent: PrimaryAgent, page_count: int) -> None:
+    def __init__(self, around: Surroundings, agent: PrimaryAgent, disk: PvmDisk, page_count: int) -> None:
         super().__init__(around, Role.PRIMARY)
         self._agent = agent
         self._vm = PvmPort(self._gate, self._side.guest, agent)
         self._output = OutputPort(self._gate, agent)
-        self._disks = PvmDisksPort(self._gate, self._side)
+        self._disks = PvmDisksPort(self._gate, self._side.host, disk)
         self._to_secondary = ToSecondary(self._gate, self._side.link)
         self.ledger = EpochLedger(page_count)
 
@@ -189,12 +190,14 @@ class PrimaryManager(Manager):
 class SecondaryManager(Manager):
     """The secondary's side of one VM."""
 
-    def __init__(self, around: Surroundings, feed: FeedPort, cache: MemoryCache, *, interrupts: bool) -> None:
+    def __init__(
+        self, around: Surroundings, feed: FeedPort, disk: SvmDisk, cache: MemoryCache, *, interrupts: bool
+    ) -> None:
         super().__init__(around, Role.SECONDARY)
         self._feed, self._cache, self._interrupts = feed, cache, interrupts
         self._vm = SvmPort(self._gate, self._side.guest, cache)
-        self._disks = SvmDisksPort(self._gate, self._side)
-        self.to_primary = ToPrimary(self._gate, self._side.link, cache)
+        self._disks = SvmDisksPort(self._gate, self._side.host, disk)
+        self.to_primary = ToPrimary(self._gate, self._side.link, cache, disk.would_commit)
         self._told_epoch = 0
         self._follower: Task[bool] | None = None
         self._side.link.on_lost = self._interrupt
@@ -239,6 +242,7 @@ class SecondaryManager(Manager):
         try:
             await self._roll_forward()
             self.to_primary.look("takeover")
+            await self._disks.take_over()
             await self._feed.take_over()
         except VmLost:
             return Event.VM_LOST

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -23,20 +22,9 @@ from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
 
 from .checkers import client_history, committed_state, liveness
+from .disk_mutants import DISK_MUTANTS
 from .faults import Fault, Kind
-
-Apply = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """A broken core: `faults` strike one after the other, starting at each await of one of `ports`."""
-
-    name: str
-    checker: str
-    apply: Apply
-    ports: tuple[str, ...] = ("output.pause_feed",)
-    faults: tuple[Fault, ...] = field(default=())
+from .mutant import Apply, Mutant
 
 
 class _EarlyLink:
@@ -259,4 +247,5 @@ MUTANTS = (
     Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten),
     Mutant("epoch number reused", committed_state.NAME, _epoch_reused, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
     Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored),
+    *DISK_MUTANTS,
 )

@@ -38,6 +38,7 @@ class Side:
     host: Host
     guest: Guest
     link: LinkEnd
+    host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
 
 
 class Gate:
@@ -117,6 +118,9 @@ class Gate:
                     own.link.cut()
                 if kind is not Kind.CUT_OUT:
                     peer.link.cut()
+            case Kind.CUT_DISK:
+                own.link.end_channel("disk")
+                peer.link.end_channel("disk")
             case Kind.FREEZE:
                 own.host.frozen_until_us = thaw_us
             case Kind.PEER_FREEZES:
@@ -130,6 +134,8 @@ class Gate:
         """A host dies, whatever it was doing."""
         side.link.host_died(seen=self._random.random() < 0.5)
         side.guest.kill()
+        if side.host.alive:
+            side.host_dies()
         self.scheduler.kill(side.host)
 
 
@@ -179,7 +185,7 @@ class PvmPort:
         guest, epoch = self._guest, self._agent.epoch
         state = guest.device_state()
         if not guest.running:
-            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state)
+            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state, guest.disk.content)
         return state
 
 
@@ -287,7 +293,8 @@ class SvmPort:
 
     def _resume(self) -> None:
         guest = self._guest
-        self._gate.history.loads.append(Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state()))
+        load = Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state(), guest.disk.content)
+        self._gate.history.loads.append(load)
         guest.resume()
 
 
@@ -330,14 +337,15 @@ def _applied(cache: MemoryCache) -> Contents:
 class ToPrimary:
     """PrimaryLink; it also takes a snapshot of the committed image whenever the core passes by."""
 
-    def __init__(self, gate: Gate, link: LinkEnd, cache: MemoryCache) -> None:
-        self._gate, self._link, self._cache = gate, link, cache
+    def __init__(self, gate: Gate, link: LinkEnd, cache: MemoryCache, disk_at: Callable[[int], bytes | None]) -> None:
+        self._gate, self._link, self._cache, self._disk_at = gate, link, cache, disk_at
 
     def look(self, moment: str) -> None:
         """Record what a failover would use now."""
         stage = self._cache.committed
         if stage is not None:
-            image = Image(moment, stage.epoch, stage.boundary, _applied(self._cache), stage.device_state)
+            ram, disk = _applied(self._cache), self._disk_at(stage.epoch)
+            image = Image(moment, stage.epoch, stage.boundary, ram, stage.device_state, disk)
             self._gate.history.images.append(image)
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:

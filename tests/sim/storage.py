@@ -120,3 +120,31 @@ def _put(target: bytearray, offset: int, content: bytes) -> None:
     if len(target) < offset:
         target.extend(bytes(offset - len(target)))
     target[offset : offset + len(content)] = content
+
+
+class MemorySpill:
+    """Spill of a block store; it can be told to fail."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.fails = False
+        self.resets = 0
+
+    def write(self, offset_bytes: int, data: memoryview) -> None:
+        """See Spill."""
+        self._fail()
+        _put(self.content, offset_bytes, bytes(data))
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """See Spill."""
+        self._fail()
+        return bytes(self.content[offset_bytes : offset_bytes + length_bytes])
+
+    def _fail(self) -> None:
+        if self.fails:
+            raise OSError(28, "scripted")
+
+    def reset(self) -> None:
+        """See Spill."""
+        self.resets += 1
+        self.content.clear()

@@ -8,30 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from pycolo.core.block_store import BLOCK_BYTES, BlockStore, StoreFull, runs_of
-
-
-class MemorySpill:
-    """Spill; it can be told to fail."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-        self.fails = False
-        self.resets = 0
-
-    def write(self, offset_bytes: int, data: memoryview) -> None:
-        if self.fails:
-            raise OSError(28, "scripted")
-        self.content.extend(bytes(max(0, offset_bytes + len(data) - len(self.content))))
-        self.content[offset_bytes : offset_bytes + len(data)] = data
-
-    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
-        if self.fails:
-            raise OSError(5, "scripted")
-        return bytes(self.content[offset_bytes : offset_bytes + length_bytes])
-
-    def reset(self) -> None:
-        self.resets += 1
-        self.content.clear()
+from sim.storage import MemorySpill
 
 
 def blocks(*values: int) -> memoryview:
