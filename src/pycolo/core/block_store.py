@@ -113,12 +113,15 @@ class BlockStore:
 
 def runs_of(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(first, count) of the runs of slots side by side."""
-    if isinstance(slots, range):
-        if slots:
-            yield slots[0], len(slots)
+    if not slots:
         return
-    numbers = np.asarray(slots, np.int64)
-    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
-    for run in np.split(numbers, cuts):
-        if len(run):
-            yield int(run[0]), len(run)
+    if isinstance(slots, range):
+        yield slots[0], len(slots)
+        return
+    first = last = slots[0]
+    for slot in slots[1:]:
+        if slot != last + 1:
+            yield first, last + 1 - first
+            first = slot
+        last = slot
+    yield first, last + 1 - first
