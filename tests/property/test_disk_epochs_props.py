@@ -13,7 +13,7 @@ from pycolo.core.disk_epochs import Buffers, OnImage, SecondaryDisk
 from sim.storage import MemorySpill
 
 SIZES = (1, 511, 4096, 4097, 5000, 3 * 4096 + 512, 20_001, 6 * 4096)
-ZERO_BLOCKS_MAX = 7
+ZERO_BLOCKS_MAX = 4
 PLACES = st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 7, 512, 4095, 4096, 4097, 8192, 9000, 30_000]))
 
 

@@ -194,6 +194,8 @@ DISK_MUTANTS = (
         _only_the_very_epoch(drop=False),
         *_FAILS_SEALED,
     ),
-    Mutant("image written without a journal", disks.NAME, _no_journal, ("to_primary.receive",), (_DIE,)),
+    Mutant(
+        "image written without a journal", disks.NAME, _no_journal, ("svm.resume", "to_primary.send_loaded"), (_DIE,)
+    ),
     Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read),
 )

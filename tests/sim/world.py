@@ -142,7 +142,8 @@ class World:
         self.run.history.converged.append(self.scheduler.run(until_us, self._settled))
 
     def _over(self) -> bool:
-        return bool(self._crashes()) or not any(map(self._goes_on, range(2)))
+        crashed = bool(self.scheduler.failed and self._crashes())
+        return crashed or not (self._goes_on(0) or self._goes_on(1))
 
     def _goes_on(self, number: int) -> bool:
         return self._gate.sides[number].host.alive and not self.managers[number].failover.ended
