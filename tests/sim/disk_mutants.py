@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from pycolo.core import checkpoint, disk_journal
+from pycolo.core.changed_chunks import ChangedChunks
 from pycolo.core.checkpoint import PrimaryLink, SecondaryDisks, SecondaryFeed, SecondaryVm
 from pycolo.core.disk_epochs import SecondaryDisk
 from pycolo.core.disk_journal import Record, Storage
@@ -174,7 +177,29 @@ def _applying_not_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SecondaryDisk, "_committed_view", lambda self: [self._committed])
 
 
+def _written_since_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The mark of a chunk goes with an epoch, though a later one has written it again."""
+    real = ChangedChunks.applied
+
+    def applied(self: ChangedChunks, epoch: int) -> None:
+        running, self._running = self._running, set()
+        later = [(sealed, chunks) for sealed, chunks in self._sealed if sealed > epoch]
+        self._sealed = deque((sealed, chunks) for sealed, chunks in self._sealed if sealed <= epoch)
+        real(self, epoch)
+        self._running, self._sealed = running, deque(later)
+
+    patch.setattr(ChangedChunks, "applied", applied)
+
+
+def _marks_gone_with_the_partner(patch: pytest.MonkeyPatch) -> None:
+    def lost(self: ChangedChunks) -> None:
+        self._bits[:] = 0
+
+    patch.setattr(ChangedChunks, "lost", lost)
+
+
 _REFUSED_AFTER, _DIE = Fault(Kind.REFUSED, True), Fault(Kind.DIE, False)
+_PEER_DIES = Fault(Kind.PEER_DIES, False)
 _FAILS_SEALED = (("pvm.save_device_state",), (_REFUSED_AFTER,))
 
 DISK_MUTANTS = (
@@ -197,5 +222,7 @@ DISK_MUTANTS = (
     Mutant(
         "image written without a journal", disks.NAME, _no_journal, ("svm.resume", "to_primary.send_loaded"), (_DIE,)
     ),
+    Mutant("marks of what was written since forgotten", disks.NAME, _written_since_forgotten, faults=(_PEER_DIES,)),
+    Mutant("marks gone with the partner", disks.NAME, _marks_gone_with_the_partner, faults=(_PEER_DIES,)),
     Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read),
 )

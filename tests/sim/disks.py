@@ -12,14 +12,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pycolo.core import disk_journal
 from pycolo.core.block_store import BlockStore
+from pycolo.core.changed_chunks import ChangedChunks, bitmap_bytes_of, ranges_of
 from pycolo.core.disk_epochs import OnImage, SecondaryDisk
 from pycolo.errors import PeerLost
 
 from .guest import DISK_BYTES
 from .history import DiskSeen, History
-from .network import DiskMark, DiskWrite, LinkEnd
+from .network import DiskApplied, DiskMark, DiskMessage, DiskWrite, LinkEnd
 from .scheduler import Host, Scheduler
 from .storage import FaultyStorage, MemorySpill
 
@@ -28,15 +31,29 @@ APPLY_US = (100, 4_000)
 APPLY_STEP_US = (20, 300)
 APPLY_STEPS = (1, 6)
 FOLD_US = 6_000
+SCALE = 64  # a byte of the model stands for so many, so that the disk has several chunks
 FIRST_DISK = random.Random("disk").randbytes(DISK_BYTES)
 
 
 class PvmDisk:
-    """The PVM's disk: a plain array of bytes, and the stream to the secondary."""
+    """The PVM's disk: a plain array of bytes, the stream to the secondary, and what may differ from its image."""
 
     def __init__(self, link: LinkEnd) -> None:
         self._link = link
         self._bytes = bytearray(FIRST_DISK)
+        self._bits = np.zeros(bitmap_bytes_of(DISK_BYTES * SCALE), np.uint8)
+        self._chunks = ChangedChunks(DISK_BYTES * SCALE, self._bits)
+        self._chunks.clear()  # both images begin alike
+        link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
+
+    def _on_disk(self, message: DiskMessage) -> None:
+        if isinstance(message, DiskApplied):
+            self._chunks.applied(message.epoch)
+
+    @property
+    def marked(self) -> list[tuple[int, int]]:
+        """(offset, length) of what may be different from the secondary's image."""
+        return [(at // SCALE, length // SCALE) for at, length in ranges_of(self._bits, DISK_BYTES * SCALE)]
 
     @property
     def content(self) -> bytes:
@@ -49,16 +66,19 @@ class PvmDisk:
 
     def write(self, offset: int, data: bytes) -> None:
         """See Disk."""
+        self._chunks.note(offset * SCALE, len(data) * SCALE)
         self._bytes[offset : offset + len(data)] = data
         self.stream(DiskWrite(offset, len(data), data))
 
     def write_zeros(self, offset: int, length: int) -> None:
         """See Disk."""
+        self._chunks.note(offset * SCALE, length * SCALE)
         self._bytes[offset : offset + length] = bytes(length)
         self.stream(DiskWrite(offset, length, None))
 
     def seal(self, epoch: int) -> None:
         """See PrimaryDisks."""
+        self._chunks.seal(epoch)
         self.stream(DiskMark(epoch))
 
     def stream(self, message: DiskWrite | DiskMark) -> None:
@@ -72,6 +92,7 @@ class Whole:
 
     name: str
     content: bytes
+    epoch: int = 0
 
 
 class SvmDisk:
@@ -87,6 +108,7 @@ class SvmDisk:
         self._marked_epoch = 0
         self.written = bytearray(FIRST_DISK)  # what the guest has to find, by what it wrote and what was loaded
         self.taken_over = False
+        self.last_image: bytes | None = None  # as the host left it, before any takeover
         self._on_image = self._committed = Whole("the first", FIRST_DISK)
         self._applying: Whole | None = None
         self._steps: deque[Callable[[], None]] = deque()
@@ -94,14 +116,15 @@ class SvmDisk:
 
     # ---- the stream
 
-    def _on_disk(self, message: DiskWrite | DiskMark) -> None:
-        if isinstance(message, DiskMark):
-            self._marked_epoch = message.epoch
-            self.core.mark(message.epoch)
-        elif message.data is None:
-            self.core.stage_zeros(message.offset, message.length)
-        else:
-            self.core.stage(message.offset, memoryview(message.data))
+    def _on_disk(self, message: DiskMessage) -> None:
+        match message:
+            case DiskMark(epoch):
+                self._marked_epoch = epoch
+                self.core.mark(epoch)
+            case DiskWrite(offset, length, None):
+                self.core.stage_zeros(offset, length)
+            case DiskWrite(offset, _, bytes() as data):
+                self.core.stage(offset, memoryview(data))
 
     async def staged(self, epoch: int) -> None:
         """See SecondaryDisks."""
@@ -116,7 +139,7 @@ class SvmDisk:
         """See SecondaryDisks."""
         self.core.commit(epoch)
         cut = self._history.cuts.get(epoch)
-        self._committed = Whole(f"epoch {epoch}", cut.disk if cut else b"")
+        self._committed = Whole(f"epoch {epoch}", cut.disk if cut else b"", epoch)
         self.written[:] = self._committed.content
         self._apply_soon()
 
@@ -193,6 +216,8 @@ class SvmDisk:
         self.core.applied()
         self._on_image, self._applying = self._applying, None
         self._see("applied", self._image)
+        if not self.taken_over:
+            self._link.send("control", DiskApplied(self._on_image.epoch))
         self._apply_soon()
 
     def host_dies(self) -> None:
@@ -202,6 +227,7 @@ class SvmDisk:
         else:
             journal, image = self._journal.after_kill(), self._image.after_kill()
         disk_journal.replay(journal, image)
+        self.last_image = None if self.taken_over else image.content
         self._see("after a crash", image)
 
     def _see(self, moment: str, image: FaultyStorage) -> None:

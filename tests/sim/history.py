@@ -101,6 +101,9 @@ class History:
     endings: list[Ending] = field(default_factory=list)
     holder: str | None = None  # who holds the claim at the end
     committed_before_end: bool = False  # the secondary had a committed checkpoint when the primary ended
+    primary_disk: bytes = b""  # at the end
+    primary_marked: list[tuple[int, int]] = field(default_factory=list)  # ranges that a returning secondary would get
+    secondary_image: bytes | None = None  # as its host left it; None when it has taken over
     survivor: str | None = None
     survivor_ram: Contents | None = None
     survivor_disk: bytes = b""

@@ -54,13 +54,23 @@ class DiskMark:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class DiskApplied:
+    """The secondary's image safely has everything up to the start of `epoch`."""
+
+    epoch: int
+
+
+DiskMessage = DiskWrite | DiskMark | DiskApplied
+
+
 class Packet(tuple[str, int, int, bytes]):
     """(what, epoch, number, bytes) on the packet channel: a frame, the SVM's output, a release."""
 
     __slots__ = ()
 
 
-Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed | Packet | DiskWrite | DiskMark
+Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed | Packet | DiskMessage
 
 
 class LinkEnd:
@@ -80,7 +90,7 @@ class LinkEnd:
         self.verdicts: dict[int, Verdict] = {}
         self._arrived: Future[None] = Future()
         self.on_packet: Callable[[Packet], None] = lambda _: None
-        self.on_disk: Callable[[DiskWrite | DiskMark], None] = lambda _: None
+        self.on_disk: Callable[[DiskMessage], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
         self.damage: Callable[[PageBatch], PageBatch | None] | None = None
         scheduler.call_later(HEARTBEAT_US, host, self._beat)
@@ -138,7 +148,7 @@ class LinkEnd:
         self._heard_us = self._scheduler.now_us
         if isinstance(message, Packet):
             self.on_packet(message)
-        elif isinstance(message, (DiskWrite, DiskMark)):
+        elif isinstance(message, DiskMessage):
             self.on_disk(message)
             self._wake()
         elif isinstance(message, Verdict):
@@ -157,7 +167,7 @@ class LinkEnd:
         message = self.inbox.popleft() if self.inbox else Closed()
         if self.inbox and isinstance(self.inbox[0], Closed) and not isinstance(message, Closed):
             self._scheduler.call_later(0, self.host, self.lose)
-        if isinstance(message, (Closed, Verdict, Alive, Packet, DiskWrite, DiskMark)):
+        if isinstance(message, (Closed, Verdict, Alive, Packet, DiskMessage)):
             raise PeerLost("the primary is lost")
         return message
 

@@ -180,6 +180,8 @@ class World:
         if self._secondary.host.alive:
             self.managers[1].to_primary.look("end")
             self._svm_disk.host_dies()
+        history.primary_disk, history.primary_marked = self._pvm_disk.content, self._pvm_disk.marked
+        history.secondary_image = self._svm_disk.last_image
         survivor = self._survivor()
         if survivor is not None:
             side = self._gate.sides[survivor]

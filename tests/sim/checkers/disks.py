@@ -1,4 +1,6 @@
-"""Checker 4: the image is a whole epoch at any time, and the survivor's disk is what its guest wrote."""
+"""Checker 4: the image is a whole epoch at any time, the survivor's disk is what its guest wrote, and the primary knows
+where its disk may differ from the image that a returning secondary brings along.
+"""
 
 from __future__ import annotations
 
@@ -16,4 +18,10 @@ def check(history: History) -> list[str]:
     ]
     if history.survivor_disk != history.survivor_disk_written:
         problems.append(f"the survivor {history.survivor} does not find on its disk what it wrote")
+    if history.secondary_image is not None:
+        brought_up = bytearray(history.secondary_image)
+        for offset, length in history.primary_marked:
+            brought_up[offset : offset + length] = history.primary_disk[offset : offset + length]
+        if brought_up != history.primary_disk:
+            problems.append("the marked chunks are not all that differs from the secondary's image")
     return problems
