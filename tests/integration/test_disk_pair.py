@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import xxhash
 from disk_pair import FUA, MIB, TOKEN, TRIM, WRITE, DiskHost, DiskPair, Guest
+from pair import until
 
+from pycolo.core import disk_wire
 from pycolo.core.failover import Role
 from pycolo.edge.disk_meta import HEADER_BYTES
 from pycolo.errors import EnvironmentFault, PeerLost
@@ -168,8 +171,7 @@ async def test_what_is_not_committed_stays_unseen_and_a_takeover_forgets_it(pair
     await secondary.link.staged(pair.epoch + 1)
     assert await secondary.guest.read(0, 4096) == b"1" * 4096
     primary.kill()
-    while not secondary.lost:
-        await asyncio.sleep(0.01)
+    await until(lambda: secondary.lost, 10.0, "the news")
     await secondary.link.take_over()
     expected = b"1" * 4096 + b"own" * 100
     assert await secondary.guest.read(0, len(expected)) == expected
@@ -220,8 +222,7 @@ async def test_a_killed_secondary_returns_for_what_it_missed(pair: DiskPair) -> 
     await pair.applied(secondary)
     await primary.guest.write(MIB, b"b" * 4096)  # streamed, never committed
     secondary.kill()
-    while not primary.lost:
-        await asyncio.sleep(0.01)
+    await until(lambda: primary.lost, 10.0, "the news")
     await primary.link.leave_pair()
     await primary.guest.write(2 * MIB, b"c" * 4096)  # while alone
 
@@ -286,14 +287,12 @@ async def test_where_the_marks_can_not_be_trusted_all_is_copied(pair: DiskPair, 
     if spoil == "rebooted":  # killed, and another boot since: what was in the page cache may be gone
         primary.kill()
         content = meta.read_bytes()
-        from pycolo.edge import disk_meta
-
         head, body = content[:20], content[20:HEADER_BYTES]
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip().encode()
         changed = body.replace(boot_id, boot_id[::-1])
         assert changed != body
         length = int.from_bytes(head[16:20], "big")
-        digest = disk_meta.xxhash.xxh3_64_intdigest(changed[:length]).to_bytes(8, "big")
+        digest = xxhash.xxh3_64_intdigest(changed[:length]).to_bytes(8, "big")
         meta.write_bytes(head[:8] + digest + head[16:] + changed + content[HEADER_BYTES:])
     else:
         await primary.finish()
@@ -478,8 +477,7 @@ async def test_no_space_on_the_secondary_is_its_trouble_and_not_the_guests(tmp_p
         for n in range(16):
             await asyncio.wait_for(primary.guest.write(n * MIB, random.Random(n).randbytes(MIB)), 5)
         await pair.checkpoint(primary, secondary)
-        while not secondary.troubles:
-            await asyncio.sleep(0.02)
+        await until(lambda: secondary.troubles, 10.0, "the news")
         assert secondary.troubles[0].fatal
         assert "No space left on device" in secondary.troubles[0].why
         await asyncio.wait_for(primary.guest.write(0, b"on" * 2048), 5)
@@ -488,8 +486,7 @@ async def test_no_space_on_the_secondary_is_its_trouble_and_not_the_guests(tmp_p
         # Still no room: the same again. With room: it comes back, for what it missed.
         again = await pair.start("h2", S)
         await primary.link.connect("127.0.0.1", again.port, TOKEN)
-        while not again.troubles:
-            await asyncio.sleep(0.02)
+        await until(lambda: again.troubles, 10.0, "the news")
         await again.close()
         await primary.link.leave_pair()
         await run("mount", "-o", "remount,size=64m", str(tmp_path / "h2"))
@@ -550,8 +547,6 @@ STRANGERS = {
 
 @pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
 async def test_strangers_on_the_disk_channel_do_no_harm(pair: DiskPair, said: bytes) -> None:
-    from pycolo.core import disk_wire
-
     secondary = await pair.start("h2", S)
     await asyncio.to_thread(secondary.paths[0].write_bytes, b"untouched" * 100 + bytes(SIZE - 900))
     with socket.create_connection(("127.0.0.1", secondary.port), timeout=5) as stranger:

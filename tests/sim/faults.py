@@ -20,6 +20,7 @@ class Kind(enum.StrEnum):
     CUT = "cut"
     CUT_OUT = "cut-out"
     CUT_IN = "cut-in"
+    CUT_DISK = "cut-disk"  # only the channel of the disk's writes
     FREEZE = "freeze"
     PEER_FREEZES = "peer-freezes"
     SLOW = "slow"
@@ -42,6 +43,7 @@ class Fault:
 
 _K = Kind
 _PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
+_PVM_DISKS = ("pvm_disks.expect_pause", "pvm_disks.seal", "pvm_disks.expect_requests")
 _OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit")
 _TO_SECONDARY = ("to_secondary.send_pages", "to_secondary.send_stage", "to_secondary.committed")
 _SVM = (
@@ -52,19 +54,25 @@ _SVM = (
     "svm.load_device_state",
     "svm.resume",
 )
+_SVM_DISKS = ("svm_disks.staged", "svm_disks.expect_pause", "svm_disks.commit")
 _FEED = ("feed.stop_feed", "feed.drop_output", "feed.start_feed")
 _TO_PRIMARY = ("to_primary.receive", "to_primary.send_committed", "to_primary.send_discarded", "to_primary.send_loaded")
-_REFUSING = (*(p for p in _PVM if p != "pvm.resume"), "output.pause_feed", "output.seal", "output.commit")
+_REFUSING = (
+    *(p for p in _PVM + _PVM_DISKS if p not in ("pvm.resume", "pvm_disks.expect_requests")),
+    "output.pause_feed",
+    "output.seal",
+    "output.commit",
+)
 
 # The faults that leave the port's own answer alone.
-AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.FREEZE, _K.PEER_FREEZES)
+AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.FREEZE, _K.PEER_FREEZES)
 
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:
     kinds: list[Kind] = []
-    if port in _PVM + _OUTPUT + _SVM + _FEED:
+    if port in _PVM + _PVM_DISKS + _OUTPUT + _SVM + _SVM_DISKS + _FEED:
         kinds.append(_K.VM_LOST)
-    if port in _TO_SECONDARY + _SVM + _FEED + _TO_PRIMARY:
+    if port in _TO_SECONDARY + _SVM + _SVM_DISKS + _FEED + _TO_PRIMARY:
         kinds.append(_K.PEER_LOST)
     if port in _REFUSING:
         kinds.append(_K.REFUSED)

@@ -2,6 +2,7 @@
 
 It takes client frames into a queue (device state), works on them one by one, writes pages, and answers. Some requests
 ask for something that two copies answer differently: a random bit, a random number, the time of day in coarse steps.
+Every answer goes to a log on disk before it leaves, and the one before it is read from there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -27,6 +29,19 @@ CLOCK_STEP_US = 7_000
 TICK_US = 2_500
 WORK_US = (60, 350)
 LOAD_DIRTIES_MAX = 3
+_LOG_AT, _LOG_BYTES = 300, _LAST_AT - _TABLE_AT  # so that logs and their entries lie across blocks
+DISK_BYTES = 5 * 4096 + 900
+
+
+class Disk(Protocol):
+    """A guest's disk."""
+
+    @property
+    def content(self) -> bytes: ...
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def write_zeros(self, offset: int, length: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +62,21 @@ def answered(ram: Contents, client: int, seq: int) -> int:
     return int(ram[1 + client, _TABLE_AT:_LAST_AT].view(np.uint64)[seq - 1]) if seq else 0
 
 
+def _log_at(client: int, seq: int) -> int:
+    return _LOG_AT + client * _LOG_BYTES + 8 * (seq - 1)
+
+
+def logged(disk: bytes, client: int, seq: int) -> int:
+    """The digest of its response that the guest with this disk has in its log; 0 when it never answered."""
+    at = _log_at(client, seq)
+    return int.from_bytes(disk[at : at + 8], "big") if seq else 0
+
+
 class Guest:
     """One copy of the VM on one host."""
 
-    def __init__(self, scheduler: Scheduler, host: Host, page_count: int, clients: int, seed: str) -> None:
+    def __init__(self, scheduler: Scheduler, host: Host, disk: Disk, page_count: int, clients: int, seed: str) -> None:
+        self.disk = disk
         self._scheduler, self.host, self._clients = scheduler, host, clients
         self._entropy = random.Random(seed)
         self.ram: Contents = np.zeros((page_count, PAGE_BYTES), np.uint8)
@@ -142,11 +168,13 @@ class Guest:
             return self.ram[page, _LAST_AT : _LAST_AT + RESPONSE.size].tobytes()
         if seq != last + 1:
             return b""
-        value = xxhash.xxh3_64_intdigest(struct.pack(">QIQ", value, seq, self._chance(kind)))
+        before = self.disk.read(_log_at(client, last), 8) if last else b""
+        value = xxhash.xxh3_64_intdigest(struct.pack(">QIQ", value, seq, self._chance(kind)) + before)
         response = RESPONSE.pack(client, seq, value, self._worked)
         self._write(page, 0, struct.pack(">IQ", seq, value))
         self._write(page, _LAST_AT, response)
         self._write(page, _TABLE_AT + 8 * last, struct.pack("=Q", response_digest(response)))
+        self.disk.write(_log_at(client, seq), response_digest(response).to_bytes(8, "big"))
         return response
 
     def _chance(self, kind: int) -> int:
@@ -165,4 +193,16 @@ class Guest:
             page = self._entropy.randrange(1 + self._clients, len(self.ram))
             wipe = self._entropy.random() < 0.3
             self._write(page, 0, bytes(PAGE_BYTES) if wipe else self._entropy.randbytes(64))
+            self._scribble()
         self._scheduler.call_later(TICK_US, self.host, self._tick)
+
+    def _scribble(self) -> None:
+        """Writes to disk behind the logs; they differ between the copies too, and are of any size and place."""
+        dice = self._entropy
+        offset = dice.randrange(_log_at(self._clients, 1), DISK_BYTES)
+        length = min(DISK_BYTES - offset, dice.choice((8, 512, 700, 4096, 9000)))
+        chance = dice.random()
+        if chance < 0.5:
+            self.disk.write(offset, dice.randbytes(length))
+        elif chance < 0.7:
+            self.disk.write_zeros(offset, length)

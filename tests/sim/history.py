@@ -38,6 +38,7 @@ class Cut:
     boundary: int
     ram: Contents
     device_state: bytes
+    disk: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Image:
     boundary: int
     ram: Contents
     device_state: bytes
+    disk: bytes | None  # None: its SVM has taken over and goes its own way
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,17 @@ class Load:
     epoch: int
     ram: Contents
     device_state: bytes
+    disk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSeen:
+    """The secondary's image at some moment, beside the whole states that it may be in then."""
+
+    moment: str
+    names: str
+    content: bytes
+    allowed: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +94,17 @@ class History:
     sealed_epochs: list[int] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    disks_seen: list[DiskSeen] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)  # once after the heal, once after the last act
     unanswered: list[int] = field(default_factory=list)  # clients that wait at the end
     endings: list[Ending] = field(default_factory=list)
     holder: str | None = None  # who holds the claim at the end
     committed_before_end: bool = False  # the secondary had a committed checkpoint when the primary ended
+    primary_disk: bytes = b""  # at the end
+    primary_marked: list[tuple[int, int]] = field(default_factory=list)  # ranges that a returning secondary would get
+    secondary_image: bytes | None = None  # as its host left it; None when it has taken over
     survivor: str | None = None
     survivor_ram: Contents | None = None
+    survivor_disk: bytes = b""
+    survivor_disk_written: bytes = b""  # what it has to be, by what its guest wrote

@@ -17,6 +17,8 @@ from pycolo.core.memory_cache import MemoryCache
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import PrimaryAgent
+from .disk_ports import PvmDisksPort, SvmDisksPort
+from .disks import PvmDisk, SvmDisk
 from .network import ClientNetwork
 from .ports import (
     ArbiterPort,
@@ -130,11 +132,12 @@ class Manager:
 class PrimaryManager(Manager):
     """The primary's side of one VM."""
 
-    def __init__(self, around: Surroundings, agent: PrimaryAgent, page_count: int) -> None:
+    def __init__(self, around: Surroundings, agent: PrimaryAgent, disk: PvmDisk, page_count: int) -> None:
         super().__init__(around, Role.PRIMARY)
         self._agent = agent
         self._vm = PvmPort(self._gate, self._side.guest, agent)
         self._output = OutputPort(self._gate, agent)
+        self._disks = PvmDisksPort(self._gate, self._side.host, disk)
         self._to_secondary = ToSecondary(self._gate, self._side.link)
         self.ledger = EpochLedger(page_count)
 
@@ -163,7 +166,7 @@ class PrimaryManager(Manager):
     async def _checkpoint(self) -> Event | None:
         try:
             await checkpoint.take_checkpoint(
-                self._vm, self._output, self._to_secondary, self.ledger, LIMITS, lambda: self._sealed()
+                self._vm, self._output, self._disks, self._to_secondary, self.ledger, LIMITS, lambda: self._sealed()
             )
         except VmLost:
             return Event.VM_LOST
@@ -187,11 +190,14 @@ class PrimaryManager(Manager):
 class SecondaryManager(Manager):
     """The secondary's side of one VM."""
 
-    def __init__(self, around: Surroundings, feed: FeedPort, cache: MemoryCache, *, interrupts: bool) -> None:
+    def __init__(
+        self, around: Surroundings, feed: FeedPort, disk: SvmDisk, cache: MemoryCache, *, interrupts: bool
+    ) -> None:
         super().__init__(around, Role.SECONDARY)
         self._feed, self._cache, self._interrupts = feed, cache, interrupts
         self._vm = SvmPort(self._gate, self._side.guest, cache)
-        self.to_primary = ToPrimary(self._gate, self._side.link, cache)
+        self._disks = SvmDisksPort(self._gate, self._side.host, disk)
+        self.to_primary = ToPrimary(self._gate, self._side.link, cache, disk.would_commit)
         self._told_epoch = 0
         self._follower: Task[bool] | None = None
         self._side.link.on_lost = self._interrupt
@@ -210,7 +216,7 @@ class SecondaryManager(Manager):
             self._follower.interrupt(PeerLost("the failure detector says so"))
 
     async def _follow(self) -> list[Event]:
-        procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._cache)
+        procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._disks, self._cache)
         self._follower = self._gate.scheduler.spawn(self._side.host, procedure)
         self._follower.handled = (VmLost, PeerLost)
         while not self._follower.finished.done:
@@ -236,6 +242,7 @@ class SecondaryManager(Manager):
         try:
             await self._roll_forward()
             self.to_primary.look("takeover")
+            await self._disks.take_over()
             await self._feed.take_over()
         except VmLost:
             return Event.VM_LOST
@@ -245,7 +252,7 @@ class SecondaryManager(Manager):
     async def _roll_forward(self) -> None:
         for _ in range(ROLL_FORWARD_TRIES_MAX):
             try:
-                return await checkpoint.roll_forward(self._vm, self._feed, self._cache)
+                return await checkpoint.roll_forward(self._vm, self._feed, self._disks, self._cache)
             except PeerLost:
                 continue
         raise VmLost("the roll-forward did not succeed")

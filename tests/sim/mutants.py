@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from pycolo.core import checkpoint, failover
-from pycolo.core.checkpoint import PrimaryOutput, SecondaryFeed, SecondaryLink, SecondaryVm
+from pycolo.core.checkpoint import (
+    PrimaryDisks,
+    PrimaryOutput,
+    SecondaryDisks,
+    SecondaryFeed,
+    SecondaryLink,
+    SecondaryVm,
+)
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Command, Decision, Event, State
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
 
 from .checkers import client_history, committed_state, liveness
+from .disk_mutants import DISK_MUTANTS
 from .faults import Fault, Kind
-
-Apply = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """A broken core: `faults` strike one after the other, starting at each await of one of `ports`."""
-
-    name: str
-    checker: str
-    apply: Apply
-    ports: tuple[str, ...] = ("output.pause_feed",)
-    faults: tuple[Fault, ...] = field(default=())
+from .mutant import Apply, Mutant
 
 
 class _EarlyLink:
@@ -55,12 +50,13 @@ def _release_before_commit(patch: pytest.MonkeyPatch) -> None:
     async def mutated(
         vm: checkpoint.PrimaryVm,
         output: PrimaryOutput,
+        disks: PrimaryDisks,
         link: SecondaryLink,
         ledger: EpochLedger,
         limits: checkpoint.CheckpointLimits,
         sealed: Callable[[], None],
     ) -> checkpoint.Transfer:
-        return await real(vm, output, _EarlyLink(link, output), ledger, limits, sealed)
+        return await real(vm, output, disks, _EarlyLink(link, output), ledger, limits, sealed)
 
     patch.setattr(checkpoint, "take_checkpoint", mutated)
 
@@ -123,10 +119,10 @@ def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
     tried: dict[int, int] = {}
 
-    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache) -> None:
         if tried.get(id(cache), 0) != cache.committed_epoch:
             tried[id(cache)] = cache.committed_epoch
-            await real(vm, feed, cache)
+            await real(vm, feed, disks, cache)
 
     patch.setattr(checkpoint, "roll_forward", mutated)
 
@@ -134,10 +130,10 @@ def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
 def _set_back_when_fed(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
 
-    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, cache: MemoryCache) -> None:
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache) -> None:
         if cache.fed_epoch != cache.committed_epoch:
             cache.loaded_epoch = 0
-        await real(vm, feed, cache)
+        await real(vm, feed, disks, cache)
 
     patch.setattr(checkpoint, "roll_forward", mutated)
 
@@ -251,4 +247,5 @@ MUTANTS = (
     Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten),
     Mutant("epoch number reused", committed_state.NAME, _epoch_reused, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
     Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored),
+    *DISK_MUTANTS,
 )

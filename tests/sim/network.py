@@ -15,8 +15,9 @@ from pycolo.errors import PeerLost
 from .history import Emission, History
 from .scheduler import Future, Host, Scheduler
 
-CONTROL_DELAY_US = (40, 400)
-PACKET_DELAY_US = (30, 700)
+DELAY_US = {"control": (40, 400), "packets": (30, 700), "disk": (30, 900)}
+STALL_SHARE, STALL_US = 0.06, (1_000, 8_000)  # of the disk's channel: it carries the most, and falls behind
+CHANNEL_ENDS_US = (200, 6_000)  # until an end learns that a single channel is gone
 HEARTBEAT_US = 5_000
 SILENCE_US_MAX = 25_000
 
@@ -37,13 +38,39 @@ class Closed:
     """The other end closed the connection."""
 
 
+@dataclass(frozen=True, slots=True)
+class DiskWrite:
+    """The PVM wrote to its disk; `data` is None for zeros."""
+
+    offset: int
+    length: int
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMark:
+    """What came before belongs to the checkpoint that starts `epoch`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskApplied:
+    """The secondary's image safely has everything up to the start of `epoch`."""
+
+    epoch: int
+
+
+DiskMessage = DiskWrite | DiskMark | DiskApplied
+
+
 class Packet(tuple[str, int, int, bytes]):
     """(what, epoch, number, bytes) on the packet channel: a frame, the SVM's output, a release."""
 
     __slots__ = ()
 
 
-Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed | Packet
+Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed | Packet | DiskMessage
 
 
 class LinkEnd:
@@ -56,12 +83,14 @@ class LinkEnd:
         self.lost = False
         self.broken = False  # nothing that this end sends arrives any more
         self._generation = 0
+        self._ended_channels: set[str] = set()
         self._clear_at_us: dict[str, int] = {}
         self._heard_us = 0
         self.inbox: deque[Message] = deque()
         self.verdicts: dict[int, Verdict] = {}
         self._arrived: Future[None] = Future()
         self.on_packet: Callable[[Packet], None] = lambda _: None
+        self.on_disk: Callable[[DiskMessage], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
         self.damage: Callable[[PageBatch], PageBatch | None] | None = None
         scheduler.call_later(HEARTBEAT_US, host, self._beat)
@@ -71,13 +100,14 @@ class LinkEnd:
         other = self.other
         if other is None or self.broken or self.lost:
             return
-        low, high = PACKET_DELAY_US if channel == "packets" else CONTROL_DELAY_US
-        at_us = max(self._scheduler.now_us + self._random.randint(low, high), self._clear_at_us.get(channel, 0))
+        stalls = channel == "disk" and self._random.random() < STALL_SHARE
+        delay_us = self._random.randint(*(STALL_US if stalls else DELAY_US[channel]))
+        at_us = max(self._scheduler.now_us + delay_us, self._clear_at_us.get(channel, 0))
         self._clear_at_us[channel] = at_us
         generation = self._generation
 
         def arrive() -> None:
-            if generation == self._generation:
+            if generation == self._generation and channel not in self._ended_channels:
                 other.take(message)
 
         self._scheduler.call_later(at_us - self._scheduler.now_us, other.host, arrive)
@@ -86,6 +116,11 @@ class LinkEnd:
         """Nothing of this end arrives from now on, what is on its way neither."""
         self.broken = True
         self._generation += 1
+
+    def end_channel(self, channel: str) -> None:
+        """One connection of several ends; nothing of it arrives any more, and the session is lost with it."""
+        self._ended_channels.add(channel)
+        self._scheduler.call_later(self._random.randint(*CHANNEL_ENDS_US), self.host, self.lose)
 
     def close(self) -> None:
         """Leave: the other end learns of it after what was sent before."""
@@ -113,6 +148,9 @@ class LinkEnd:
         self._heard_us = self._scheduler.now_us
         if isinstance(message, Packet):
             self.on_packet(message)
+        elif isinstance(message, DiskMessage):
+            self.on_disk(message)
+            self._wake()
         elif isinstance(message, Verdict):
             self.verdicts[message.epoch] = message
             self._wake()
@@ -129,7 +167,7 @@ class LinkEnd:
         message = self.inbox.popleft() if self.inbox else Closed()
         if self.inbox and isinstance(self.inbox[0], Closed) and not isinstance(message, Closed):
             self._scheduler.call_later(0, self.host, self.lose)
-        if isinstance(message, (Closed, Verdict, Alive, Packet)):
+        if isinstance(message, (Closed, Verdict, Alive, Packet, DiskMessage)):
             raise PeerLost("the primary is lost")
         return message
 
@@ -140,6 +178,10 @@ class LinkEnd:
         if epoch not in self.verdicts:
             raise PeerLost("the secondary is lost")
         return self.verdicts.pop(epoch)
+
+    async def arrival(self) -> None:
+        """The next time something arrives, or the peer is lost."""
+        await self._arrived
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, Future()

@@ -38,6 +38,7 @@ class Side:
     host: Host
     guest: Guest
     link: LinkEnd
+    host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
 
 
 class Gate:
@@ -117,6 +118,9 @@ class Gate:
                     own.link.cut()
                 if kind is not Kind.CUT_OUT:
                     peer.link.cut()
+            case Kind.CUT_DISK:
+                own.link.end_channel("disk")
+                peer.link.end_channel("disk")
             case Kind.FREEZE:
                 own.host.frozen_until_us = thaw_us
             case Kind.PEER_FREEZES:
@@ -130,6 +134,8 @@ class Gate:
         """A host dies, whatever it was doing."""
         side.link.host_died(seen=self._random.random() < 0.5)
         side.guest.kill()
+        if side.host.alive:
+            side.host_dies()
         self.scheduler.kill(side.host)
 
 
@@ -141,7 +147,8 @@ def _spoiled(batch: PageBatch) -> PageBatch:
     return PageBatch(batch.indices, contents, batch.zeros)
 
 
-async def _now(effect: Callable[[], T]) -> T:
+async def now(effect: Callable[[], T]) -> T:
+    """An effect that takes no time of its own."""
     return effect()
 
 
@@ -152,7 +159,7 @@ class PvmPort:
         self._gate, self._guest, self._agent = gate, guest, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: _now(effect), vm=True)
+        return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: now(effect), vm=True)
 
     async def pause(self) -> None:
         """See PrimaryVm."""
@@ -178,7 +185,7 @@ class PvmPort:
         guest, epoch = self._guest, self._agent.epoch
         state = guest.device_state()
         if not guest.running:
-            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state)
+            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state, guest.disk.content)
         return state
 
 
@@ -189,7 +196,7 @@ class OutputPort:
         self._gate, self._agent = gate, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: _now(effect))
+        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: now(effect))
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
@@ -234,7 +241,7 @@ class ToSecondary:
 
     async def send_stage(self, stage: Stage) -> None:
         """See SecondaryLink."""
-        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: _now(lambda: self._send(stage)))
+        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: now(lambda: self._send(stage)))
 
     def _send(self, message: tuple[int, PageBatch] | Stage) -> None:
         if self._link.lost:
@@ -255,7 +262,7 @@ class SvmPort:
         self._gate, self._guest, self._cache = gate, guest, cache
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: _now(effect), vm=True)
+        return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: now(effect), vm=True)
 
     async def breathe(self) -> None:
         """See SecondaryVm."""
@@ -286,7 +293,8 @@ class SvmPort:
 
     def _resume(self) -> None:
         guest = self._guest
-        self._gate.history.loads.append(Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state()))
+        load = Load(self._cache.committed_epoch, guest.ram.copy(), guest.device_state(), guest.disk.content)
+        self._gate.history.loads.append(load)
         guest.resume()
 
 
@@ -297,7 +305,7 @@ class FeedPort:
         self._gate, self._agent = gate, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: _now(effect))
+        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: now(effect))
 
     async def stop_feed(self) -> None:
         """See SecondaryFeed."""
@@ -329,14 +337,15 @@ def _applied(cache: MemoryCache) -> Contents:
 class ToPrimary:
     """PrimaryLink; it also takes a snapshot of the committed image whenever the core passes by."""
 
-    def __init__(self, gate: Gate, link: LinkEnd, cache: MemoryCache) -> None:
-        self._gate, self._link, self._cache = gate, link, cache
+    def __init__(self, gate: Gate, link: LinkEnd, cache: MemoryCache, disk_at: Callable[[int], bytes | None]) -> None:
+        self._gate, self._link, self._cache, self._disk_at = gate, link, cache, disk_at
 
     def look(self, moment: str) -> None:
         """Record what a failover would use now."""
         stage = self._cache.committed
         if stage is not None:
-            image = Image(moment, stage.epoch, stage.boundary, _applied(self._cache), stage.device_state)
+            ram, disk = _applied(self._cache), self._disk_at(stage.epoch)
+            image = Image(moment, stage.epoch, stage.boundary, ram, stage.device_state, disk)
             self._gate.history.images.append(image)
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:
@@ -358,7 +367,7 @@ class ToPrimary:
         await self._send("send_loaded", None)
 
     async def _send(self, name: str, verdict: Verdict | None) -> None:
-        await self._gate.operate(self._link.host, f"to_primary.{name}", lambda: _now(lambda: self._put(verdict)))
+        await self._gate.operate(self._link.host, f"to_primary.{name}", lambda: now(lambda: self._put(verdict)))
 
     def _put(self, verdict: Verdict | None) -> None:
         if self._link.lost:
@@ -375,7 +384,7 @@ class ArbiterPort:
 
     async def claim(self, term: int) -> bool:
         """Whether the claim is granted; raises ClaimUnanswered."""
-        return await self._gate.operate(self._host, "arbiter.claim", lambda: _now(lambda: self._claim(term)))
+        return await self._gate.operate(self._host, "arbiter.claim", lambda: now(lambda: self._claim(term)))
 
     def _claim(self, term: int) -> bool:
         if self._host.name in self._gate.arbiter.unreachable:

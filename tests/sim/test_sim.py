@@ -9,7 +9,8 @@ import pytest
 
 from .faults import Plan
 from .history import Ending, History
-from .mutants import MUTANTS, Mutant
+from .mutant import Mutant
+from .mutants import MUTANTS
 from .sweep import one_fault_plans, plans_with
 from .verdict import finders, problems_of
 from .world import Scenario, drawn, play

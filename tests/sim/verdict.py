@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .checkers import client_history, committed_state, liveness
+from .checkers import client_history, committed_state, disks, liveness
 from .history import History
 
-_CHECKERS = (client_history, committed_state, liveness)
+_CHECKERS = (client_history, committed_state, disks, liveness)
 
 
 def problems_of(history: History) -> list[str]:

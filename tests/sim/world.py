@@ -20,8 +20,9 @@ from pycolo.core.memory_cache import MemoryCache
 
 from .agents import PrimaryAgent, SecondaryAgent
 from .clients import Client
+from .disks import PvmDisk, SvmDisk
 from .faults import Drawn, Plan
-from .guest import RESPONSE, Guest
+from .guest import RESPONSE, Disk, Guest
 from .history import Ending, History
 from .managers import Manager, PrimaryManager, SecondaryManager, Surroundings
 from .network import Arbiter, ClientNetwork, LinkEnd, connect
@@ -68,7 +69,7 @@ class World:
         self._arbiter = Arbiter(VM, ClaimRecord(VM, 0, "nobody") if len(seed) % 2 else None)
         self._gate = Gate(scheduler, plan, history, self._arbiter, f"{seed} gate")
         self._gate.trace = self._trace
-        self._primary, self._secondary = self._side("alpha"), self._side("beta")
+        self._make_sides()
         self._gate.sides = [self._primary, self._secondary]
         connect(self._primary.link, self._secondary.link)
         self._cache = MemoryCache(PAGES)
@@ -77,10 +78,17 @@ class World:
             scheduler.spawn(side.host, manager.run())
         self._clients = self._make_clients()
 
-    def _side(self, name: str) -> Side:
-        host, seed = Host(name), self._scenario.seed
-        guest = Guest(self.scheduler, host, PAGES, CLIENTS, f"{seed} guest {name}")
-        return Side(host, guest, LinkEnd(self.scheduler, host, f"{seed} link {name}"))
+    def _make_sides(self) -> None:
+        one, two = Host("alpha"), Host("beta")
+        seed, scheduler = self._scenario.seed, self.scheduler
+        links = [LinkEnd(scheduler, host, f"{seed} link {host.name}") for host in (one, two)]
+        self._pvm_disk = PvmDisk(links[0])
+        self._svm_disk = SvmDisk(scheduler, two, links[1], self.run.history, f"{seed} disk")
+        self._primary = Side(one, self._guest(one, self._pvm_disk), links[0])
+        self._secondary = Side(two, self._guest(two, self._svm_disk), links[1], self._svm_disk.host_dies)
+
+    def _guest(self, host: Host, disk: Disk) -> Guest:
+        return Guest(self.scheduler, host, disk, PAGES, CLIENTS, f"{self._scenario.seed} guest {host.name}")
 
     def _start_managers(self) -> tuple[PrimaryManager, SecondaryManager]:
         one, two = (Surroundings(self._gate, side, self._network, self._trace) for side in self._gate.sides)
@@ -89,9 +97,10 @@ class World:
         secondary_agent = SecondaryAgent(scheduler, two.side.guest, network, two.side.link)
         network.owner = one.side.host
         one.side.guest.resume()
-        primary = PrimaryManager(one, primary_agent, PAGES)
+        primary = PrimaryManager(one, primary_agent, self._pvm_disk, PAGES)
         feed = FeedPort(self._gate, secondary_agent)
-        return primary, SecondaryManager(two, feed, self._cache, interrupts=self._scenario.interrupts)
+        interrupts = self._scenario.interrupts
+        return primary, SecondaryManager(two, feed, self._svm_disk, self._cache, interrupts=interrupts)
 
     def _make_clients(self) -> list[Client]:
         history, network, seed = self.run.history, self._network, self._scenario.seed
@@ -133,7 +142,8 @@ class World:
         self.run.history.converged.append(self.scheduler.run(until_us, self._settled))
 
     def _over(self) -> bool:
-        return bool(self._crashes()) or not any(map(self._goes_on, range(2)))
+        crashed = bool(self.scheduler.failed and self._crashes())
+        return crashed or not (self._goes_on(0) or self._goes_on(1))
 
     def _goes_on(self, number: int) -> bool:
         return self._gate.sides[number].host.alive and not self.managers[number].failover.ended
@@ -169,10 +179,16 @@ class World:
         history.committed_before_end = self._cache.committed is not None
         if self._secondary.host.alive:
             self.managers[1].to_primary.look("end")
+            self._svm_disk.host_dies()
+        history.primary_disk, history.primary_marked = self._pvm_disk.content, self._pvm_disk.marked
+        history.secondary_image = self._svm_disk.last_image
         survivor = self._survivor()
         if survivor is not None:
             side = self._gate.sides[survivor]
             history.survivor, history.survivor_ram = side.host.name, side.guest.ram.copy()
+            history.survivor_disk = history.survivor_disk_written = side.guest.disk.content
+            if side is self._secondary:
+                history.survivor_disk_written = bytes(self._svm_disk.written)
         for host in (*(side.host for side in self._gate.sides), self._outside):
             self.scheduler.kill(host)
 

@@ -7,7 +7,6 @@ any more, memory and file are given back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ class Spill(Protocol):
     def write(self, offset_bytes: int, data: memoryview) -> None: ...
     def read(self, offset_bytes: int, length_bytes: int) -> bytes: ...
     def reset(self) -> None:
-        """Nothing in it is needed any more."""
+        """Nothing in it is needed any more. Never raises."""
 
 
 class BlockStore:
@@ -43,6 +42,7 @@ class BlockStore:
         self._memory = np.zeros(self._memory_blocks_max * BLOCK_BYTES, np.uint8)
         self._never_used = 0
         self._freed: list[int] = []
+        self._freed_spilled: list[int] = []
 
     def put(self, data: memoryview) -> Sequence[int]:
         """Keep whole blocks; returns the slot of each, in order. Raises StoreFull, and OSError of the spill file."""
@@ -50,23 +50,34 @@ class BlockStore:
         if self.used + count > self.blocks_max:
             raise StoreFull
         slots = self._take(count)
-        at = 0
-        for first, run in runs_of(slots):
-            self._write(first, data[at : at + run * BLOCK_BYTES])
-            at += run * BLOCK_BYTES
         self.used += count
+        at = 0
+        try:
+            for first, run in runs_of(slots):
+                self._write(first, data[at : at + run * BLOCK_BYTES])
+                at += run * BLOCK_BYTES
+        except OSError:
+            self.free(slots)
+            raise
         return slots
 
     def _take(self, count: int) -> Sequence[int]:
-        """Slots side by side while there are some that were never used, else whatever is free."""
-        fresh = min(count, self.blocks_max - self._never_used)
-        first, self._never_used = self._never_used, self._never_used + fresh
-        taken: Sequence[int] = range(first, first + fresh)
-        if fresh == count:
-            return taken
-        rest = self._freed[fresh - count :]
-        del self._freed[fresh - count :]
-        return list(chain(taken, rest))
+        """Memory before the spill file; side by side while there is memory that was never used."""
+        fresh = self._fresh(count, self._memory_blocks_max)
+        if len(fresh) == count:
+            return fresh
+        taken = list(fresh)
+        for freed in (self._freed, self._freed_spilled):
+            start = max(0, len(freed) - (count - len(taken)))
+            taken += freed[start:]
+            del freed[start:]
+        return [*taken, *self._fresh(count - len(taken), self.blocks_max)]
+
+    def _fresh(self, count: int, end: int) -> range:
+        """Up to `count` slots below `end` that were never used."""
+        first = self._never_used
+        self._never_used = max(first, min(first + count, end))
+        return range(first, self._never_used)
 
     def _write(self, first: int, data: memoryview) -> None:
         in_memory = max(0, min(len(data), (self._memory_blocks_max - first) * BLOCK_BYTES))
@@ -91,7 +102,8 @@ class BlockStore:
 
     def free(self, slots: Sequence[int]) -> None:
         """These slots are not needed any more."""
-        self._freed += slots
+        self._freed += [slot for slot in slots if slot < self._memory_blocks_max]
+        self._freed_spilled += [slot for slot in slots if slot >= self._memory_blocks_max]
         self.used -= len(slots)
         if self.used == 0 and self._never_used:
             if self._spill is not None and self._never_used > self._memory_blocks_max:
@@ -101,12 +113,15 @@ class BlockStore:
 
 def runs_of(slots: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(first, count) of the runs of slots side by side."""
-    if isinstance(slots, range):
-        if slots:
-            yield slots[0], len(slots)
+    if not slots:
         return
-    numbers = np.asarray(slots, np.int64)
-    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
-    for run in np.split(numbers, cuts):
-        if len(run):
-            yield int(run[0]), len(run)
+    if isinstance(slots, range):
+        yield slots[0], len(slots)
+        return
+    first = last = slots[0]
+    for slot in slots[1:]:
+        if slot != last + 1:
+            yield first, last + 1 - first
+            first = slot
+        last = slot
+    yield first, last + 1 - first

@@ -41,6 +41,7 @@ class ChangedChunks:
         self._chunk_bytes = chunk_bytes_of(size_bytes)
         self._running: set[int] = set()  # marked since the last seal
         self._sealed: deque[tuple[int, set[int]]] = deque()
+        self._level = False  # the partner's image lacks nothing but what these sets hold
 
     def note(self, offset: int, length: int) -> None:
         """This range is about to be written."""
@@ -65,6 +66,8 @@ class ChangedChunks:
         there: set[int] = set()
         while self._sealed and self._sealed[0][0] <= epoch:
             there |= self._sealed.popleft()[1]
+        if not self._level:
+            return  # an older write to the same chunk may be missing there; `clear` comes when it is not
         for _, chunks in self._sealed:
             there -= chunks
         for chunk in there - self._running:
@@ -73,6 +76,7 @@ class ChangedChunks:
     def clear(self) -> None:
         """The partner's image equals ours but for what has been noted since `begin`."""
         self._bits[:] = 0
+        self._level = True
         for chunks in (self._running, *(chunks for _, chunks in self._sealed)):
             for chunk in chunks:
                 self._bits[chunk >> 3] |= 1 << (chunk & 7)
@@ -81,6 +85,7 @@ class ChangedChunks:
         """A partner's image is being brought up to ours: what is noted from here on is not part of that."""
         self._running = set()
         self._sealed.clear()
+        self._level = False
 
     def lost(self) -> None:
         """The partner is gone: what is marked stays marked until the next one has it."""

@@ -34,11 +34,11 @@ class OnImage:
 
 
 class Layer:
-    """Blocks that are different from what lies below: a slot for each."""
+    """Blocks of a disk that are different from what lies below: a slot for each."""
 
-    def __init__(self, store: BlockStore) -> None:
+    def __init__(self, store: BlockStore, size_bytes: int) -> None:
         self.slots: dict[int, int] = {}
-        self._store = store
+        self._store, self._size_bytes = store, size_bytes
 
     def put(self, first_block: int, slots: Sequence[int]) -> None:
         """Blocks from `first_block` on are in these slots from now on."""
@@ -65,10 +65,11 @@ class Layer:
             yield first * BLOCK_BYTES, count * BLOCK_BYTES
 
     def records(self) -> Iterator[tuple[int, int, Buffers | None]]:
-        """(offset, length, content), ascending, whole blocks; None for zeros. Content is good until `clear`."""
+        """(offset, length, content), ascending, up to the disk's end; None for zeros. Content is good until `clear`."""
         for block, count, slots in self._runs():
-            length = count * BLOCK_BYTES
-            yield block * BLOCK_BYTES, length, None if slots[0] == ZEROS else _content(self._store, slots)
+            offset = block * BLOCK_BYTES
+            length = min(count * BLOCK_BYTES, self._size_bytes - offset)
+            yield offset, length, None if slots[0] == ZEROS else _clipped(_content(self._store, slots), length)
 
     def _runs(self) -> Iterator[tuple[int, int, Sequence[int]]]:
         blocks = sorted(self.slots)
@@ -98,15 +99,27 @@ def _content(store: BlockStore, slots: Sequence[int]) -> Buffers:
     return [part for first, count in runs_of(slots) for part in store.read(first, count)]
 
 
+def _clipped(parts: Buffers, length: int) -> Buffers:
+    """The first `length` bytes; what is cut off is less than a block."""
+    surplus = sum(map(len, parts)) - length
+    return [*parts[:-1], parts[-1][:-surplus]] if surplus else parts
+
+
 class SecondaryDisk:
-    """The layers of one disk over an image of `size_bytes`; `read_image(offset, length)` reads what is below."""
+    """The layers of one disk over an image of `size_bytes`; `read_image(offset, length)` reads what is below.
+
+    `store` is this disk's alone.
+    """
 
     def __init__(self, size_bytes: int, store: BlockStore, read_image: ReadImage, zero_blocks_max: int) -> None:
         self.size_bytes, self._store, self._read_image = size_bytes, store, read_image
         self._zero_blocks_max = zero_blocks_max
-        self._overlay, self._open, self._committed = Layer(store), Layer(store), Layer(store)
+        self._overlay, self._open, self._committed = self._layer(), self._layer(), self._layer()
         self._marked: deque[tuple[int, Layer]] = deque()
         self._applying: Layer | None = None
+
+    def _layer(self) -> Layer:
+        return Layer(self._store, self.size_bytes)
 
     # ---------------------------------------------------------------- the PVM's writes, in the order it made them
 
@@ -121,7 +134,7 @@ class SecondaryDisk:
     def mark(self, epoch: int) -> None:
         """Everything staged up to here belongs to the checkpoint that starts `epoch`."""
         self._marked.append((epoch, self._open))
-        self._open = Layer(self._store)
+        self._open = self._layer()
 
     def commit(self, epoch: int) -> None:
         """The SVM is stopped and will be the PVM at the start of `epoch`: so is its disk. A repetition is harmless."""
@@ -173,7 +186,7 @@ class SecondaryDisk:
     def begin_applying(self) -> Layer:
         """The committed writes, to be written to the image all together; then `applied`."""
         assert self._applying is None
-        self._applying, self._committed = self._committed, Layer(self._store)
+        self._applying, self._committed = self._committed, self._layer()
         return self._applying
 
     def applied(self) -> None:

@@ -53,13 +53,16 @@ def apply(journal: Storage, image: Storage, records: Iterable[Record]) -> None:
 
 
 def replay(journal: Storage, image: Storage) -> bool:
-    """Finish a batch that a crash interrupted; False when there was none to finish. Raises OSError."""
+    """Finish a batch that a crash interrupted; False when there was none to finish. Raises OSError.
+
+    Once it has returned, nothing that is left in the journal can undo a later write to the image.
+    """
     size = _whole_size(journal)
-    if size is None:
-        return False
-    _write_image(image, _records(journal, size))
-    _clear(journal)
-    return True
+    if size is not None:
+        _write_again(journal, HEADER_BYTES + size)
+        _write_image(image, _records(journal, size))
+    _clear(journal)  # also when none was found: what a killed process has cleared may not be durable
+    return size is not None
 
 
 def _write_journal(journal: Storage, records: Iterable[Record]) -> None:
@@ -72,6 +75,13 @@ def _write_journal(journal: Storage, records: Iterable[Record]) -> None:
             at += len(part)
     header = _HEADER.pack(_MAGIC, at - HEADER_BYTES, digest.digest())
     journal.write(0, header.ljust(HEADER_BYTES, b"\0"))
+    journal.sync()
+
+
+def _write_again(journal: Storage, size: int) -> None:
+    """What we read may be in a cache only: its writer was killed before the sync, or the sync failed."""
+    for at in range(0, size, READ_BYTES):
+        journal.write(at, journal.read(at, min(READ_BYTES, size - at)))
     journal.sync()
 
 

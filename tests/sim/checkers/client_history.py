@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from ..guest import RESPONSE, answered, response_digest
+from ..guest import RESPONSE, answered, logged, response_digest
 from ..history import ALONE, History
 
 NAME = "client_history"
@@ -40,13 +40,19 @@ def _in_order(history: History) -> list[str]:
 
 
 def _survives(history: History) -> list[str]:
-    """The survivor's memory holds every answer that left, byte for byte: nothing released is lost or different."""
+    """The survivor's memory and disk hold every answer that left: nothing released is lost or different."""
     if history.survivor_ram is None:
         return []
     problems = []
     for emission in history.emissions:
         client, seq, _, _ = RESPONSE.unpack(emission.response)
-        if answered(history.survivor_ram, client, seq) != response_digest(emission.response):
+        digest = response_digest(emission.response)
+        if logged(history.survivor_disk, client, seq) != digest:
+            problems.append(
+                f"{emission.host} released answer {seq} of client {client} ({emission.why}, at {emission.time_us}),"
+                f" which is not on the disk of the survivor {history.survivor}"
+            )
+        if answered(history.survivor_ram, client, seq) != digest:
             problems.append(
                 f"{emission.host} released answer {seq} of client {client} ({emission.why}, at {emission.time_us}),"
                 f" which the survivor {history.survivor} does not know"

@@ -1,4 +1,4 @@
-"""Checker 2: the committed state is whole, of one epoch, and what the SVM resumes from."""
+"""Checker 2: the committed state (memory, devices, disk) is whole, of one epoch, and what the SVM resumes from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _epochs_new(history: History) -> list[str]:
 
 
 def _committed_is_cut(history: History) -> list[str]:
-    """Memory, device state and input boundary are the primary's at the cut, at the commit and ever after."""
+    """Memory, device state, disk and input boundary are the primary's at the cut, at the commit and ever after."""
     problems = []
     for image in history.images:
         cut = history.cuts.get(image.epoch)
@@ -45,6 +45,8 @@ def _difference(cut: Cut, image: Image) -> str:
         return f"the pages {wrong} are not the primary's"
     if cut.device_state != image.device_state:
         return "the device state is not the primary's"
+    if image.disk not in (cut.disk, None):
+        return "the disk is not the primary's"
     return "" if cut.boundary == image.boundary else f"boundary {image.boundary}, but {cut.boundary} frames were taken"
 
 
@@ -61,4 +63,6 @@ def _loaded_is_committed(history: History) -> list[str]:
             problems.append(f"the SVM resumed in epoch {load.epoch} with the pages {wrong} wrong")
         if cut.device_state != load.device_state:
             problems.append(f"the SVM resumed in epoch {load.epoch} with the wrong device state")
+        if cut.disk != load.disk:
+            problems.append(f"the SVM resumed in epoch {load.epoch} on the wrong disk")
     return problems
