@@ -1,6 +1,7 @@
 """Commands to a running guest over its control port: each returns once the guest has answered, or says what failed."""
 
 import socket
+import sys
 
 from pycolo.errors import EnvironmentFault
 
@@ -30,3 +31,18 @@ def _command(address: tuple[str, int], command: str) -> None:
         ) from error
     if answer != b"ok\n":
         raise EnvironmentFault(f"the guest answered {answer!r} to {command}; look at its console.")
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m pycolo.guest.control ADDRESS PORT sync|poweroff`, for who has to enter the guest's network first."""
+    host, port, command = arguments
+    try:
+        _command((host, int(port)), command)
+    except EnvironmentFault as fault:
+        sys.stderr.write(f"{fault}\n")
+        return fault.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
