@@ -16,7 +16,7 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 
 from pycolo.demo.load_echo import TIMEOUT_S, keeps_connection
-from pycolo.demo.load_ledger import Ledger, UnansweredError, WrongBytesError
+from pycolo.demo.load_ledger import SET_UP, Ledger, UnansweredError, WrongBytesError
 
 REMEMBERED_MAX = 20_000
 READBACK_ROWS = 500
@@ -49,6 +49,13 @@ class OneConnection:
         self._conninfo = f"host={address[0]} port={address[1]} user=postgres dbname=postgres {plain}".encode()
         self._connection: PGconn | None = None
 
+    def open(self) -> None:
+        """Connect, unless that has been done; the server starts a process for it, which takes its time."""
+        if self._connection is None:
+            self._connection = pq.PGconn.connect_start(self._conninfo)
+            _finish_opening(self._connection, time.monotonic() + TIMEOUT_S)
+            self._ledger.connection_opened()
+
     def ask(self, statement: str, *values: str) -> Rows:
         """All rows of the answer; ConnectionResetError, TimeoutError or UnansweredError."""
         return _rows(self._answer(statement, values))
@@ -64,10 +71,8 @@ class OneConnection:
 
     def _answer(self, statement: str, values: Sequence[str]) -> PGresult:
         deadline_s = time.monotonic() + TIMEOUT_S
-        if self._connection is None:
-            self._connection = pq.PGconn.connect_start(self._conninfo)
-            _finish_opening(self._connection, deadline_s)
-            self._ledger.connection_opened()
+        self.open()
+        assert self._connection is not None
         try:
             self._connection.send_query_params(statement.encode(), [value.encode() for value in values])
             result = _last_result(self._connection, deadline_s)
@@ -142,6 +147,9 @@ class DatabaseClient:
         return self._next - self._unknown
 
     def step(self) -> bool:
+        if not self._next:
+            with self._ledger.request(SET_UP, self.name):  # if that fails, the first transaction does too
+                self._connection.open()
         with self._ledger.request("database", self.name) as request:
             self._transact()
             self._look_back()

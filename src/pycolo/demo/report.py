@@ -89,6 +89,7 @@ class Disk:
     """The database's disk in a round that has one: its first copy, and the survivor's image after the shutdown."""
 
     transactions: int
+    connect_ms: float
     copied_bytes: int
     copy_ms: float
     fsck: str
@@ -315,10 +316,14 @@ def _machine_figures(round_: Round) -> list[Figure]:
 
 def _disk_figures(disk: Disk | None) -> list[Figure]:
     if disk is None:
-        return [Figure("Disk", name, "–") for name in ("transactions", "first copy", "survivor's file system")]
+        return [
+            Figure("Disk", name, "–")
+            for name in ("transactions", "slowest database connect", "first copy", "survivor's file system")
+        ]
     copied = f"{size(disk.copied_bytes)} in {number(disk.copy_ms / 1000)} s"
     return [
         Figure("Disk", "transactions", number(disk.transactions), None if disk.transactions else False),
+        Figure("Disk", "slowest database connect", f"{number(disk.connect_ms)} ms"),
         Figure("Disk", "first copy", copied),
         Figure("Disk", "survivor's file system", "damaged" if disk.fsck else "clean", not disk.fsck),
     ]

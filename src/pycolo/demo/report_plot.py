@@ -19,10 +19,11 @@ LABELS = {
     "udp": "udp echo",
     "icmp": "ping",
     "database": "database transaction",
+    "connect": "database connect",
     "readback": "final read-back",
 }
 REASON_CLASSES_MAX = 6
-LARGE = ("download", "readback")
+LARGE = ("download", "readback", "connect")
 """Slow by their size: no ring for them."""
 SLOWEST_TIPPED = 8
 LATENCY_TOP, LATENCY_BOTTOM = 34.0, 268.0

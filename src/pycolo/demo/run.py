@@ -24,6 +24,7 @@ from pycolo.demo.accel import choose_accel
 from pycolo.demo.disk_round import WORKERS, DatabaseDisk, fsck, power_off
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab
 from pycolo.demo.load import DEFAULT_WORKERS
+from pycolo.demo.load_ledger import SET_UP
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.demo.report import (
     Disk,
@@ -291,7 +292,8 @@ class _RoundRun:
             phase.outcome = "e2fsck finds the survivor's image damaged" if found else "e2fsck: clean"
         copied = self._daemons[Role.PRIMARY].first("disks-copied") or {"bytes": 0, "total_ms": 0.0}
         transactions = played.client.requests_by_kind.get("database", 0)
-        return Disk(transactions, copied["bytes"], copied["total_ms"], found)
+        connect_ms = played.client.longest_gap_ms_by_kind.get(SET_UP, 0.0)
+        return Disk(transactions, connect_ms, copied["bytes"], copied["total_ms"], found)
 
     async def _watch(self, phase: Phase, seconds: float) -> None:
         """Let the load run and show how it goes. Raises DemoFailed when the clients end by themselves."""
