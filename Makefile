@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
-GUEST := qemu-system-x86 busybox-static cpio
-TESTS := qemu-utils redis-server iputils-ping
+GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
+TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio
 
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,10 @@ lint: setup ## ruff, mypy strict, import rules
 sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
 	@$(BIN)/python -m tests.sim $(if $(ARGS),$(ARGS),--seeds 0..2000)
 
+.PHONY: bench-disk
+bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/disk.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-disk.json src/*.egg-info

@@ -107,8 +107,10 @@ def demo(**options: Any) -> None:
 
 def main() -> None:
     """Entry point of `colo`."""
+    from pycolo.disk.cli import disk
     from pycolo.guest.cli import guest
 
+    cli.add_command(disk)
     cli.add_command(guest)
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)

@@ -28,7 +28,7 @@ class _Model(BaseModel):
 
 
 class HostConfig(_Model):
-    """One host of a pair."""
+    """One host of a pair; `disk_dir` is where relative paths of disks lie."""
 
     name: Name
     listen: HostPort
@@ -37,6 +37,7 @@ class HostConfig(_Model):
     arbiter_file: Path
     bridge: Device
     tap: Device = "colo0"
+    disk_dir: Path | None = None
 
 
 class ProtectionConfig(_Model):
@@ -50,12 +51,27 @@ class ProtectionConfig(_Model):
     qmp_deadline_ms: Annotated[int, Field(ge=100, le=60_000)] = 2000
     self_check: bool = False
     dirty_pages: Literal["auto", "compare"] = "auto"
+    disk_buffer_mib_max: Annotated[int, Field(ge=16, le=1 << 20)] = 256
+    disk_spill_mib_max: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
+    disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 64
+    disk_stall_ms_max: Annotated[int, Field(ge=100, le=60_000)] = 2000
+    disk_copy_mib_per_s_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
 
     @model_validator(mode="after")
     def _ordered(self) -> ProtectionConfig:
         if self.hold_ms_min > self.hold_ms_max:
             raise ValueError(f"hold_ms_min ({self.hold_ms_min}) must not exceed hold_ms_max ({self.hold_ms_max})")
         return self
+
+
+class DiskConfig(_Model):
+    """One disk; a missing image is made when `size_mib` says how large."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,19}$")]
+    path: Path
+    size_mib: Annotated[int, Field(ge=0, le=1 << 26)] = 0
+    format: Literal["auto", "raw"] = "auto"
+    werror: Literal["enospc", "stop", "report"] = "enospc"
 
 
 class VmConfig(_Model):
@@ -70,7 +86,27 @@ class VmConfig(_Model):
     append: str = ""
     accel: Literal["tcg", "kvm"]
     qemu: str = "qemu-system-x86_64"
+    disks: Annotated[tuple[DiskConfig, ...], Field(max_length=16)] = ()
     protection: ProtectionConfig = ProtectionConfig()
+
+    @model_validator(mode="after")
+    def _named(self) -> VmConfig:
+        names = [disk.name for disk in self.disks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two disks are named {name}: give each its own name")
+        return self
+
+
+def disk_path(host: HostConfig, disk: DiskConfig) -> Path:
+    """Where the image of a disk lies on a host. Raises EnvironmentFault."""
+    if disk.path.is_absolute():
+        return disk.path
+    if host.disk_dir is None:
+        raise EnvironmentFault(
+            f"the disk {disk.name} of vm.toml has the relative path {disk.path}: set `disk_dir` in host.toml"
+        )
+    return host.disk_dir / disk.path
 
 
 _Config = TypeVar("_Config", HostConfig, VmConfig)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,14 +14,18 @@ from pathlib import Path
 import structlog
 
 from pycolo.api import serving
-from pycolo.config import HostConfig, VmConfig, load_config
+from pycolo.config import HostConfig, VmConfig, disk_path, load_config
 from pycolo.core.failover import Role
 from pycolo.edge.preflight import check_host
+from pycolo.errors import DiskTrouble
 from pycolo.manager.common import Manager
 from pycolo.manager.primary import PrimaryManager
 from pycolo.manager.secondary import SecondaryManager
 
 NICE = -10
+ROOM_RETRY_S = 2.0
+ROOM_RETRY_S_MAX = 60.0
+ROOM_BYTES_MIN = 64 << 20
 _MANAGERS: dict[Role, type[Manager]] = {Role.PRIMARY: PrimaryManager, Role.SECONDARY: SecondaryManager}
 
 
@@ -31,15 +36,42 @@ def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: boo
     _log_json()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # the pause of the PVM ends when this process gets a core
-    asyncio.run(_serve(_MANAGERS[role](host, vm, no_copy_lives=no_copy_lives)))
+    asyncio.run(_serve(host, vm, role, no_copy_lives=no_copy_lives))
 
 
-async def _serve(manager: Manager) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, manager.stop)
-    async with serving(manager, manager.host.state_dir):
-        await manager.run()
+async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: bool) -> None:
+    """Run one side to its end; a secondary that had no room for its disks begins again when there is."""
+    stopped = asyncio.Event()
+    waits_s = 0.0
+    while not stopped.is_set():
+        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives)
+
+        def stop(running: Manager = manager) -> None:
+            stopped.set()
+            running.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            async with serving(manager, host.state_dir):
+                await manager.run()
+            stopped.set()
+        except DiskTrouble as trouble:
+            if role is Role.PRIMARY or not (manager.started or waits_s):
+                raise
+            waits_s = min(max(waits_s * 2, ROOM_RETRY_S), ROOM_RETRY_S_MAX)
+            await _wait_for_room(host, vm, str(trouble), stopped, waits_s)
+
+
+async def _wait_for_room(host: HostConfig, vm: VmConfig, why: str, stopped: asyncio.Event, wait_s: float) -> None:
+    """At least `wait_s`, and until every disk's file system has ROOM_BYTES_MIN free."""
+    structlog.get_logger().bind(host=host.name).warning("waits-for-room", reason=why)
+    folders = {disk_path(host, disk).parent for disk in vm.disks} | {host.state_dir}
+    while not stopped.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), wait_s)
+        if all(shutil.disk_usage(folder).free >= ROOM_BYTES_MIN for folder in folders):
+            return
 
 
 def _log_json() -> None:

@@ -43,6 +43,12 @@ class CheckpointFailed(PycoloError):
     exit_status = 7
 
 
+class DiskTrouble(PycoloError):
+    """This host's copy of a disk can't be kept right: it has no room, or its disk fails. The partner goes on alone."""
+
+    exit_status = 9
+
+
 class Fenced(PycoloError):
     """The other side holds the claim; our VM copy has been killed so that it can never speak."""
 

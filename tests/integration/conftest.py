@@ -1,14 +1,16 @@
-"""What the tests that drive real QEMUs share: one guest, and a way to start QEMUs that always end."""
+"""What the tests that drive real programs share: one guest, and QEMUs and disk servers that always end."""
 
 import asyncio
+import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from disk_server import SIZE, Server
 
 from pycolo.edge.qemu import QMP_DEADLINE_S, Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
@@ -97,3 +99,26 @@ async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[Sta
         await one.qemu.kill()
     for end in sockets:
         end.close()
+
+
+@pytest.fixture
+def raw_image(tmp_path: Path) -> Path:
+    """Random at both ends and a hole between."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.write(os.urandom(1 << 20))
+        file.truncate(SIZE)
+        file.seek(SIZE - 5000)
+        file.write(os.urandom(5000))
+    return path
+
+
+@pytest.fixture
+def disk_server(raw_image: Path) -> Iterator[Server]:
+    """Ends well, whatever its clients did."""
+    server = Server(raw_image)
+    yield server
+    assert server.process.poll() is None, server.stop()
+    assert server.stop() == 0
+    assert server.said.count("\n") == 1, server.said
+    assert not server.path.exists()

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,19 @@ class LeftBehind(AssertionError):
 class Pair:
     """Two hosts, at most one daemon on each, and their clients."""
 
-    def __init__(self, image: GuestImage, folder: Path, memory_mib: int = MEMORY_MIB, **protection: Any) -> None:
+    def __init__(
+        self,
+        image: GuestImage,
+        folder: Path,
+        memory_mib: int = MEMORY_MIB,
+        disks: Sequence[dict[str, Any]] = (),
+        **protection: Any,
+    ) -> None:
+        """`disks` are the tables of vm.toml; relative paths lie in a folder for each host, see `disk`."""
         folder.mkdir(exist_ok=True)
+        self.disks = list(disks)
+        for name in HOSTS:
+            (folder / f"disks-{name}").mkdir(exist_ok=True)
         self.image, self.folder = image, folder
         self.memory_mib, self.protection = memory_mib, protection
         self.lab = build_lab()
@@ -65,13 +76,18 @@ class Pair:
         """The network namespace of the host with that role at the start."""
         return self.lab.hosts[_host_name(role)]
 
+    def disk(self, role: Role, path: str) -> Path:
+        """The image of a disk on the host with that role at the start."""
+        return self.folder / f"disks-{_host_name(role)}" / path
+
     async def start(self, role: Role, **vm: Any) -> DaemonProcess:
         """Start a daemon; `vm` replaces values of vm.toml."""
         name = _host_name(role)
         number = len(self._daemons)
         state_dir = self.folder / f"{name}-{number}"
         host_toml, vm_toml = self.folder / f"{name}-{number}.toml", self.folder / f"vm-{number}.toml"
-        host_toml.write_text(self.lab.host_toml(name, state_dir, self.folder / "arbiter.json"))
+        disk_dir = self.folder / f"disks-{name}"
+        host_toml.write_text(self.lab.host_toml(name, state_dir, self.folder / "arbiter.json", disk_dir))
         vm_toml.write_text(self._vm_toml(vm))
         with _environment(MARK, str(self.folder)):
             daemon = await DaemonProcess.start(
@@ -219,7 +235,9 @@ class Pair:
             **changed,
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in vm.items()]
-        return "\n".join([*lines, "[protection]", *(f"{key} = {json.dumps(v)}" for key, v in self.protection.items())])
+        protection = [f"{key} = {json.dumps(value)}" for key, value in self.protection.items()]
+        tables = [["[[disks]]", *(f"{k} = {json.dumps(v)}" for k, v in disk.items())] for disk in self.disks]
+        return "\n".join([*lines, "[protection]", *protection, *(line for table in tables for line in table)])
 
 
 def _host_name(role: Role) -> str:

@@ -342,7 +342,7 @@ def test_machine_types() -> None:
 def test_paths_and_names_with_commas_stay_whole(vm_config: QemuConfig) -> None:
     config = replace(vm_config, name="a,b")
 
-    arguments = qemu_arguments(config, InheritedFds(3, 4, 5, 6, 7), Path("/tmp/x,y"))
+    arguments = qemu_arguments(config, InheritedFds(3, 4, 5, 6, 7, ()), Path("/tmp/x,y"))
 
     assert arguments[arguments.index("-name") + 1] == "a,,b"
     assert "file,id=console,path=/tmp/x,,y" in arguments

@@ -263,7 +263,7 @@ def _only_what_is_found_is_cleared(patch: pytest.MonkeyPatch) -> None:
     real = disk_journal.replay
 
     def replay(journal: Storage, image: Storage) -> bool:
-        return disk_journal._whole_header(journal) is not None and real(journal, image)
+        return disk_journal._whole_size(journal) is not None and real(journal, image)
 
     patch.setattr(disk_journal, "replay", replay)
 

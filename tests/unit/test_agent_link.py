@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pycolo.agent import protocol
-from pycolo.edge import agent_link
+from pycolo.edge import child_link
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
 from pycolo.errors import EnvironmentFault, VmLost
@@ -89,7 +89,7 @@ async def test_an_agent_that_dies_at_work() -> None:
 
 
 async def test_a_hanging_agent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_link, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(child_link, "ANSWER_S_MAX", 0.2)
     async with agent() as link:
         os.kill(link.pid, signal.SIGSTOP)
         with pytest.raises(VmLost, match=r"did not answer GetStats in 0.2 s"):

@@ -44,7 +44,7 @@ def ends() -> Iterator[Ends]:
 
 
 def wait_readable(channel: PacketChannel) -> None:
-    connection = channel._connection
+    connection = channel._stream._connection
     connection.settimeout(5)
     connection.recv(1, socket.MSG_PEEK)
     connection.setblocking(False)
@@ -102,7 +102,7 @@ def test_a_peer_that_does_not_read_is_lost_at_the_limit(ends: Ends, monkeypatch:
 
 
 def test_what_waits_is_sent_when_the_peer_reads(ends: Ends) -> None:
-    ends.channel._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    ends.channel._stream._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sent = 0
     while not ends.channel.waiting:
         ends.channel.send_frames(1, sent, [bytes(1500)] * 100)

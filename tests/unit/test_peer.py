@@ -9,11 +9,14 @@ from pycolo.core.pages import PageBatch
 from pycolo.core.peer import Channel, PeerTable, Phase, greeting_problem
 from pycolo.errors import PeerViolation
 
-HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2", 256, 1, "52:54:00:00:00:02", "tcg")
+HELLO = wire.Hello(
+    *(wire.PROTOCOL_VERSION, "control", "vm", "h1", 1, "pc-q35-7.2", 256, 1, "52:54:00:00:00:02", "tcg"),
+    disks=(wire.DiskShape("root", 4096),),
+)
 BATCH = PageBatch.of(np.array([1], np.uint32), np.ones((1, 4096), np.uint8))
 MESSAGES: dict[str, wire.Message] = {
     "hello": HELLO,
-    "welcome": wire.Welcome(1, "h2", 1, "p", "t"),
+    "welcome": wire.Welcome(1, "h2", 1, "p", 2, "d", "t"),
     "refused": wire.Refused("no"),
     "heartbeat": wire.Heartbeat(),
     "committed": wire.Committed(1),
@@ -64,13 +67,20 @@ def test_two_that_fit() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("version", 2, "the primary speaks protocol 2, this secondary 1: install the same pycolo"),
+        ("version", 3, "the primary speaks protocol 3, this secondary 2: install the same pycolo"),
         ("vm", "other", "the primary's VM is other, the secondary's vm"),
         ("machine", "pc-q35-8.0", "the primary's machine type is pc-q35-8.0, the secondary's pc-q35-7.2"),
         ("memory_mib", 128, "the primary's memory_mib is 128, the secondary's 256"),
         ("cpus", 2, "the primary's cpus is 2, the secondary's 1"),
         ("mac", "52:54:00:00:00:03", "the primary's mac is 52:54:00:00:00:03, the secondary's 52:54:00:00:00:02"),
         ("accel", "kvm", "the primary's accel is kvm, the secondary's tcg"),
+        ("disks", (), "the primary's disks are none, the secondary's root: make vm.toml the same on both"),
+        ("disks", (wire.DiskShape("data", 4096),), "the primary's disks are data, the secondary's root"),
+        (
+            "disks",
+            (wire.DiskShape("root", 8192),),
+            "the disk root has 8192 bytes on the primary and 4096 on the secondary: give both images the same size",
+        ),
         ("host", "h1", "both hosts are named h1"),
     ],
 )

@@ -45,7 +45,7 @@ class Pair:
 async def paired(*, beating: bool = True) -> AsyncIterator[Pair]:
     """A session as the two daemons make it; without `beating` neither side has opened it yet."""
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, 1234, new_token())
+    listener = Listener(OURS, (1234, new_token()), (0, ""))
     async with listening(where, listener):
         primary, welcome = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)
         control, bulk = await asyncio.wait_for(listener.accepted(), 5)
@@ -156,7 +156,7 @@ async def test_leaving_is_told() -> None:
     [
         (wire.Committed(99), "answered for epoch 99, which is not under way"),
         (wire.Discarded(3, "x"), "answered for epoch 3, which is not under way"),
-        (wire.Welcome(1, "h2", 1, "", ""), "sent Welcome on the control channel"),
+        (wire.Welcome(1, "h2", 1, "", 2, "", ""), "sent Welcome on the control channel"),
         (wire.Boundary(1), "sent Boundary on the control channel"),
     ],
 )
@@ -191,7 +191,7 @@ async def test_garbage_on_either_channel_ends_the_session(garbage: bytes) -> Non
 
 async def test_a_primary_that_does_not_fit_is_told_why() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, 1, new_token())
+    listener = Listener(OURS, (1, new_token()), (0, ""))
     async with listening(where, listener):
         for _ in range(2):
             with pytest.raises(EnvironmentFault, match=f"at {where} refuses: the primary's cpus is 2"):
@@ -207,7 +207,7 @@ async def test_a_primary_that_does_not_fit_is_told_why() -> None:
 
 async def test_a_wrong_token_pairs_nobody() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, 1, new_token())
+    listener = Listener(OURS, (1, new_token()), (0, ""))
     async with listening(where, listener):
         for token in ("", "0" * 32, "é"):
             reader, writer = await asyncio.open_connection(*address(where))
@@ -219,7 +219,7 @@ async def test_a_wrong_token_pairs_nobody() -> None:
 
 async def test_a_strangers_greeting_in_between_does_not_mix_two_callers() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, 1, new_token())
+    listener = Listener(OURS, (1, new_token()), (0, ""))
     async with listening(where, listener):
         streams = [await asyncio.open_connection(*address(where), limit=1 << 20) for _ in range(3)]
         first, stranger, bulk = (Connection(*stream) for stream in streams)
@@ -267,7 +267,7 @@ async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatc
 async def test_a_silent_stranger_is_dropped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 0.1)
     where = f"127.0.0.1:{free_port()}"
-    async with listening(where, Listener(OURS, 1, new_token())):
+    async with listening(where, Listener(OURS, (1, new_token()), (0, ""))):
         reader, writer = await asyncio.open_connection(*address(where))
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -278,7 +278,7 @@ async def test_an_address_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(EnvironmentFault, match=f"can't listen on {where} .*choose a free `listen` address"):
-            async with listening(where, Listener(OURS, 1, new_token())):
+            async with listening(where, Listener(OURS, (1, new_token()), (0, ""))):
                 pass
 
 

@@ -23,7 +23,7 @@ def body_of(message: bytes) -> bytes:
     "message",
     [
         wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1, "52:54:00:00:00:02", "tcg"),
-        wire.Welcome(1, "beta", 4711, "packets", "token"),
+        wire.Welcome(1, "beta", 4711, "packets", 4712, "disks", "token"),
         wire.Refused("no"),
         wire.Heartbeat(),
         wire.Committed(4),

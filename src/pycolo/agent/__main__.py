@@ -6,7 +6,6 @@ It ends when its daemon does; a bug ends it too, and the partner takes over.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import socket
@@ -21,6 +20,7 @@ from pycolo.agent.side import Side
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
 from pycolo.core.overheard import Overheard
+from pycolo.edge.dial import dial
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
@@ -122,7 +122,10 @@ class Agent:
     # ---- the daemon's commands
 
     def _on_control(self) -> None:
-        packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
+        try:
+            packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
+        except ConnectionResetError:  # the daemon died with something of ours unread
+            packet = b""
         if not packet:
             self._ended = True
             return
@@ -215,21 +218,13 @@ class Agent:
     def _connect(self, command: protocol.Connect) -> PacketChannel:
         """Connect while the packets of the VM, which runs solo, go on."""
         where = f"the peer's agent at {command.host}:{command.port}"
-        connection = socket.socket(socket.AF_INET6 if ":" in command.host else socket.AF_INET)
-        connection.setblocking(False)
+        connection = dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_MS_MAX))
+        channel = PacketChannel(connection)
         try:
-            if connection.connect_ex((command.host, command.port)) not in (0, errno.EINPROGRESS):
-                raise PeerLost(f"{where} can't be reached")
-            if not self._turn_until(lambda: bool(select.select([], [connection], [], 0)[1]), CONNECT_MS_MAX):
-                raise PeerLost(f"{where} does not answer in {CONNECT_MS_MAX:.0f} ms")
-            failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if failure:
-                raise PeerLost(f"{where} can't be reached: {os.strerror(failure)}")
-            channel = PacketChannel(connection)
             channel.send(wire.ChannelHello(command.token))
-        except (PeerLost, OSError) as problem:
-            connection.close()
-            raise PeerLost(str(problem)) from None
+        except PeerLost:
+            channel.close()
+            raise
         return channel
 
     def _turn_until(self, condition: Callable[[], bool], wait_ms_max: float) -> bool:

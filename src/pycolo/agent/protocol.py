@@ -101,7 +101,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The command is not carried out, and why; `cause` is one of "environment", "peer"."""
+    """The command is not carried out, and why; `cause` is one of "environment", "peer", "vm", "disk"."""
 
     why: str
     cause: str

@@ -59,6 +59,11 @@ class Layer:
         self._free(list(self.slots.values()))
         self.slots = {}
 
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of all that is different here, ascending, whole blocks."""
+        for first, count in runs_of(sorted(self.slots)):
+            yield first * BLOCK_BYTES, count * BLOCK_BYTES
+
     def records(self) -> Iterator[tuple[int, int, Buffers | None]]:
         """(offset, length, content), ascending, up to the disk's end; None for zeros. Content is good until `clear`."""
         for block, count, slots in self._runs():
@@ -189,6 +194,10 @@ class SecondaryDisk:
         assert self._applying is not None
         self._applying.clear()
         self._applying = None
+
+    def own_writes(self) -> Iterator[tuple[int, int]]:
+        """(offset, length), in whole blocks, of what the SVM wrote by itself since the last checkpoint."""
+        return self._overlay.ranges()
 
     def take_over(self) -> None:
         """The SVM's disk is the disk now: what is not committed never was, what it wrote itself is to stay."""

@@ -1,12 +1,12 @@
 """How committed writes reach the secondary's image, so that a crash at any instant leaves one epoch or the other.
 
-    1  journal: table and contents, then the header with the digest over both; sync
+    1  journal: every record, then the header with the digest over them; sync
     2  image: every record; sync
     3  journal: the header cleared; sync
 
 Guarantees: whatever instant the process is killed at or the power fails, `replay` leaves the image as it was before the
 batch or as it is after it, never between. A journal that is not whole is ignored: then step 2 had not begun. Step 2
-can be repeated, and nothing else writes to the image before step 3 is durable.
+can be repeated, and nothing else writes to the image before step 3 is durable. Memory is bounded by one record.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import xxhash
 from pycolo.core.disk_epochs import Buffers
 
 _MAGIC = b"COLOJRN1"
-_HEADER = struct.Struct("<8sQQ16s")  # magic, number of records, bytes of table and contents, digest
+_HEADER = struct.Struct("<8sQ16s")  # magic, bytes of all records, digest
 HEADER_BYTES = 4096
-_ENTRY = struct.Struct("<QQB7x")  # offset, length, 1 for zeros
+_ENTRY = struct.Struct("<QQB7x")  # offset, length, 1 for zeros; the content follows
 READ_BYTES = 1 << 20
 
 Record = tuple[int, int, Buffers | None]
@@ -42,8 +42,11 @@ class Storage(Protocol):
     def sync(self) -> None: ...
 
 
-def apply(journal: Storage, image: Storage, records: list[Record]) -> None:
-    """Bring a batch to the image, by way of the journal. Raises OSError; `replay` or a repetition mends it."""
+def apply(journal: Storage, image: Storage, records: Iterable[Record]) -> None:
+    """Bring a batch to the image, by way of the journal; `records` is gone through twice.
+
+    Raises OSError; `replay` or a repetition mends it.
+    """
     _write_journal(journal, records)
     _write_image(image, records)
     _clear(journal)
@@ -54,24 +57,23 @@ def replay(journal: Storage, image: Storage) -> bool:
 
     Once it has returned, nothing that is left in the journal can undo a later write to the image.
     """
-    header = _whole_header(journal)
-    if header is not None:
-        count, size = header
+    size = _whole_size(journal)
+    if size is not None:
         _write_again(journal, HEADER_BYTES + size)
-        _write_image(image, _records(journal, count))
+        _write_image(image, _records(journal, size))
     _clear(journal)  # also when none was found: what a killed process has cleared may not be durable
-    return header is not None
+    return size is not None
 
 
-def _write_journal(journal: Storage, records: list[Record]) -> None:
+def _write_journal(journal: Storage, records: Iterable[Record]) -> None:
     digest = xxhash.xxh3_128()
     at = HEADER_BYTES
-    table = b"".join(_ENTRY.pack(offset, length, content is None) for offset, length, content in records)
-    for part in (table, *(part for _, _, content in records for part in content or ())):
-        digest.update(part)
-        journal.write(at, part)
-        at += len(part)
-    header = _HEADER.pack(_MAGIC, len(records), at - HEADER_BYTES, digest.digest())
+    for offset, length, content in records:
+        for part in (_ENTRY.pack(offset, length, content is None), *(content or ())):
+            digest.update(part)
+            journal.write(at, part)
+            at += len(part)
+    header = _HEADER.pack(_MAGIC, at - HEADER_BYTES, digest.digest())
     journal.write(0, header.ljust(HEADER_BYTES, b"\0"))
     journal.sync()
 
@@ -99,13 +101,13 @@ def _clear(journal: Storage) -> None:
     journal.sync()
 
 
-def _whole_header(journal: Storage) -> tuple[int, int] | None:
-    """(records, bytes) of a journal that is whole."""
+def _whole_size(journal: Storage) -> int | None:
+    """The bytes of all records of a journal that is whole."""
     header = journal.read(0, HEADER_BYTES)
     if len(header) < HEADER_BYTES:
         return None
-    magic, count, size, expected = _HEADER.unpack_from(header)
-    if magic != _MAGIC or count * _ENTRY.size > size:
+    magic, size, expected = _HEADER.unpack_from(header)
+    if magic != _MAGIC:
         return None
     digest = xxhash.xxh3_128()
     for at in range(0, size, READ_BYTES):
@@ -114,17 +116,18 @@ def _whole_header(journal: Storage) -> tuple[int, int] | None:
         if len(part) < wanted:
             return None
         digest.update(part)
-    return (count, size) if digest.digest() == expected else None
+    return size if digest.digest() == expected else None
 
 
-def _records(journal: Storage, count: int) -> Iterator[Record]:
-    table_at, data_at = HEADER_BYTES, HEADER_BYTES + count * _ENTRY.size
-    for number in range(count):
-        offset, length, zeros = _ENTRY.unpack(journal.read(table_at + number * _ENTRY.size, _ENTRY.size))
+def _records(journal: Storage, size: int) -> Iterator[Record]:
+    at, end = HEADER_BYTES, HEADER_BYTES + size
+    while at < end:
+        offset, length, zeros = _ENTRY.unpack(journal.read(at, _ENTRY.size))
+        at += _ENTRY.size
         if zeros:
             yield offset, length, None
             continue
-        for at in range(0, length, READ_BYTES):
-            part = journal.read(data_at + at, min(READ_BYTES, length - at))
-            yield offset + at, len(part), [part]
-        data_at += length
+        for start in range(0, length, READ_BYTES):
+            part = journal.read(at + start, min(READ_BYTES, length - start))
+            yield offset + start, len(part), [part]
+        at += length

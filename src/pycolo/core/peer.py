@@ -80,4 +80,22 @@ def greeting_problem(ours: wire.Hello, theirs: wire.Hello) -> str | None:
             return (
                 f"the primary's {name} is {found}, the secondary's {expected}: make vm.toml and QEMU the same on both"
             )
+    return _disk_problem(ours.disks, theirs.disks)
+
+
+def _disk_problem(ours: tuple[wire.DiskShape, ...], theirs: tuple[wire.DiskShape, ...]) -> str | None:
+    if [disk.name for disk in ours] != [disk.name for disk in theirs]:
+        return (
+            f"the primary's disks are {_names(theirs)}, the secondary's {_names(ours)}: make vm.toml the same on both"
+        )
+    for our, their in zip(ours, theirs, strict=True):
+        if our.size_bytes != their.size_bytes:
+            return (
+                f"the disk {our.name} has {their.size_bytes} bytes on the primary and {our.size_bytes} on the "
+                "secondary: give both images the same size"
+            )
     return None
+
+
+def _names(disks: tuple[wire.DiskShape, ...]) -> str:
+    return ", ".join(disk.name for disk in disks) or "none"

@@ -22,7 +22,7 @@ from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
 FRAME_BYTES_MAX = 65535
@@ -48,6 +48,13 @@ class Kind(enum.IntEnum):
     FRAMES = 3
 
 
+class DiskShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One disk as both hosts must have it."""
+
+    name: str
+    size_bytes: _Whole
+
+
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
     """First message on every connection: who calls, for which VM, with what, and which channel this is to be."""
 
@@ -61,16 +68,22 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     cpus: _Whole
     mac: str
     accel: str
+    disks: tuple[DiskShape, ...] = ()
     token: str = ""  # bulk: the token that the Welcome of the control channel gave
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
-    """The secondary accepts: the bulk channel shows `token`, the packet channel to `packet_port` its own token."""
+    """The secondary accepts: the bulk channel shows `token`, the packet and disk channels to their ports their own.
+
+    `disk_port` is 0 where the VM has no disks.
+    """
 
     version: _Whole
     host: str
     packet_port: _Whole
     packet_token: str
+    disk_port: _Whole
+    disk_token: str
     token: str
 
 

@@ -36,7 +36,7 @@ class Lab:
         command = ["nsenter", f"--net=/proc/self/fd/{fd}", "sleep", "infinity"]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[fd]).pid
 
-    def host_toml(self, name: str, state_dir: Path, arbiter_file: Path) -> str:
+    def host_toml(self, name: str, state_dir: Path, arbiter_file: Path, disk_dir: Path) -> str:
         """host.toml of one host."""
         number = HOSTS.index(name) + 1
         return (
@@ -47,6 +47,7 @@ class Lab:
             f'arbiter_file = "{arbiter_file}"\n'
             'bridge = "br0"\n'
             'tap = "colo0"\n'
+            f'disk_dir = "{disk_dir}"\n'
         )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from pycolo.demo.load_database import DatabaseClient
 from pycolo.demo.load_echo import DatagramEcho, IcmpPort, TcpEcho, UdpPort
 from pycolo.demo.load_http import HttpClient
 from pycolo.demo.load_ledger import Ledger, monotonic_ms
@@ -30,6 +31,7 @@ READBACK_S_MAX = 20.0
 FILES = ("index.html", "small.bin", "big.bin", "big2.bin")
 DEFAULT_WORKERS = "redis=2,http=2,tcp=1,udp=1,icmp=1"
 WORKERS_MAX = 32
+KINDS = ("redis", "http", "tcp", "udp", "icmp", "database")
 
 
 class Worker(Protocol):
@@ -89,8 +91,8 @@ def parse_workers(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         kind, _, number = part.partition("=")
-        if kind not in ("redis", "http", "tcp", "udp", "icmp") or not number.isdecimal():
-            raise argparse.ArgumentTypeError(f"{part!r} is not KIND=NUMBER with KIND redis, http, tcp, udp or icmp")
+        if kind not in KINDS or not number.isdecimal():
+            raise argparse.ArgumentTypeError(f"{part!r} is not KIND=NUMBER with KIND one of {', '.join(KINDS)}")
         counts[kind] = int(number)
     if not 1 <= sum(counts.values()) <= WORKERS_MAX:
         raise argparse.ArgumentTypeError(f"between 1 and {WORKERS_MAX} workers are possible")
@@ -104,17 +106,18 @@ def make_workers(
     ports: Mapping[str, int],
     contents: Mapping[str, bytes],
 ) -> list[Worker]:
-    """The workers asked for; `ports` has redis, http and echo; every second HTTP client keeps its connection.
+    """The workers asked for; `ports` has redis, http, echo and database; every second HTTP client keeps its connection.
 
     EnvironmentFault when a socket can't be made.
     """
-    redis_at, http_at, echo_at = ((host, ports[name]) for name in ("redis", "http", "echo"))
+    redis_at, http_at, echo_at, database_at = ((host, ports[name]) for name in ("redis", "http", "echo", "database"))
     makers: dict[str, Callable[[str, int], Worker]] = {
         "redis": lambda name, _: RedisClient(name, ledger, redis_at),
         "http": lambda name, i: HttpClient(name, ledger, http_at, contents, keep_alive=i % 2 == 0),
         "tcp": lambda name, _: TcpEcho(name, ledger, echo_at),
         "udp": lambda name, _: DatagramEcho("udp", name, ledger, UdpPort(echo_at)),
         "icmp": lambda name, _: DatagramEcho("icmp", name, ledger, IcmpPort(host)),
+        "database": lambda name, _: DatabaseClient(name, ledger, database_at),
     }
     try:
         return [makers[kind](f"{kind}-{i}", i) for kind, count in counts.items() for i in range(count)]
@@ -174,6 +177,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--redis-port", type=int, default=6379)
     parser.add_argument("--http-port", type=int, default=80)
     parser.add_argument("--echo-port", type=int, default=7, help="TCP and UDP")
+    parser.add_argument("--database-port", type=int, default=5432)
     parser.add_argument("--workers", type=parse_workers, default=DEFAULT_WORKERS, help="default %(default)s")
     parser.add_argument("--pace-ms", type=float, default=8.0, help="pause after each answer")
     parser.add_argument("--seconds-max", type=float, default=600.0)
@@ -202,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(arguments: argparse.Namespace) -> int:
     stops = StopRequests(arguments.seconds_max)
     contents = read_contents(arguments.contents) if arguments.workers.get("http") else {}
-    ports = {"redis": arguments.redis_port, "http": arguments.http_port, "echo": arguments.echo_port}
+    ports = {name: getattr(arguments, f"{name}_port") for name in ("redis", "http", "echo", "database")}
     ledger = Ledger()
     workers = make_workers(arguments.workers, ledger, arguments.target, ports, contents)
     run(Runner(workers, ledger, arguments.pace_ms), ledger, stops, _emit)

@@ -17,6 +17,7 @@ from typing import Any
 
 from pycolo.api import Client
 from pycolo.core.failover import Role
+from pycolo.demo.load import DEFAULT_WORKERS
 from pycolo.edge.namespaces import Namespace
 from pycolo.edge.processes import send_signal
 from pycolo.errors import DemoFailed, EnvironmentFault
@@ -142,12 +143,12 @@ class LoadProcess:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, namespace: Namespace, target: str, log: Path) -> LoadProcess:
+    async def start(cls, namespace: Namespace, target: str, log: Path, workers: str = DEFAULT_WORKERS) -> LoadProcess:
         """Start the load; it ends by `finish` or with the demo."""
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *_with_owner(namespace, outlives_us=False),
-                *("pycolo.demo.load", "--target", target),
+                *("pycolo.demo.load", "--target", target, "--workers", workers),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,

@@ -40,6 +40,7 @@ class Client:
     longest_gap_ms: float
     connections_opened: int = 0
     longest_gap_ms_by_kind: Mapping[str, float] = field(default_factory=dict)
+    requests_by_kind: Mapping[str, int] = field(default_factory=dict)
     errors: Sequence[str] = ()
 
 
@@ -84,12 +85,28 @@ class Failover:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """The database's disk in a round that has one: its first copy, and the survivor's image after the shutdown."""
+
+    transactions: int
+    copied_bytes: int
+    copy_ms: float
+    fsck: str
+    """What e2fsck finds wrong; empty when nothing is."""
+
+
+@dataclass(frozen=True)
 class Round:
     killed: Literal["primary", "secondary"]
     client: Client
     checkpoints: Checkpoints
     packets: Packets
     failover: Failover
+    disk: Disk | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.killed} killed" + (", database on disk" if self.disk is not None else "")
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,7 @@ def _client_of(result: Mapping[str, object]) -> Client:
         longest_gap_ms=float(str(result["longest_gap_ms"])),
         connections_opened=_number(result["connections_opened"]),
         longest_gap_ms_by_kind={str(k): float(v["longest_gap_ms"]) for k, v in by_kind.items()},
+        requests_by_kind={str(k): _number(v["requests"]) for k, v in by_kind.items()},
         errors=[str(error) for error in errors],
     )
 
@@ -168,7 +186,8 @@ def verdict(report: Report) -> tuple[bool, list[str]]:
     """(True, []) when no client noticed anything, else the reasons, one sentence each. No load is no proof."""
     reasons = [] if report.rounds else ["no round was run"]
     for round_ in report.rounds:
-        reasons += [f"{reason} when the {round_.killed} died" for reason in _noticed(round_.client)]
+        noticed = [*_noticed(round_.client), *_damaged(round_.disk)]
+        reasons += [f"{reason} when the {round_.killed} died" for reason in noticed]
     return not reasons, reasons
 
 
@@ -185,6 +204,13 @@ def _noticed(client: Client) -> list[str]:
     if client.requests <= 0:
         reasons.append("no client asked anything")
     return reasons
+
+
+def _damaged(disk: Disk | None) -> list[str]:
+    if disk is None:
+        return []
+    reasons = ["the survivor's file system was damaged"] if disk.fsck else []
+    return reasons if disk.transactions > 0 else [*reasons, "no transaction was committed"]
 
 
 def _plural(count: int, what: str) -> str:
@@ -224,7 +250,12 @@ class Figure:
 
 def figures(round_: Round) -> list[Figure]:
     """All figures of a round for people, in reading order; the same groups and names for every round."""
-    return [*_client_figures(round_.client), *_failover_figures(round_), *_machine_figures(round_)]
+    return [
+        *_client_figures(round_.client),
+        *_failover_figures(round_),
+        *_machine_figures(round_),
+        *_disk_figures(round_.disk),
+    ]
 
 
 def _client_figures(client: Client) -> list[Figure]:
@@ -282,6 +313,17 @@ def _machine_figures(round_: Round) -> list[Figure]:
     ]
 
 
+def _disk_figures(disk: Disk | None) -> list[Figure]:
+    if disk is None:
+        return [Figure("Disk", name, "–") for name in ("transactions", "first copy", "survivor's file system")]
+    copied = f"{size(disk.copied_bytes)} in {number(disk.copy_ms / 1000)} s"
+    return [
+        Figure("Disk", "transactions", number(disk.transactions), None if disk.transactions else False),
+        Figure("Disk", "first copy", copied),
+        Figure("Disk", "survivor's file system", "damaged" if disk.fsck else "clean", not disk.fsck),
+    ]
+
+
 def summary_table(report: Report) -> Table:
     """The figures for the terminal, a column per round."""
     ok, reasons = verdict(report)
@@ -290,7 +332,7 @@ def summary_table(report: Report) -> Table:
     table.add_column("", style="dim")
     table.add_column("")
     for round_ in report.rounds:
-        table.add_column(f"{round_.killed} killed", justify="right")
+        table.add_column(round_.title, justify="right")
     group = ""
     for line in zip(*map(figures, report.rounds), strict=True):
         first = line[0].group != group

@@ -35,7 +35,7 @@ def _lead(report: Report, reasons: Sequence[str]) -> str:
         return f"Also: {escape('; '.join(reasons[1:]))}."
     if reasons:
         return "Everything else was as it should be."
-    killed = " and ".join(f"the {round_.killed}" for round_ in report.rounds)
+    killed = " and ".join(dict.fromkeys(f"the {round_.killed}" for round_ in report.rounds))
     return (
         f"We killed {killed} under load. From outside, every answer was verified: no reset, no wrong byte, "
         "no lost acknowledged write, and every connection that was open stayed open."
@@ -76,7 +76,7 @@ def _what(report: Report) -> str:
 def _table(report: Report) -> str:
     if not report.rounds:
         return ""
-    heads = "".join(f"<th>{escape(round_.killed)} killed</th>" for round_ in report.rounds)
+    heads = "".join(f"<th>{escape(round_.title)}</th>" for round_ in report.rounds)
     lines = list(zip(*map(figures, report.rounds), strict=True))
     body = []
     for group, rows in groupby(lines, key=lambda line: line[0].group):
@@ -93,7 +93,7 @@ def _round(round_: Round, series: Series) -> str:
     done = f"The {outcome(round_.killed, series.takeover_ms is not None)}.".replace("The nobody", "Nobody")
     errors = "".join(f"<li>{escape(error)}</li>" for error in round_.client.errors)
     return (
-        f'<section class="card"><h2>The {escape(round_.killed)} is killed</h2>'
+        f'<section class="card"><h2>The {escape(round_.title.replace(" killed", " is killed"))}</h2>'
         f'<p class="quiet">SIGKILL under load. {done} Each dot is an answer, at the time of its '
         "question; rings mark the slowest small ones.</p>"
         f"{_legend(series)}{plot(series, round_.killed, PLOT_WIDTH)}"

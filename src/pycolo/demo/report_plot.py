@@ -11,13 +11,14 @@ from html import escape
 
 from pycolo.demo.report import Series, number, outcome, quantile
 
-KINDS = ("redis", "http", "download", "tcp", "udp", "icmp", "readback")
+KINDS = ("redis", "http", "download", "tcp", "udp", "icmp", "readback", "database")
 LABELS = {
     "http": "http, small",
     "download": "http, large download",
     "tcp": "tcp echo",
     "udp": "udp echo",
     "icmp": "ping",
+    "database": "database transaction",
     "readback": "final read-back",
 }
 REASON_CLASSES_MAX = 6

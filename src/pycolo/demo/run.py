@@ -15,15 +15,18 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pycolo.core.failover import Role
 from pycolo.demo.accel import choose_accel
+from pycolo.demo.disk_round import WORKERS, DatabaseDisk, fsck, power_off
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab
+from pycolo.demo.load import DEFAULT_WORKERS
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.demo.report import (
+    Disk,
     Failover,
     Guest,
     Packets,
@@ -32,6 +35,7 @@ from pycolo.demo.report import (
     Series,
     checkpoints_of,
     client_of,
+    size,
     summary_table,
     verdict,
     write_report,
@@ -40,6 +44,7 @@ from pycolo.demo.screen import Phase, Screen
 from pycolo.edge.preflight import check_machine
 from pycolo.errors import DemoFailed, EnvironmentFault
 from pycolo.guest.builder import READY_LINE, GuestImage, build_guest
+from pycolo.guest.disk_image import build_disk
 from pycolo.manager.common import console_says
 
 BOOT_S_MAX = 90.0
@@ -50,6 +55,8 @@ TAKEOVER_S_MAX = 10.0
 RUN_DIR_PREFIX = "colo-demo-"
 
 Victim = Literal["primary", "secondary"]
+ROUNDS: tuple[tuple[Victim, bool], ...] = (("primary", False), ("primary", True), ("secondary", False))
+"""Who dies, and whether the guest has a database on a disk."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +120,21 @@ class _Demo:
         with self._screen.phase("accelerator chosen") as phase:
             accel, why = await choose_accel(self._options.accel, self._options.qemu, image, self._run_dir)
             phase.outcome = f"{accel}: {why}"
+        with self._screen.phase("database's disk built") as phase:
+            template = await asyncio.to_thread(build_disk, None, phase.show)
         lab = build_lab()
         try:
             rounds: list[Round] = []
             series: list[Series] = []
-            victims: tuple[Victim, ...] = ("primary", "secondary")
-            for victim in victims:
-                self._screen.say(f"[bold]round {len(rounds) + 1}: the {victim} dies[/bold]")
-                keep = self._options.keep and victim == victims[-1]
-                this = _RoundRun(self._options, self._screen, lab, image, accel, self._run_dir / victim, victim, keep)
+            for victim, has_disk in ROUNDS:
+                number = len(rounds) + 1
+                with_it = ", with a database on its disk" if has_disk else ""
+                self._screen.say(f"[bold]round {number}: the {victim} dies{with_it}[/bold]")
+                keep = self._options.keep and number == len(ROUNDS)
+                folder = self._run_dir / f"round{number}"
+                folders = {name: folder / f"disks-{name}" for name in HOSTS}
+                disk = DatabaseDisk(template, folders) if has_disk else None
+                this = _RoundRun(self._options, self._screen, lab, image, accel, folder, victim, disk, keep)
                 played, curve = await this.play()
                 self._kept, self._survivor = keep, this.how_to_reach
                 rounds.append(played)
@@ -153,10 +166,11 @@ class _RoundRun:
         accel: str,
         folder: Path,
         victim: Victim,
+        disk: DatabaseDisk | None,
         keep: bool,
     ) -> None:
         self._options, self._screen, self._lab, self._image, self._accel = options, screen, lab, image, accel
-        self._folder, self._victim, self._keep = folder, victim, keep
+        self._folder, self._victim, self._disk, self._keep = folder, victim, disk, keep
         self._daemons: dict[Role, DaemonProcess] = {}
         self._load: LoadProcess | None = None
         self.qemu_version = ""
@@ -167,8 +181,12 @@ class _RoundRun:
         finished = False
         try:
             self._folder.mkdir()
+            if self._disk is not None:
+                self._disk.prepare(HOSTS[0])
             await self._protect()
-            played = await self._load_and_kill()
+            played, series = await self._load_and_kill()
+            if self._disk is not None:
+                played = replace(played, disk=await self._judge_disk(self._disk, played))
             finished = True
         finally:
             interrupt = signal.signal(
@@ -176,7 +194,7 @@ class _RoundRun:
             )  # cleaning up is bounded, and half of it would leave things
             await asyncio.shield(self._end(keep_survivor=self._keep and finished))
             signal.signal(signal.SIGINT, interrupt)
-        return played
+        return played, series
 
     # ---- phases
 
@@ -192,14 +210,16 @@ class _RoundRun:
                 await secondary.wait_for(lambda: secondary.first("loaded"), SYNC_S_MAX, "the first sync")
             finally:
                 shown.cancel()
-            first = primary.first("checkpoint")
-            phase.outcome = f"{first['pages']} pages, paused {first['pause_ms']:.1f} ms" if first else ""
+            first, disks = primary.first("checkpoint"), primary.first("disks-copied")
+            copied = f"{size(disks['bytes'])} of disk, " if disks else ""
+            phase.outcome = f"{copied}{first['pages']} pages, paused {first['pause_ms']:.1f} ms" if first else ""
 
     async def _start(self, role: Role) -> DaemonProcess:
         name = HOSTS[0 if role is Role.PRIMARY else 1]
         state_dir = self._folder / name
         host_toml, vm_toml = self._folder / f"{name}.toml", self._folder / "vm.toml"
-        host_toml.write_text(self._lab.host_toml(name, state_dir, self._folder / "arbiter.json"))
+        disk_dir = self._disk.folders[name] if self._disk is not None else self._folder
+        host_toml.write_text(self._lab.host_toml(name, state_dir, self._folder / "arbiter.json", disk_dir))
         vm_toml.write_text(self._vm_toml())
         daemon = await DaemonProcess.start(
             self._lab.hosts[name],
@@ -219,13 +239,15 @@ class _RoundRun:
             f'append = "{self._image.command_line(GUEST_ADDRESS + "/24")}"\n'
             f"[protection]\nself_check = {str(self._options.self_check).lower()}\n"
             f'dirty_pages = "{self._options.dirty_pages}"\n'
+            f"{self._disk.vm_toml() if self._disk is not None else ''}"
         )
 
     async def _load_and_kill(self) -> tuple[Round, Series]:
         primary = self._daemons[Role.PRIMARY]
         victim = self._daemons[Role(self._victim)]
         survivor = next(daemon for role, daemon in self._daemons.items() if role != self._victim)
-        self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log")
+        workers = WORKERS if self._disk is not None else DEFAULT_WORKERS
+        self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log", workers)
         with self._screen.phase("clients at work, VM protected") as phase:
             timer = asyncio.create_task(_checkpoints_by_timer(primary))
             try:
@@ -257,6 +279,19 @@ class _RoundRun:
         marks = [(event["t_ms"], event["reason"], event["pause_ms"]) for event in taken]
         takeover_ms = kill_ms + (failover.takeover_ms or 0.0)
         return played, Series(self._load.samples, marks, kill_ms, takeover_ms)
+
+    async def _judge_disk(self, disk: DatabaseDisk, played: Round) -> Disk:
+        """Let the guest end in good order, and look at what is on the survivor's image."""
+        role = Role.SECONDARY if self._victim == "primary" else Role.PRIMARY
+        survivor, host = self._daemons[role], HOSTS[0 if role is Role.PRIMARY else 1]
+        with self._screen.phase("guest shut down, disk checked") as phase:
+            await power_off(self._lab.clients, GUEST_ADDRESS, survivor.state_dir / "console.log")
+            await survivor.stop()
+            found = await asyncio.to_thread(fsck, disk.image(host))
+            phase.outcome = "e2fsck finds the survivor's image damaged" if found else "e2fsck: clean"
+        copied = self._daemons[Role.PRIMARY].first("disks-copied") or {"bytes": 0, "total_ms": 0.0}
+        transactions = played.client.requests_by_kind.get("database", 0)
+        return Disk(transactions, copied["bytes"], copied["total_ms"], found)
 
     async def _watch(self, phase: Phase, seconds: float) -> None:
         """Let the load run and show how it goes. Raises DemoFailed when the clients end by themselves."""
@@ -306,8 +341,11 @@ async def _checkpoints_by_timer(primary: DaemonProcess) -> None:
 
 async def _show_sync(phase: Phase, primary: DaemonProcess) -> None:
     while True:
-        pages = primary.status.get("pages", 0)
-        if pages:
+        pages, disks = primary.status.get("pages", 0), primary.status.get("disks", {})
+        if disks.get("copied_bytes", 0) < disks.get("copy_bytes", 0):
+            done, total = disks["copied_bytes"], disks["copy_bytes"]
+            phase.show(f"{done >> 20} of {total >> 20} MiB of disk copied", done / total)
+        elif pages:
             sent = primary.status["pages_sent"]
             phase.show(f"{min(sent, pages) * 4096 >> 20} of {pages * 4096 >> 20} MiB copied", min(1.0, sent / pages))
         await asyncio.sleep(0.1)

@@ -72,11 +72,16 @@ async def _dial(peer_address: str) -> Connection:
 # ---------------------------------------------------------------- secondary: listen
 
 
+ChannelAddress = tuple[int, str]
+"""Port, and the token that has to be shown there."""
+
+
 class Listener:
     """Waits for a primary that fits; everybody else is told why not, or dropped when they do not speak in time."""
 
-    def __init__(self, ours: wire.Hello, packet_port: int, packet_token: str) -> None:
-        self._ours, self._packet_port, self._packet_token = ours, packet_port, packet_token
+    def __init__(self, ours: wire.Hello, packets: ChannelAddress, disks: ChannelAddress) -> None:
+        """`packets` and `disks`: where the secondary's agent and disk process listen."""
+        self._ours, self._packets, self._disks = ours, packets, disks
         self.term = 0
         self._greeted: dict[str, tuple[Connection, int]] = {}  # by token: control connection, term
         self._ready: asyncio.Future[tuple[Connection, Connection]] = asyncio.get_running_loop().create_future()
@@ -114,7 +119,7 @@ class Listener:
         token = new_token()
         self._greeted[token] = (connection, hello.term)
         ours = self._ours
-        welcome = wire.Welcome(wire.PROTOCOL_VERSION, ours.host, self._packet_port, self._packet_token, token)
+        welcome = wire.Welcome(wire.PROTOCOL_VERSION, ours.host, *self._packets, *self._disks, token)
         await connection.send(wire.encode_control(welcome))
         return True
 

@@ -10,6 +10,7 @@ thread that started it ends.
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -57,6 +58,7 @@ class Qemu:
         config: QemuConfig,
         nic: socket.socket,
         *,
+        disks: Sequence[socket.socket] = (),
         paused: bool,
         console: Path,
         log: Path,
@@ -65,13 +67,13 @@ class Qemu:
     ) -> Self:
         """A QEMU that answers, with its RAM tracked from before the guest's first instruction.
 
-        `nic` is QEMU's end of a datagram socketpair; both ends stay the caller's to close. `console` gets the
-        guest's serial output, `log` QEMU's own messages. EnvironmentFault: a tool is missing or QEMU refused
-        to start; VmLost: it died or hangs.
+        `nic` is QEMU's end of a datagram socketpair, `disks` its end of a stream socketpair to an NBD server for each
+        disk; all stay the caller's to close. `console` gets the guest's serial output, `log` QEMU's own messages.
+        EnvironmentFault: a tool is missing or QEMU refused to start; VmLost: it died or hangs.
         """
         files = QemuFiles.create(config.memory_mib)
         try:
-            process = await QemuProcess.spawn(config, files, nic, console, log, use_uffd=use_uffd)
+            process = await QemuProcess.spawn(config, files, nic, disks, console, log, use_uffd=use_uffd)
         except BaseException:
             files.close()
             raise

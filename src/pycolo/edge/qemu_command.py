@@ -21,6 +21,14 @@ Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class QemuDisk:
+    """One disk, served by NBD; `werror` is what a failed write does: QEMU's `report`, `stop` or `enospc`."""
+
+    name: str
+    werror: str
+
+
+@dataclass(frozen=True)
 class QemuConfig:
     """One VM as its two QEMUs must both have it; `name` may differ, it is only shown."""
 
@@ -35,6 +43,7 @@ class QemuConfig:
     append: str
     name: str
     binary: str = "qemu-system-x86_64"
+    disks: tuple[QemuDisk, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class InheritedFds:
     mailbox: int
     qmp: int
     nic: int
+    disks: tuple[int, ...]
+
+    def all(self) -> list[int]:
+        """Every number."""
+        return [self.ram, self.device_state, self.mailbox, self.qmp, self.nic, *self.disks]
 
 
 def qemu_version(binary: str) -> Version:
@@ -91,6 +105,7 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *("-netdev", f"dgram,id=net0,local.type=fd,local.str={fds.nic}"),
         # Without an option ROM: ROM contents are no part of the device state.
         *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={escaped(config.mac)},romfile="),
+        *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
@@ -116,6 +131,17 @@ def _hardware(config: QemuConfig, ram_fd: int) -> list[str]:
         *("-machine", f"{escaped(config.machine)},memory-backend=ram,suppress-vmdesc=on", "-object", ram),
         # The guest's clock stands still with the VM and travels with its device state.
         *("-rtc", "base=utc,clock=vm"),
+    ]
+
+
+def _disk(number: int, disk_and_fd: tuple[QemuDisk, int]) -> list[str]:
+    disk, fd = disk_and_fd
+    rerror = "stop" if disk.werror == "stop" else "report"
+    return [
+        # Without reconnection: `stop` would wait for it with QMP frozen.
+        *("-blockdev", f"driver=nbd,node-name=disk{number},server.type=fd,server.str={fd},discard=unmap"),
+        "-device",
+        f"virtio-blk-pci,id=blk{number},drive=disk{number},serial={disk.name},werror={disk.werror},rerror={rerror}",
     ]
 
 

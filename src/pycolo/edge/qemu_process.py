@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class QemuProcess:
         config: QemuConfig,
         files: QemuFiles,
         nic: socket.socket,
+        disks: Sequence[socket.socket],
         console: Path,
         log: Path,
         *,
@@ -80,7 +82,10 @@ class QemuProcess:
         with ExitStack() as ours, ExitStack() as theirs:
             qmp, qmp_theirs = _socket_pair(socket.SOCK_STREAM, ours, theirs)
             handover, handover_theirs = _socket_pair(socket.SOCK_SEQPACKET, ours, theirs)
-            fds = InheritedFds(files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic.fileno())
+            disk_fds = tuple(disk.fileno() for disk in disks)
+            fds = InheritedFds(
+                files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic.fileno(), disk_fds
+            )
             preload, preload_fds = _preload_environment(handover_theirs, theirs) if use_uffd else ([], [])
             log_file = theirs.enter_context(_open_log(log))
             log_start = log_file.tell()  # before QEMU, which shares the offset, writes
@@ -92,7 +97,7 @@ class QemuProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[*vars(fds).values(), *preload_fds],
+                pass_fds=[*fds.all(), *preload_fds],
             )
             ours.pop_all()
             return cls(process, qmp, handover, QemuLog(log, log_start))

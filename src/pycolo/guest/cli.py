@@ -1,4 +1,4 @@
-"""The command `colo guest`: builds the guest and says where it is."""
+"""The command `colo guest`: builds the guest and its disk, and says where they are."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pycolo.guest.builder import build_guest
+from pycolo.guest.disk_image import build_disk
 
 
 @click.group()
@@ -21,10 +22,16 @@ def guest() -> None:
     help="Folder of built guests; the default is $XDG_CACHE_HOME/pycolo or ~/.cache/pycolo.",
 )
 def build(cache_dir: Path | None) -> None:
-    """Build the guest from Debian packages, unless it is built already."""
+    """Build the guest and its disk from Debian packages, unless they are built already."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
-        image = build_guest(cache_dir, lambda step, fraction: bar.update(task, description=step, completed=fraction))
+
+        def show(step: str, fraction: float) -> None:
+            bar.update(task, description=step, completed=fraction)
+
+        image = build_guest(cache_dir, show)
+        disk = build_disk(cache_dir, show)
     click.echo(f"kernel  {image.kernel}")
     click.echo(f"initrd  {image.initrd}")
+    click.echo(f"disk    {disk}")

@@ -1,30 +1,48 @@
 /* What the guest needs and busybox lacks.
  *
- *   colo-guest echo          serve RFC 862 for ever: every byte on TCP port 7 and every datagram on UDP port 7 goes back
- *   colo-guest seed          declare the kernel's random pool ready
- *   colo-guest wait PORT...  return 0 once each TCP port of this machine accepts a connection
+ *   colo-guest echo            serve RFC 862 for ever: every byte on TCP port 7 and every datagram on UDP port 7 goes back
+ *   colo-guest seed            declare the kernel's random pool ready
+ *   colo-guest wait PORT...    return 0 once each TCP port of this machine accepts a connection, 5432 one of PostgreSQL
+ *   colo-guest control [DISK]  run the PostgreSQL of the disk mounted at DISK, and obey on TCP port 9
  *
  * The echo is one process with one poll loop and no timers: when idle it causes no wake-up and dirties no page. A peer that
  * sends and does not read is not read either, so the memory per connection is one buffer.
+ *
+ * The control port takes one line per connection and answers "ok": "sync" once all that was written is on the disk,
+ * "poweroff" at once, before it stops PostgreSQL, unmounts the disk, says COLO-GUEST-UNMOUNTED and switches the machine off.
+ * Ended other than by that, PostgreSQL takes this process with it, so that init notices.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/random.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/random.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { ECHO_PORT = 7, CONNECTIONS_MAX = 256, BUFFER_BYTES = 16384, DATAGRAM_BYTES_MAX = 65536, LISTENER = 0, UDP = 1, FIRST = 2, SEED_BYTES = 32 };
+#define POSTGRES "/usr/lib/postgresql/15/bin/postgres"
+#define CLUSTER "/cluster"
+
+enum { ECHO_PORT = 7, CONTROL_PORT = 9, DATABASE_PORT = 5432, COMMAND_S_MAX = 5, ANSWER_S_MAX = 20 };
+enum { CONNECTIONS_MAX = 256, BUFFER_BYTES = 16384, DATAGRAM_BYTES_MAX = 65536, LISTENER = 0, UDP = 1, FIRST = 2, SEED_BYTES = 32 };
 
 struct connection {
     size_t start, end; /* the bytes buffer[start..end) have been read and not yet written */
@@ -48,11 +66,11 @@ static struct sockaddr_in any_address(in_addr_t address, int port)
     return result;
 }
 
-static int bound_socket(int type)
+static int bound_socket(int type, int port)
 {
     int on = 1;
-    struct sockaddr_in address = any_address(INADDR_ANY, ECHO_PORT);
-    int fd = socket(AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct sockaddr_in address = any_address(INADDR_ANY, port);
+    int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
     if (fd < 0)
         die("colo-guest: socket");
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) || bind(fd, (struct sockaddr *)&address, sizeof address))
@@ -114,8 +132,8 @@ static void echo_datagram(void)
 
 static void serve(void)
 {
-    polled[LISTENER].fd = bound_socket(SOCK_STREAM);
-    polled[UDP] = (struct pollfd){.fd = bound_socket(SOCK_DGRAM), .events = POLLIN};
+    polled[LISTENER].fd = bound_socket(SOCK_STREAM | SOCK_NONBLOCK, ECHO_PORT);
+    polled[UDP] = (struct pollfd){.fd = bound_socket(SOCK_DGRAM | SOCK_NONBLOCK, ECHO_PORT), .events = POLLIN};
     if (listen(polled[LISTENER].fd, CONNECTIONS_MAX))
         die("colo-guest: listen");
     for (;;) {
@@ -145,19 +163,145 @@ static void seed(void)
     close(fd);
 }
 
+static void limit_reads(int fd, int seconds)
+{
+    const struct timeval limit = {.tv_sec = seconds};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+}
+
+/* PostgreSQL listens before it has recovered; only an answer 'R' (authentication) to a startup message says it is ready. */
+static int database_accepts(int fd)
+{
+    static const char startup[] = "\0\0\0\x29\0\3\0\0user\0postgres\0database\0postgres\0"; /* ends in a second zero */
+    static const char terminate[] = {'X', 0, 0, 0, 4};
+    char answer = 0, rest[512];
+    limit_reads(fd, ANSWER_S_MAX);
+    if (send(fd, startup, sizeof startup, MSG_NOSIGNAL) < 0 || read(fd, &answer, 1) != 1 || answer != 'R')
+        return 0;
+    send(fd, terminate, sizeof terminate, MSG_NOSIGNAL);
+    while (read(fd, rest, sizeof rest) > 0) /* to its end, or the close resets what it still sends */
+        continue;
+    return 1;
+}
+
 static void wait_for(int port)
 {
-    const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+    /* PostgreSQL starts a process for each question and writes on the console that it is not ready. */
+    const struct timespec pause = {.tv_nsec = (port == DATABASE_PORT ? 200 : 20) * 1000 * 1000};
     struct sockaddr_in address = any_address(htonl(INADDR_LOOPBACK), port);
     for (;;) {
         int fd = socket(AF_INET, SOCK_STREAM, 0);
         if (fd < 0)
             die("colo-guest: socket");
-        int connected = !connect(fd, (struct sockaddr *)&address, sizeof address);
+        int ready = !connect(fd, (struct sockaddr *)&address, sizeof address) && (port != DATABASE_PORT || database_accepts(fd));
         close(fd);
-        if (connected)
+        if (ready)
             return;
         nanosleep(&pause, NULL);
+    }
+}
+
+static void database_ended(int number)
+{
+    (void)number;
+    _exit(1);
+}
+
+/* Whoever built the disk owns the cluster on it; PostgreSQL serves nobody else and refuses to be root. */
+static void become_database(const char *disk)
+{
+    struct stat cluster;
+    if (chroot(disk) || chdir("/") || stat(CLUSTER, &cluster))
+        die("colo-guest: no cluster on the disk");
+    if (setgroups(0, NULL) || setgid(cluster.st_gid) || setuid(cluster.st_uid))
+        die("colo-guest: setuid");
+    clearenv();
+    execl(POSTGRES, POSTGRES, "-D", CLUSTER, NULL);
+    die("colo-guest: " POSTGRES);
+}
+
+static pid_t started_database(const char *disk)
+{
+    signal(SIGCHLD, database_ended);
+    pid_t child = fork();
+    if (child < 0)
+        die("colo-guest: fork");
+    if (child == 0) {
+        signal(SIGCHLD, SIG_DFL);
+        become_database(disk);
+    }
+    return child;
+}
+
+static void say(const char *line)
+{
+    printf("%s\n", line);
+    fflush(stdout);
+    tcdrain(STDOUT_FILENO);
+}
+
+/* Linux 6.1 can spin for ever in virtnet_poll when it shuts the card down with frames still in its rings. */
+static void take_network_down(void)
+{
+    struct ifreq request = {.ifr_name = "eth0", .ifr_flags = 0};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
+        perror("colo-guest: eth0 down");
+}
+
+static void power_off(const char *disk, pid_t database)
+{
+    if (disk) {
+        signal(SIGCHLD, SIG_DFL);
+        kill(database, SIGINT); /* a "fast" shutdown: open transactions are rolled back */
+        while (waitpid(database, NULL, 0) < 0 && errno == EINTR)
+            continue;
+        sync();
+        if (umount(disk))
+            die("COLO-GUEST-FAILED unmount");
+        say("COLO-GUEST-UNMOUNTED");
+    }
+    take_network_down();
+    sync();
+    reboot(RB_POWER_OFF);
+    die("colo-guest: power off");
+}
+
+static void obey(int fd, const char *disk, pid_t database)
+{
+    static const char ok[] = "ok\n";
+    char command[16] = "";
+    size_t length = 0;
+    ssize_t got;
+    while (length < sizeof command - 1 && !strchr(command, '\n')) {
+        if ((got = read(fd, command + length, sizeof command - 1 - length)) <= 0)
+            return;
+        command[length += (size_t)got] = 0;
+    }
+    if (!strcmp(command, "sync\n")) {
+        sync();
+        send(fd, ok, sizeof ok - 1, MSG_NOSIGNAL);
+    } else if (!strcmp(command, "poweroff\n")) {
+        send(fd, ok, sizeof ok - 1, MSG_NOSIGNAL); /* now: who is off sends nothing again that got lost */
+        shutdown(fd, SHUT_WR);
+        (void)!read(fd, command, 1); /* until the client has it and closes, within COMMAND_S_MAX */
+        power_off(disk, database);
+    }
+}
+
+static void control(const char *disk)
+{
+    pid_t database = disk ? started_database(disk) : 0;
+    int listener = bound_socket(SOCK_STREAM, CONTROL_PORT);
+    if (listen(listener, CONNECTIONS_MAX))
+        die("colo-guest: listen");
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+        if (fd < 0)
+            continue;
+        limit_reads(fd, COMMAND_S_MAX); /* a client that says nothing keeps others waiting no longer than this */
+        obey(fd, disk, database);
+        close(fd);
     }
 }
 
@@ -166,10 +310,12 @@ int main(int argc, char **argv)
     const char *verb = argc > 1 ? argv[1] : "";
     if (!strcmp(verb, "echo"))
         serve();
+    if (!strcmp(verb, "control"))
+        control(argc > 2 ? argv[2] : NULL);
     if (!strcmp(verb, "seed"))
         return seed(), 0;
     if (strcmp(verb, "wait"))
-        return fputs("usage: colo-guest echo | seed | wait PORT...\n", stderr), 2;
+        return fputs("usage: colo-guest echo | seed | wait PORT... | control [DISK]\n", stderr), 2;
     for (int i = 2; i < argc; i++)
         wait_for(atoi(argv[i]));
     return 0;

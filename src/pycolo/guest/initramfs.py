@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 NAME_MAX_BYTES = 4096
+LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64")
+_LOADER = "ld-linux-x86-64.so.2"
 
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
@@ -118,6 +120,13 @@ def library_closure(programs: Iterable[bytes], find: Callable[[str], bytes]) -> 
             found[name] = find(name)
             queue.extend(needed_libraries(found[name]))
     return found
+
+
+def library_entries(programs: Iterable[bytes], find: Callable[[Iterable[str]], bytes]) -> dict[str, Entry]:
+    """Return path -> entry of all that `programs` load, and of the loader; `find` gets the paths to look at."""
+    libraries = library_closure(programs, lambda name: find(f"{folder}/{name}" for folder in LIBRARY_FOLDERS))
+    entries = {f"{LIBRARY_FOLDERS[0]}/{name}": file_entry(data, executable=True) for name, data in libraries.items()}
+    return entries | {f"lib64/{_LOADER}": link_entry(f"/{LIBRARY_FOLDERS[0]}/{_LOADER}")}
 
 
 def module_contents(data: bytes) -> bytes:

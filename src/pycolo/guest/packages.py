@@ -63,26 +63,31 @@ def parse_packages(text: str) -> dict[str, Package]:
     return found
 
 
-def resolve(kernel: str, roots: Sequence[str]) -> tuple[Package, ...]:
-    """Return the kernel that the meta package `kernel` stands for, `roots`, and the libraries `roots` depend on.
+def resolve(roots: Sequence[str], *, kernel: str = "", without: Sequence[str] = ()) -> tuple[Package, ...]:
+    """Return `roots`, the libraries they depend on, and the kernel that the meta package `kernel` stands for, if any.
 
-    Sorted by name. Only packages of the section "libs" are followed: the rest is what maintainer scripts need.
-    Raises PackagesUnavailable when apt's lists lack one of them.
+    Sorted by name. Only packages of the section "libs" are followed: the rest is what maintainer scripts need;
+    libraries of `without` are left out. Raises PackagesUnavailable when apt's lists lack a package.
     """
-    graph = parse_dependencies(_query("depends", "--recurse", "--important", kernel, *roots))
+    tops = [*filter(None, [kernel]), *roots]
+    graph = parse_dependencies(_query("depends", "--recurse", "--important", *tops))
     known = parse_packages(_query("show", "--no-all-versions", *graph))
-    wanted = {name for name in graph.get(kernel, ()) if name.startswith("linux-image-")} | set(roots)
+    kernels = {name for name in graph.get(kernel, ()) if name.startswith("linux-image-")}
+    if kernel and not kernels:
+        raise _unknown(kernel)
+    wanted = set(roots) | kernels
     queue = list(roots)
     while queue:
         libraries = {name for name in graph.get(queue.pop(), ()) if name in known and known[name].section == "libs"}
-        queue.extend(libraries - wanted)
-        wanted |= libraries
-    missing = wanted - known.keys()
-    if missing or len(wanted) == len(roots):
-        raise PackagesUnavailable(
-            f"apt knows no package {min(missing, default=kernel)}; check the network and run `apt-get update` as root."
-        )
+        queue.extend(libraries.difference(wanted, without))
+        wanted |= libraries.difference(without)
+    if missing := wanted - known.keys():
+        raise _unknown(min(missing))
     return tuple(known[name] for name in sorted(wanted))
+
+
+def _unknown(name: str) -> PackagesUnavailable:
+    return PackagesUnavailable(f"apt knows no package {name}; check the network and run `apt-get update` as root.")
 
 
 def update_lists() -> None:
@@ -191,21 +196,36 @@ class FileTree:
         raise EnvironmentFault(f"the Debian packages lack {paths[0]}; use the packages of Debian 12.")
 
 
+_PACKAGE_OF_TOOL = {
+    "apt-get": "apt",
+    "apt-cache": "apt",
+    "dpkg-deb": "dpkg",
+    "gcc": "gcc and libc6-dev",
+    "mkfs.ext4": "e2fsprogs",
+    "chroot": "coreutils",
+    "unshare": "util-linux",
+}
+
+
 def tool_missing(tool: str) -> EnvironmentFault:
     """Return the failure that says which Debian package brings `tool`."""
-    package = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "gcc": "gcc and libc6-dev"}.get(tool, tool)
+    package = _PACKAGE_OF_TOOL.get(tool, tool)
     fault = PackagesUnavailable if package == "apt" else EnvironmentFault
     return fault(f"{tool} is missing, and the guest can't be built without it; install {package} (Debian).")
 
 
 def run_tool(
-    command: Sequence[str], seconds_max: float, remedy: str, fault: type[EnvironmentFault] = EnvironmentFault
+    command: Sequence[str],
+    seconds_max: float,
+    remedy: str,
+    fault: type[EnvironmentFault] = EnvironmentFault,
+    text_in: str = "",
 ) -> str:
-    """Run a tool and return what it printed; raises `fault`, which ends in `remedy`, when it fails."""
+    """Run a tool on `text_in` and return what it printed; raises `fault`, which ends in `remedy`, when it fails."""
     try:
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=text_in,
             capture_output=True,
             timeout=seconds_max,
             env=_environment(),

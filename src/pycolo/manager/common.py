@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pycolo.agent import protocol
 from pycolo.config import HostConfig, VmConfig
 from pycolo.core import wire
 from pycolo.core.failover import Command, Event, Failover, Role, State
+from pycolo.disk import protocol as disk_protocol
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
 from pycolo.edge.peer_greeting import address
@@ -23,12 +25,15 @@ from pycolo.edge.peer_link import PeerSession
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
 from pycolo.edge.state_file import ArbiterUnanswered, FileArbiter
-from pycolo.errors import EnvironmentFault, Fenced, PeerLost, VmLost
+from pycolo.errors import DiskTrouble, EnvironmentFault, Fenced, PeerLost, VmLost
 from pycolo.events import EventLog
+from pycolo.manager.disks import VmDisks
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
 COPY_CHECK_S = 0.5
+DISK_PAUSED = "io-error"  # QEMU's run state
+DISK_RETRY_S = 5.0
 CANCEL_AGAIN_S = 1.0
 
 
@@ -50,6 +55,9 @@ class Manager:
         self.machine = ""
         self.qemu_version = ""
         self.started = False
+        self.disks = VmDisks(host, vm, self.role, self._new_token())
+        self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._disk_pause_began_s = 0.0
         self._stop = asyncio.Event()
         self._sockets: list[Any] = []
 
@@ -90,10 +98,15 @@ class Manager:
             "qemu_version": self.qemu_version,
             "accel": self.vm.accel,
             "dirty_pages": self.qemu.dirty.kind,
-            "pids": {"qemu": self.qemu.pid, "agent": self.agent.pid},
+            "pids": self._pids(),
             "packets": {name: getattr(stats, name) for name in stats.__struct_fields__},
             **self.details(),
+            **await self.disks.details(),
         }
+
+    def _pids(self) -> dict[str, int]:
+        pids = {"qemu": self.qemu.pid, "agent": self.agent.pid}
+        return pids if self.disks.link is None else {**pids, "disks": self.disks.link.pid}
 
     async def _stats(self) -> protocol.Stats:
         if self.failover.ended:  # the agent is gone already, or about to be
@@ -106,9 +119,31 @@ class Manager:
     async def check_copy(self) -> None:
         """Raises VmLost when QEMU or the agent does not answer, or the VM does not run."""
         state = await self.qemu.status()
-        if state != "running":
+        if state == DISK_PAUSED and self.failover.state is not State.PROTECTED:
+            await self._try_disk_again()
+        elif state != "running":
             raise VmLost(f"QEMU {self.qemu.config.name} is in state {state} although the VM should run")
+        elif self._disk_pause_began_s:
+            self._disk_pause_began_s = 0.0
+            self.events.add("disk-resumed", reason="the failed requests went well at last")
         await self.agent.stats()
+
+    async def _try_disk_again(self) -> None:
+        """A failed write has paused the VM (`werror`): without a partner it waits, and tries again now and then."""
+        now_s = time.monotonic()
+        if not self._disk_pause_began_s:
+            self.events.add("disk-paused", reason="a disk failed and `werror` pauses the VM: mend it or make room")
+            self._disk_pause_began_s = now_s
+        elif now_s - self._disk_pause_began_s > DISK_RETRY_S:
+            self._disk_pause_began_s = now_s
+            await self.qemu.cont()
+
+    def _on_trouble(self, trouble: disk_protocol.Trouble) -> None:
+        self.events.add("disk-trouble", reason=trouble.why, fatal=trouble.fatal)
+        # A copy that nobody else has goes on with a failing disk; one that only follows would follow wrongly.
+        follows = self.role is Role.SECONDARY and self.failover.state in (State.SYNCING, State.PROTECTED)
+        if trouble.fatal and follows and not self._trouble.done():
+            self._trouble.set_result(trouble.why)
 
     # ---- decisions
 
@@ -172,6 +207,8 @@ class Manager:
             await self.agent.close()
         else:
             await self.agent.command(protocol.LeavePair())
+            if self.disks.link is not None:
+                await self.disks.link.leave_pair()
         if self.session is not None:
             await self.session.leave(self.failover.reason)
             self.session = None
@@ -187,7 +224,7 @@ class Manager:
         self._sockets = [ours, theirs]
         self.agent = await AgentLink.start(ours, theirs)
         protection = self.vm.protection
-        self.packet_token = self._packet_token()
+        self.packet_token = self._new_token()
         started = await self.agent.command(
             protocol.Start(
                 self.role,
@@ -202,20 +239,24 @@ class Manager:
         )
         assert isinstance(started, protocol.Started)
         self.packet_port = started.packet_port
+        await self.disks.start(self._on_trouble)
         self.qemu = await Qemu.start(
             self._qemu_config(),
             theirs,
+            disks=self.disks.qemu_ends,
             paused=True,
             console=self.host.state_dir / "console.log",
             log=self.host.state_dir / "qemu.log",
             qmp_deadline_s=protection.qmp_deadline_ms / 1000,
             use_uffd=protection.dirty_pages == "auto",
         )
+        self.disks.qemu_has_them()
         await self.qemu.yield_vcpus()
         self.started = True
         self.events.add("started", qemu=self.qemu_version, dirty_pages=self.qemu.dirty.kind, why=self.qemu.why_not_uffd)
 
-    def _packet_token(self) -> str:
+    def _new_token(self) -> str:
+        """A secret for those who may call a process of ours; a primary is not called."""
         return ""
 
     def _qemu_config(self) -> QemuConfig:
@@ -234,6 +275,7 @@ class Manager:
             append=vm.append,
             name=f"{vm.name}-{self.role}",
             binary=vm.qemu,
+            disks=self.disks.for_qemu,
         )
 
     def hello(self, channel: str) -> wire.Hello:
@@ -250,21 +292,28 @@ class Manager:
             vm.cpus,
             vm.mac,
             vm.accel,
+            self.disks.shapes,
         )
 
     async def _live_or_end(self) -> None:
         """Live until something ends this side; then leave in the order that lets the peer go on at once."""
         living = asyncio.create_task(self.live())
         stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((living, stopped, self.qemu.lost, self.agent.gone), return_when=asyncio.FIRST_COMPLETED)
+        disks = self.disks.link
+        gone = [self.qemu.lost, self.agent.gone, *([disks.gone] if disks is not None else [])]
+        ends: list[asyncio.Future[Any]] = [living, stopped, self._trouble, *gone]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failure = await _ended(living)
         await _ended(stopped)
-        if failure is not None and not isinstance(failure, VmLost | PeerLost):
+        if failure is not None and not isinstance(failure, VmLost | PeerLost | DiskTrouble):
             raise failure
         if not self.failover.ended:
-            if failure is None and not self._stop.is_set():
-                lost = self.qemu.lost if self.qemu.lost.done() else self.agent.gone
-                failure = VmLost(lost.result())
+            if failure is None and self._trouble.done():
+                failure = DiskTrouble(self._trouble.result())
+                if self.session is not None:
+                    await self.session.leave(str(failure))  # the partner's events say why it is alone
+            elif failure is None and not self._stop.is_set():
+                failure = VmLost(next(lost.result() for lost in gone if lost.done()))
             await self.drive(Event.STOP if failure is None else Event.VM_LOST)
         self.events.add("ended", state=str(self.failover.state), reason=str(failure or self.failover.reason))
         if self.failover.state is State.FENCED:
@@ -277,6 +326,7 @@ class Manager:
             self.session.close("this daemon ends")
         if hasattr(self, "qemu"):
             await self.qemu.kill()
+        await self.disks.end()
         if hasattr(self, "agent"):
             await self.agent.close()
         for end in self._sockets:

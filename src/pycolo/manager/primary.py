@@ -59,6 +59,8 @@ class PrimaryManager(Manager):
         await self._claim_first_term()
         self._vm = PrimaryVmPort(self.qemu, self_check=self.vm.protection.self_check)
         self.agent.on_wanted = self.want_checkpoint
+        if self.disks.link is not None:
+            self.disks.link.on_wanted = self.want_checkpoint
         await self.qemu.cont()
         await self.qemu.announce()  # the network may still look for this VM where it ran last
         self.events.add("running")
@@ -107,6 +109,8 @@ class PrimaryManager(Manager):
                 self._tie(session)  # heartbeats first: the packet channel may take its time
                 host = address(self.host.peer)[0]
                 await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token))
+                if self.disks.link is not None:
+                    await self.disks.link.connect(host, welcome.disk_port, welcome.disk_token)
                 self.events.add("paired", secondary=welcome.host)
                 return session
             except PeerLost as lost:
@@ -121,6 +125,8 @@ class PrimaryManager(Manager):
         session.resumed_ms_ago = self._vm.resumed_ms_ago
         session.on_wanted = self.want_checkpoint
         self.agent.on_channel_lost = session.close
+        if self.disks.link is not None:
+            self.disks.link.on_channel_lost = session.close
         session.open()
         self.session = session
         self._ledger = EpochLedger(self.qemu.ram.page_count, last_used=self._last_epoch)
@@ -134,6 +140,7 @@ class PrimaryManager(Manager):
         """Take checkpoints as they are wanted; returns why the peer is lost."""
         reason, failures = "first-sync", 0
         try:
+            await self._copy_disks(session)
             while True:
                 try:
                     await self._checkpoint(session, reason)
@@ -152,6 +159,23 @@ class PrimaryManager(Manager):
             session.close(str(lost))
             return str(lost)
 
+    async def _copy_disks(self, session: SessionWithSecondary) -> None:
+        """Bring the secondary's images up to ours while the VM runs. Raises PeerLost, VmLost."""
+        disks, began_s = self.disks.link, time.monotonic()
+        if disks is None:
+            return
+        while not await disks.wait_following(COPY_CHECK_S):
+            if session.lost.done():
+                raise PeerLost(session.lost.result())
+            await self.check_copy()
+        assert disks.following is not None
+        self.events.add(
+            "disks-copied",
+            whole=disks.following.whole,
+            bytes=disks.following.copied_bytes,
+            total_ms=(time.monotonic() - began_s) * 1000,
+        )
+
     async def _checkpoint(self, session: SessionWithSecondary, reason: str) -> None:
         assert self._ledger is not None
         began = time.monotonic()
@@ -163,7 +187,9 @@ class PrimaryManager(Manager):
             self.decide(Event.OUTPUT_SEALED)
 
         try:
-            transfer = await take_checkpoint(self._vm, self.agent, session, self._ledger, CheckpointLimits(), sealed)
+            transfer = await take_checkpoint(
+                self._vm, self.agent, self.disks.ports, session, self._ledger, CheckpointLimits(), sealed
+            )
         finally:
             self._last_epoch = self._ledger.last_used
         self.events.add(

@@ -31,7 +31,7 @@ class SecondaryManager(Manager):
         self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
         self._svm: SecondaryVmPort | None = None
 
-    def _packet_token(self) -> str:
+    def _new_token(self) -> str:
         return new_token()
 
     def details(self) -> dict[str, Any]:
@@ -45,7 +45,8 @@ class SecondaryManager(Manager):
         protection = self.vm.protection
         self._svm = SecondaryVmPort(self.qemu, self._resumed_at_s, self_check=protection.self_check)
         self.agent.on_wanted = self._ask_primary
-        listener = Listener(self.hello("control"), self.packet_port, self.packet_token)
+        packets = (self.packet_port, self.packet_token)
+        listener = Listener(self.hello("control"), packets, self.disks.channel)
         async with listening(self.host.listen, listener):
             self.events.add("listening", address=self.host.listen)
             control, bulk = await listener.accepted()
@@ -54,6 +55,10 @@ class SecondaryManager(Manager):
             self.term = listener.term
             session.on_committed = self._committed
             self.agent.on_channel_lost = session.close
+            if self.disks.link is not None:
+                self.disks.link.on_channel_lost = session.close
+                self.disks.link.on_wanted = self._ask_primary
+                session.lost.add_done_callback(lambda lost: self._give_up_disks(lost.result()))
             session.open()
             self.session = session
         await self.drive(Event.PEER_JOINED)
@@ -68,17 +73,23 @@ class SecondaryManager(Manager):
 
     async def go_alone(self) -> None:
         assert self._svm is not None
-        await roll_forward(self._svm, self.agent, self._cache)
+        await roll_forward(self._svm, self.agent, self.disks.ports, self._cache)
+        if self.disks.link is not None:
+            await self.disks.link.take_over()
         answer = await self.agent.command(protocol.TakeOver())
         assert isinstance(answer, protocol.Done)
         self.events.add("solo", released=answer.frames)
         await self.qemu.announce()
 
+    def _give_up_disks(self, why: str) -> None:
+        if self.disks.link is not None:
+            self.disks.link.give_up(why)
+
     async def _follow(self, session: SessionWithPrimary, svm: SecondaryVmPort) -> str:
         """Follow the primary from checkpoint to checkpoint; returns why it is lost."""
         try:
             while True:
-                if await receive_checkpoint(session, svm, self.agent, self._cache):
+                if await receive_checkpoint(session, svm, self.agent, self.disks.ports, self._cache):
                     self.events.add("loaded", epoch=self._cache.loaded_epoch, after_ms=session.since_commit_ms())
         except PeerLost as lost:
             session.close(str(lost))

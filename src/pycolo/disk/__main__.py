@@ -1,0 +1,265 @@
+"""The disk process: one loop over the guest's disks (NBD), the disk channel to the peer and the daemon's commands.
+
+It ends when its daemon does; a bug ends it too, and the partner takes over. A process of its own, so that disk work
+delays neither heartbeats nor packets, and QEMU can be stopped while the daemon waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from select import EPOLLIN, EPOLLOUT
+
+from pycolo.agent.protocol import ChannelLost, Connect, Done, Failed, GetStats, LeavePair, Seal, TakeOver
+from pycolo.core.block_store import BLOCK_BYTES
+from pycolo.disk import protocol
+from pycolo.disk.guest_disk import GuestDisk
+from pycolo.disk.images import OpenImages
+from pycolo.disk.loop import NbdLoop
+from pycolo.disk.primary import PrimarySide
+from pycolo.disk.replica import ReplicaLimits
+from pycolo.disk.secondary import SecondarySide
+from pycolo.edge.dial import dial
+from pycolo.edge.nbd_export import Export
+from pycolo.edge.workers import Workers
+from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost
+
+MESSAGE_BYTES_MAX = 1 << 16
+WORKER_THREADS = 8
+CONNECT_S_MAX = 1.0
+NICE = -10
+
+
+class DiskProcess:
+    """Everything that is readable, and what follows from it."""
+
+    def __init__(self, control: socket.socket, guests: list[socket.socket]) -> None:
+        """`guests`: for each disk our end of the connection to QEMU."""
+        self._control, self._guests = control, guests
+        self._workers = Workers(WORKER_THREADS)
+        self._loop = NbdLoop()
+        self._images: OpenImages | None = None
+        self._exports: list[GuestDisk] = []
+        self._side: PrimarySide | SecondarySide | None = None
+        self._channel_fd = -1
+        self._ended = False
+
+    def run(self) -> None:
+        """Serve until the daemon is gone."""
+        self._loop.watch(self._control.fileno(), self._on_control)
+        self._loop.watch(self._workers.fileno(), self._workers.collect)
+        while not self._ended:
+            self._turn(None)
+
+    def _turn(self, wait_s_max: float | None) -> None:
+        """Wait for the next thing to happen, at most `wait_s_max`, and deal with it."""
+        side, due_s = self._side, None
+        if side is not None:
+            with self._channel_guard():
+                due_s = side.turn(time.monotonic())
+            self._follow_channel()
+        waits = [wait_s for wait_s in (wait_s_max, due_s) if wait_s is not None]
+        self._loop.turn(min(waits) if waits else None)
+
+    def _follow_channel(self) -> None:
+        """Ask for what the disk channel and its listener want now."""
+        side = self._side
+        stream = side.replica if isinstance(side, PrimarySide) else side.stream if side is not None else None
+        if stream is not None:
+            self._channel_fd = stream.fileno()
+            self._loop.want(self._channel_fd, self._on_channel, EPOLLIN | (EPOLLOUT if stream.waiting else 0))
+        if isinstance(side, SecondarySide) and side.listener.fileno() >= 0:
+            self._loop.watch(side.listener.fileno(), side.accept)
+
+    def _on_channel(self) -> None:
+        side = self._side
+        with self._channel_guard():
+            if isinstance(side, PrimarySide):
+                if side.replica is not None:
+                    side.replica.on_readable()
+            elif side is not None:
+                side.on_readable()
+
+    @contextlib.contextmanager
+    def _channel_guard(self) -> Iterator[None]:
+        """A broken disk channel is news for the daemon, not the end of the guest's disks."""
+        try:
+            yield
+        except PeerLost as lost:
+            self._leave_pair()
+            self._say(ChannelLost(str(lost)))
+        except OSError as problem:
+            self._leave_pair()
+            self._say(ChannelLost(f"our own disks can't be copied: {problem}"))
+
+    def _leave_pair(self) -> None:
+        if self._channel_fd >= 0:
+            self._loop.unwatch(self._channel_fd)
+            self._channel_fd = -1
+        if self._side is not None:
+            self._side.leave()
+
+    # ---- the daemon's commands
+
+    def _on_control(self) -> None:
+        try:
+            packet = self._control.recv(MESSAGE_BYTES_MAX)
+        except ConnectionResetError:  # the daemon died with something of ours unread
+            packet = b""
+        if not packet:
+            self._ended = True
+            return
+        try:
+            answer = self._carry_out(protocol.command_decoder.decode(packet))
+        except EnvironmentFault as fault:
+            answer = Failed(str(fault), "environment")
+        except DiskTrouble as trouble:
+            answer = Failed(str(trouble), "disk")
+        except PeerLost as lost:
+            answer = Failed(str(lost), "peer")
+        self._say(answer)
+
+    def _carry_out(self, command: protocol.Command) -> protocol.Answer:
+        if isinstance(command, protocol.Open):
+            return self._open(command)
+        if isinstance(command, protocol.Close):
+            return self._close()
+        if isinstance(command, LeavePair):
+            self._leave_pair()
+            return Done()
+        if isinstance(self._side, PrimarySide):
+            return self._carry_out_primary(self._side, command)
+        if isinstance(self._side, SecondarySide):
+            return self._carry_out_secondary(self._side, command)
+        return Failed("the disk process has no disks open", "environment")
+
+    def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer:
+        match command:
+            case Connect():
+                side.attach(self._dial(command), command.token)
+            case protocol.ExpectPause():
+                side.expect_pause()
+            case Seal():
+                side.seal(command.epoch)
+            case protocol.ExpectRequests():
+                side.expect_requests()
+            case GetStats():
+                return side.stats()
+            case _:
+                return Failed(f"a primary's disks have no {type(command).__name__}", "environment")
+        return Done()
+
+    def _carry_out_secondary(self, side: SecondarySide, command: protocol.Command) -> protocol.Answer:
+        match command:
+            case protocol.ExpectPause():
+                side.expect_pause()
+            case protocol.Commit():
+                problem = side.commit(command.epoch)
+                if problem is not None:
+                    return Failed(problem, "vm")
+            case TakeOver():
+                self._leave_pair()
+                self._loop.unwatch(side.listener.fileno())
+                side.take_over(self._switch)
+            case GetStats():
+                return self._secondary_stats(side)
+            case _:
+                return Failed(f"a secondary's disks have no {type(command).__name__}", "environment")
+        return Done()
+
+    def _open(self, command: protocol.Open) -> protocol.Opened:
+        images = OpenImages(command, self._workers)
+        self._images = images
+        port, exports = 0, list[Export](images.sources)
+        if command.role == "primary":
+            limits = ReplicaLimits(
+                command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max, command.self_check
+            )
+            self._side = PrimarySide(images.sources, limits, self._say)
+        else:
+            listener = _listen(command.listen_host)
+            side = SecondarySide(images.room_blocks(), listener, command.token, self._say)
+            side.disks = images.targets(side)
+            self._side, exports, port = side, list(side.disks), listener.getsockname()[1]
+        self._exports = [GuestDisk(export) for export in exports]
+        for guest, export in zip(self._guests, self._exports, strict=True):
+            self._loop.serve(guest, {"": export})
+        return protocol.Opened(port, [source.size_bytes for source in images.sources])
+
+    def _switch(self, number: int, export: Export) -> None:
+        self._exports[number].export = export
+
+    def _dial(self, command: Connect) -> socket.socket:
+        where = f"the peer's disk process at {command.host}:{command.port}"
+        return dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_S_MAX))
+
+    def _turn_until(self, condition: Callable[[], bool], wait_s_max: float) -> bool:
+        """Go on with the guest's requests until the condition holds; False after `wait_s_max`."""
+        deadline_s = time.monotonic() + wait_s_max
+        self._loop.want(self._control.fileno(), self._on_control, 0)  # commands come one at a time
+        try:
+            while not condition():
+                if time.monotonic() > deadline_s:
+                    return False
+                self._turn(0.002)
+            return True
+        finally:
+            self._loop.watch(self._control.fileno(), self._on_control)
+
+    def _close(self) -> Done:
+        """The VM is gone: what is committed, or was written after a takeover, goes to the images."""
+        self._leave_pair()
+        side = self._side
+        if isinstance(side, SecondarySide):
+            while side.unfinished and not side.troubled:
+                self._turn(0.01)
+        self._side = None
+        if self._images is not None:
+            self._images.close(lambda why: self._say(protocol.Trouble(why, fatal=True)))
+        return Done()
+
+    def _secondary_stats(self, side: SecondarySide) -> protocol.DiskStats:
+        return protocol.DiskStats(
+            written_bytes=sum(disk.source.written_bytes for disk in side.disks),
+            read_errors=sum(disk.source.read_errors for disk in side.disks),
+            write_errors=sum(disk.source.write_errors for disk in side.disks),
+            buffered_bytes=side.used_blocks * BLOCK_BYTES,
+            buffered_bytes_max=side.used_blocks_max * BLOCK_BYTES,
+            applied_epoch=side.applied_epoch,
+        )
+
+    def _say(self, message: protocol.Answer | protocol.Notice) -> None:
+        try:
+            self._control.send(protocol.encoder.encode(message))
+        except OSError:  # the daemon is gone, and so is the reason for this process
+            self._ended = True
+
+
+def _listen(host: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.bind((host, 0))
+        listener.listen(4)
+    except OSError as problem:
+        listener.close()
+        raise EnvironmentFault(
+            f"the disk process can't listen on {host} ({problem.strerror}): check `listen` in host.toml"
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def main() -> None:
+    """Arguments: the numbers of inherited sockets: control, then one for each disk."""
+    control, *guests = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # a paused PVM waits for its disks
+    DiskProcess(control, guests).run()
+
+
+if __name__ == "__main__":
+    main()

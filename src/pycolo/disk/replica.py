@@ -1,0 +1,256 @@
+"""The primary's disks on their way to the secondary: first copy, then every write at once, marks at the checkpoints.
+
+Guarantees: the stream is what happened to the images, in order; the secondary never has to keep more than it has room
+for, nor this process more than `queue_bytes_max`: the guest's answers wait before that, none longer than
+`stall_ms_max`, after which the secondary is given up (rules 7 and 9).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pycolo.agent.protocol import Wanted
+from pycolo.core import disk_wire as wire
+from pycolo.core.block_store import BLOCK_BYTES
+from pycolo.core.changed_chunks import Bits
+from pycolo.disk import protocol
+from pycolo.disk.copying import Copying, CopyTask
+from pycolo.disk.self_check import checks_of
+from pycolo.disk.source import SourceDisk
+from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.nbd_export import Ticket
+from pycolo.errors import PeerLost, PeerViolation
+
+COPY_QUEUE_BYTES = 4 << 20
+COPY_TURN_PIECES = 4
+ZERO_BLOCK_BYTES = 128  # what a block of zeros costs the secondary
+EPOCH_SHARE = 0.25  # of the room, for one epoch; then a checkpoint is due
+WITHHOLD_SHARE = 0.8
+BACKLOG = "disk_backlog"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLimits:
+    """Bounds of one replica; a rate of 0 is no limit."""
+
+    queue_bytes_max: int
+    stall_ms_max: int
+    copy_bytes_per_s_max: int
+    self_check: bool
+
+
+class Replica:
+    """The stream to the secondary's disk process; one for all disks of a VM. Implements Listeners of `source`."""
+
+    def __init__(
+        self,
+        disks: Sequence[SourceDisk],
+        stream: MessageStream,
+        limits: ReplicaLimits,
+        notify: Callable[[protocol.Notice], None],
+    ) -> None:
+        self._disks, self._stream, self._limits, self._notify = disks, stream, limits, notify
+        self._digest = wire.StreamDigest()
+        self._copying: Copying | None = None
+        self._session = ""
+        self._whole = False
+        self._room_bytes = 0
+        self._counting = False  # from the first mark on the secondary keeps what it gets
+        self._sent_bytes = self._applied_bytes = 0
+        self._marks: deque[tuple[int, int]] = deque()  # epoch, sent bytes at its mark
+        self._withheld: deque[tuple[float, Ticket]] = deque()
+        self._hurried = self._asked = False
+        self._now_s = 0.0
+        self.backlog_bytes_max = 0
+
+    # ---------------------------------------------------------------- what happens to the images
+
+    def wrote(self, disk: int, offset: int, data: bytes | memoryview) -> None:
+        """An image has new content."""
+        for start in range(0, len(data), wire.DATA_BYTES_MAX):
+            content = bytes(data[start : start + wire.DATA_BYTES_MAX])
+            body = wire.data_body(disk, offset + start)
+            self._digest.add(body, content)
+            self._stream.queue(wire.data_header(len(content)) + body, content)
+        blocks = (offset % BLOCK_BYTES + len(data) + BLOCK_BYTES - 1) // BLOCK_BYTES
+        self._count(blocks * BLOCK_BYTES)
+
+    def zeroed(self, disk: int, offset: int, length: int) -> None:
+        """A range of an image is zero."""
+        body = wire.zeros_body(disk, offset, length)
+        self._digest.add(body)
+        self._stream.queue(wire.zeros_header() + body)
+        self._count(2 * BLOCK_BYTES + length // BLOCK_BYTES * ZERO_BLOCK_BYTES)
+
+    def answer(self, ticket: Ticket) -> None:
+        """Answer a write, at once or when there is room again."""
+        if self._hurried or not self._full():
+            ticket.done()
+        else:
+            self._withheld.append((self._now_s, ticket))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def expect_pause(self) -> None:
+        """Every answer is given at once from here on."""
+        self._hurried = True
+        self.release()
+
+    def expect_requests(self) -> None:
+        """The VM runs again."""
+        self._hurried = False
+
+    def seal(self, epoch: int) -> None:
+        """The PVM is paused: what has been sent belongs to the checkpoint that starts `epoch`."""
+        if not self._counting:
+            self._counting, self._sent_bytes = True, 0
+        for disk in self._disks:
+            disk.changes.seal(epoch)
+        checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
+        self._stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
+        self._marks.append((epoch, self._sent_bytes))
+        self._asked = False
+        self._stream.flush()
+
+    def release(self) -> None:
+        """Give every answer that waits."""
+        while self._withheld:
+            self._withheld.popleft()[1].done()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What the secondary has to keep, as it is not safely on its images yet."""
+        return self._sent_bytes - self._applied_bytes
+
+    @property
+    def withheld(self) -> int:
+        """Answers that wait."""
+        return len(self._withheld)
+
+    @property
+    def copying(self) -> Copying | None:
+        """The copy under way or done."""
+        return self._copying
+
+    # ---------------------------------------------------------------- the loop
+
+    def fileno(self) -> int:
+        """Of the connection."""
+        return self._stream.fileno()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether bytes wait to be sent."""
+        return self._stream.waiting
+
+    def on_readable(self) -> None:
+        """The secondary's disk process spoke. Raises PeerLost."""
+        self._stream.read()
+        for kind, body in self._stream.messages():
+            self._handle(wire.decode(kind, body))
+
+    def turn(self, now_s: float) -> float | None:
+        """Send, copy, watch the time; returns the seconds until it has to be called again. Raises PeerLost, OSError."""
+        self._now_s = now_s
+        due_s = self._copy(now_s)
+        self._stream.flush()
+        if self._withheld and not self._full():
+            self.release()
+        if not self._withheld:
+            return due_s
+        left_s = self._withheld[0][0] + self._limits.stall_ms_max / 1000 - now_s
+        if left_s <= 0:
+            raise PeerLost(f"the secondary's disks have taken no writes for {self._limits.stall_ms_max} ms")
+        return min(left_s, left_s if due_s is None else due_s)
+
+    def close(self) -> None:
+        """End the replica: the guest goes on alone."""
+        for disk in self._disks:
+            disk.replica = None
+            disk.changes.lost()
+        self.release()
+        self._stream.close()
+
+    # ---------------------------------------------------------------- what the secondary says
+
+    def _handle(self, message: wire.Message) -> None:
+        match message:
+            case wire.Images() if self._copying is None:
+                self._begin(message)
+            case wire.Following() if self._copying is not None and self._copying.done:
+                self._notify(protocol.Following(self._copying.sent_bytes, self._whole))
+            case wire.Adopted() if self._counting:
+                for disk in self._disks:
+                    disk.adopt(self._session)
+            case wire.Applied(epoch=epoch) if self._counting:
+                self._applied(epoch)
+            case _:
+                raise PeerViolation(f"the secondary's disk process sent {type(message).__name__}, which is not due")
+
+    def _begin(self, images: wire.Images) -> None:
+        """Choose what to copy, and send every write from here on."""
+        if len(images.images) != len(self._disks):
+            raise PeerViolation(f"the secondary has {len(images.images)} disks, we have {len(self._disks)}")
+        self._room_bytes = images.room_blocks * BLOCK_BYTES
+        self._session = secrets.token_hex(16)
+        tasks = [self._task(disk, image) for disk, image in zip(self._disks, images.images, strict=True)]
+        whole = [task.changed is None for task in tasks]
+        self._whole = any(whole)
+        self._stream.queue(wire.encode_control(wire.Begin(whole)))
+        for disk in self._disks:
+            disk.changes.begin()
+            disk.replica = self
+        self._copying = Copying(tasks, self, self._limits.copy_bytes_per_s_max, self._now_s)
+
+    def _task(self, disk: SourceDisk, image: wire.ImageState) -> CopyTask:
+        theirs = np.frombuffer(image.changed, np.uint8)
+        known = bool(image.session) and image.session == disk.meta.session and len(theirs) in (0, len(disk.meta.bits))
+        changed: Bits | None = (disk.meta.bits | theirs if len(theirs) else disk.meta.bits.copy()) if known else None
+        return CopyTask(disk.number, disk.image, changed)
+
+    def _copy(self, now_s: float) -> float | None:
+        copying = self._copying
+        if copying is None or copying.done:
+            return None
+        for _ in range(COPY_TURN_PIECES):
+            if self._stream.waiting_bytes > COPY_QUEUE_BYTES:
+                self._stream.flush()
+                return None if self._stream.waiting else 0.0  # else the loop calls when more can be sent
+            wait_s = copying.step(now_s)
+            if wait_s is None:
+                self._stream.queue(wire.encode_control(wire.Copied(self._session)))
+                return None
+            if wait_s:
+                return wait_s
+        return 0.0
+
+    def _applied(self, epoch: int) -> None:
+        while self._marks and self._marks[0][0] <= epoch:
+            self._applied_bytes = self._marks.popleft()[1]
+        for disk in self._disks:
+            disk.changes.applied(epoch)
+
+    # ---------------------------------------------------------------- room
+
+    def _sizes(self) -> list[int]:
+        return [disk.size_bytes for disk in self._disks]
+
+    def _count(self, cost_bytes: int) -> None:
+        if not self._counting:
+            return
+        self._sent_bytes += cost_bytes
+        self.backlog_bytes_max = max(self.backlog_bytes_max, self.backlog_bytes)
+        sealed_bytes = self._marks[-1][1] if self._marks else self._applied_bytes
+        if self._sent_bytes - sealed_bytes > self._room_bytes * EPOCH_SHARE and not self._asked:
+            self._asked = True
+            self._notify(Wanted(BACKLOG))
+
+    def _full(self) -> bool:
+        if self._stream.waiting_bytes > self._limits.queue_bytes_max:
+            return True
+        return self._counting and self.backlog_bytes > self._room_bytes * WITHHOLD_SHARE

@@ -1,0 +1,259 @@
+"""The secondary's disks: they follow the primary's, and after a takeover they are the VM's.
+
+Guarantees: only who shows the token may speak; a stream that is not what the primary sent ends the session before
+anything of its epoch is committed (rule 3); the primary hears of an epoch as applied only when it is safely on every
+image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from pycolo.agent.protocol import Wanted
+from pycolo.core import disk_wire as wire
+from pycolo.core.block_store import StoreFull
+from pycolo.disk import protocol
+from pycolo.disk.folding import FoldingDisk
+from pycolo.disk.self_check import CHECK_BYTES, checks_of, first_difference
+from pycolo.disk.target import TargetDisk
+from pycolo.edge.disk_meta import Kind
+from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.nbd_export import Export
+from pycolo.errors import PeerViolation
+
+APPLY_EVERY_S = 0.25
+APPLY_SHARE = 0.25  # of the room: so much is applied without waiting for more
+TURN_READS_MAX = 4
+
+
+class SecondarySide:
+    """All disks of one VM on the secondary. Implements Owner of `target`."""
+
+    def __init__(
+        self,
+        room_blocks: int,
+        listener: socket.socket,
+        token: str,
+        notify: Callable[[protocol.Notice], None],
+    ) -> None:
+        self.disks: Sequence[TargetDisk] = ()  # set once, as they have to know us
+        self._room_blocks = room_blocks
+        self.listener, self._token, self.notify = listener, token, notify
+        self.stream: MessageStream | None = None
+        self._digest = wire.StreamDigest()
+        self._greeted = self._begun = self._adopted = self._troubled = False
+        self._session = ""
+        self._marked_epoch = self._committed_epoch = self._told_epoch = 0
+        self._checks: dict[int, bytes] = {}
+        self._apply_at_s = 0.0
+        self._folding = 0
+        self.used_blocks_max = 0
+
+    # ---------------------------------------------------------------- Owner
+
+    def trouble(self, why: str) -> None:
+        """Our disks can't be kept right any more."""
+        if not self._troubled:
+            self._troubled = True
+            self.notify(protocol.Trouble(why, fatal=True))
+
+    def wanted(self, reason: str) -> None:
+        """A checkpoint is needed."""
+        self.notify(Wanted(reason))
+
+    def progressed(self) -> None:
+        """Tell the primary what is safely on all images by now."""
+        epoch = self.applied_epoch
+        if self.stream is None or epoch <= self._told_epoch:
+            return
+        if not self._adopted:
+            self._adopted = True
+            self.stream.queue(wire.encode_control(wire.Adopted()))
+        self._told_epoch = epoch
+        self.stream.queue(wire.encode_control(wire.Applied(epoch)))
+
+    # ---------------------------------------------------------------- the primary's stream
+
+    def accept(self) -> None:
+        """Somebody called; only one connection at a time."""
+        connection, _ = self.listener.accept()
+        if self.stream is not None:
+            connection.close()
+            return
+        self.stream = MessageStream(connection, "the disk channel", wire.decode_header)
+        self._greeted, self._digest = False, wire.StreamDigest()
+
+    def on_readable(self) -> None:
+        """The primary's disk process spoke. Raises PeerLost."""
+        stream = self.stream
+        if stream is None or self._troubled:
+            return
+        for _ in range(TURN_READS_MAX):
+            if not stream.read():
+                return
+            for kind, body in stream.messages():
+                if kind != wire.Kind.CONTROL:
+                    self._digest.add(body)
+                self._handle(stream, wire.decode(kind, body))
+
+    def _handle(self, stream: MessageStream, message: wire.Message) -> None:
+        if not self._greeted:
+            self._greet(stream, message)
+        elif isinstance(message, wire.Data | wire.Zeros) and self._begun:
+            self._stage(message)
+        elif isinstance(message, wire.Begin) and not self._begun:
+            self._begin(message)
+        elif isinstance(message, wire.Copied) and self._begun and not self._session and message.session:
+            self._session = message.session
+            self._presync(stream)
+        elif isinstance(message, wire.Mark) and self._session and message.epoch > self._marked_epoch:
+            self._mark(message)
+        else:
+            raise PeerViolation(f"the primary's disk process sent {type(message).__name__}, which is not due")
+
+    def _greet(self, stream: MessageStream, message: wire.Message) -> None:
+        if not isinstance(message, wire.Greeting) or not secrets.compare_digest(message.token, self._token):
+            raise PeerViolation("a stranger called the disk process")
+        self._greeted = True
+        images = [
+            wire.ImageState(disk.meta.session, b"" if disk.meta.kind is Kind.TARGET else disk.meta.bits.tobytes())
+            for disk in self.disks
+        ]
+        stream.queue(wire.encode_control(wire.Images(images, self._room_blocks)))
+
+    def _begin(self, message: wire.Begin) -> None:
+        if len(message.whole) != len(self.disks):
+            raise PeerViolation(f"the primary copies {len(message.whole)} disks, we have {len(self.disks)}")
+        self._begun = True
+        with self._local():
+            for disk, whole in zip(self.disks, message.whole, strict=True):
+                disk.begin_copy(whole=whole)
+
+    def _stage(self, message: wire.Data | wire.Zeros) -> None:
+        length = message.length if isinstance(message, wire.Zeros) else len(message.content)
+        if message.disk >= len(self.disks) or message.offset + length > self.disks[message.disk].size_bytes:
+            raise PeerViolation(f"the primary wrote {length} bytes at {message.offset}, where no disk is")
+        disk = self.disks[message.disk]
+        with self._local():
+            if isinstance(message, wire.Zeros):
+                disk.stage_zeros(message.offset, length)
+            else:
+                disk.stage(message.offset, message.content)
+
+    def _presync(self, stream: MessageStream) -> None:
+        waiting = len(self.disks)
+
+        def synced() -> None:
+            nonlocal waiting
+            waiting -= 1
+            if not waiting and self.stream is stream:
+                stream.queue(wire.encode_control(wire.Following()))
+
+        for disk in self.disks:
+            disk.applier.presync(synced)
+
+    def _mark(self, mark: wire.Mark) -> None:
+        if mark.digest != self._digest.take():
+            raise PeerViolation(f"the digest of what was written before epoch {mark.epoch} is wrong")
+        self._marked_epoch = mark.epoch
+        if mark.checks:
+            self._checks[mark.epoch] = mark.checks
+        for disk in self.disks:
+            disk.mark(mark.epoch, self._session)
+        self.notify(protocol.Marked(mark.epoch))
+
+    @contextlib.contextmanager
+    def _local(self) -> Iterator[None]:
+        """What fails on our own side is our trouble, not the primary's."""
+        try:
+            yield
+        except OSError as problem:
+            self.trouble(f"the secondary's disks can't be written ({problem.strerror}): make room, or mend the disk")
+        except StoreFull:
+            self.trouble("there is no room for what the primary writes: give the secondary more `disk_spill_mib_max`")
+
+    # ---------------------------------------------------------------- the daemon's commands
+
+    def expect_pause(self) -> None:
+        """The SVM is about to be stopped."""
+        for disk in self.disks:
+            disk.expect_pause()
+
+    def commit(self, epoch: int) -> str | None:
+        """The SVM is stopped and becomes the PVM at the start of `epoch`; returns what is wrong in a self-check."""
+        for disk in self.disks:
+            disk.commit(epoch)
+        self._committed_epoch = max(self._committed_epoch, epoch)
+        checks = self._checks.get(epoch)
+        self._checks = {marked: kept for marked, kept in self._checks.items() if marked > epoch}
+        if checks is None:
+            return None
+        ours = checks_of([disk.core.committed_content for disk in self.disks], [disk.size_bytes for disk in self.disks])
+        different = first_difference(ours, checks)
+        if different is None:
+            return None
+        return f"self-check: MiB {different} of the disks differs from the primary's (pieces of {CHECK_BYTES} bytes)"
+
+    def take_over(self, switch: Callable[[int, Export], None]) -> None:
+        """The SVM's disks are the disks now; `switch(number, export)` changes what the guest talks to."""
+        self.leave()
+        self.listener.close()
+        self._folding = len(self.disks)
+        for number, disk in enumerate(self.disks):
+            self._fold(number, disk, switch)
+
+    def _fold(self, number: int, disk: TargetDisk, switch: Callable[[int, Export], None]) -> None:
+        def folded() -> None:
+            self._folding -= 1
+            switch(number, disk.source)
+
+        switch(number, FoldingDisk(disk, folded, self.trouble))
+
+    def leave(self) -> None:
+        """The session is over."""
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    # ---------------------------------------------------------------- the loop
+
+    def turn(self, now_s: float) -> float | None:
+        """Send, apply; returns the seconds until this has to be called again. Raises PeerLost."""
+        if self.stream is not None:
+            self.stream.flush()
+        used = self.used_blocks
+        self.used_blocks_max = max(self.used_blocks_max, used)
+        if self._folding or self._troubled or not self._committed_epoch:
+            return None
+        if now_s >= self._apply_at_s or used > self._room_blocks * APPLY_SHARE:
+            self._apply_at_s = now_s + APPLY_EVERY_S
+            for disk in self.disks:
+                disk.applier.apply(self._committed_epoch)
+            self.progressed()
+        return max(0.0, self._apply_at_s - now_s) if self._unapplied() else None
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that are in memory or in a spill file."""
+        return sum(disk.core.used_blocks for disk in self.disks)
+
+    @property
+    def applied_epoch(self) -> int:
+        """The epoch that is safely on all images."""
+        return min(disk.applier.applied_epoch for disk in self.disks)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something that counts is not on the images yet."""
+        return self._folding > 0 or self._unapplied()
+
+    def _unapplied(self) -> bool:
+        return any(disk.core.unapplied or disk.applier.busy for disk in self.disks)
+
+    @property
+    def troubled(self) -> bool:
+        """Whether our disks can't be kept right any more."""
+        return self._troubled

@@ -1,0 +1,120 @@
+"""A disk that a VM writes to, on the primary or solo: the image, the marks of what the partner may lack, the replica.
+
+Guarantees: a chunk is marked before it is written; a write is sent to the secondary in the order in which it reached
+the image, and before the guest gets its answer. While the VM is being stopped every request is answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Protocol
+
+from pycolo.core.changed_chunks import ChangedChunks
+from pycolo.disk.local import LocalExport
+from pycolo.edge.disk_image import DiskImage
+from pycolo.edge.disk_meta import DiskMeta, Kind
+from pycolo.edge.nbd_export import Ticket
+from pycolo.edge.workers import Workers
+
+TRIM_BYTES_MAX = (
+    64 << 20
+)  # more is only advice that we need not take; each block of it would take room on the secondary
+TROUBLE_EVERY_S = 1.0
+
+
+class Listeners(Protocol):
+    """Who has to know what happens to a disk."""
+
+    def wrote(self, disk: int, offset: int, data: bytes | memoryview) -> None: ...
+    def zeroed(self, disk: int, offset: int, length: int) -> None: ...
+    def answer(self, ticket: Ticket) -> None:
+        """Answer a write, at once or when the secondary can take more."""
+
+
+class SourceDisk(LocalExport):
+    """One disk; `replica` is set while there is a secondary that gets every write."""
+
+    def __init__(self, number: int, name: str, image: DiskImage, meta: DiskMeta, workers: Workers) -> None:
+        super().__init__(image, workers)
+        self.number, self.name, self.image, self.meta = number, name, image, meta
+        self.changes = ChangedChunks(image.size_bytes, meta.bits)
+        self.replica: Listeners | None = None
+        self.written_bytes = self.read_errors = self.write_errors = 0
+        self.trouble = ""  # the newest failure of the image, for whoever looks next
+        self._trouble_at_s = -TROUBLE_EVERY_S
+
+    def write(self, ticket: Ticket, offset: int, data: memoryview, *, fua: bool) -> None:
+        self.changes.note(offset, len(data))
+        try:
+            self.image.write(offset, data)
+        except OSError as problem:
+            self._failed(ticket, problem, offset, len(data))
+            return
+        self.written_bytes += len(data)
+        if self.replica is not None:
+            self.replica.wrote(self.number, offset, data)
+        self._finish(ticket, fua)
+
+    def zero(self, ticket: Ticket, offset: int, length: int, *, fua: bool, may_trim: bool) -> None:
+        self.changes.note(offset, length)
+        try:
+            self.image.zero(offset, length, may_trim=may_trim)
+        except OSError as problem:
+            self._failed(ticket, problem, offset, length)
+            return
+        if self.replica is not None:
+            self.replica.zeroed(self.number, offset, length)
+        self._finish(ticket, fua)
+
+    def trim(self, ticket: Ticket, offset: int, length: int, *, fua: bool) -> None:
+        """As zeros, so that it reads alike on both hosts."""
+        if length > TRIM_BYTES_MAX:
+            ticket.done()
+        else:
+            self.zero(ticket, offset, length, fua=fua, may_trim=True)
+
+    def close(self) -> None:
+        """Everything durable and in good order. Raises OSError."""
+        self.image.sync()
+        self.meta.change(self.meta.kind, self.meta.session, closed=True)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Let go of the files as they are."""
+        self.meta.close()
+        self.image.close()
+
+    def adopt(self, session: str) -> None:
+        """The partner's image equals ours but for what is under way; both are of `session` now. Raises OSError."""
+        self.meta.change(Kind.SOURCE, session)
+        self.changes.clear()
+
+    def _finish(self, ticket: Ticket, sync: bool) -> None:
+        if sync or self.replica is None:
+            super()._finish(ticket, sync)
+        else:
+            self.replica.answer(ticket)
+
+    def _read_done(self, ticket: Ticket, result: bytes | OSError) -> None:
+        if isinstance(result, OSError):
+            self.read_errors += 1
+            self._note(f"{self.image.path} can't be read ({result.strerror})")
+        super()._read_done(ticket, result)
+
+    def _failed(self, ticket: Ticket, problem: OSError, offset: int, length: int) -> None:
+        """The guest gets the error. Part of the range may have changed all the same: the secondary gets it as it is."""
+        self.write_errors += 1
+        self._note(f"{self.image.path} can't be written ({problem.strerror})")
+        if self.replica is not None:
+            try:
+                self.replica.wrote(self.number, offset, self.image.read(offset, length))
+            except OSError:
+                self._note(f"{self.image.path} can neither be written nor read ({problem.strerror})")
+        ticket.failed(problem.errno or errno.EIO)
+
+    def _note(self, trouble: str) -> None:
+        """A guest may try again and again: one sentence a second is enough."""
+        now_s = time.monotonic()
+        if now_s - self._trouble_at_s >= TROUBLE_EVERY_S:
+            self.trouble, self._trouble_at_s = f"disk {self.name}: {trouble}", now_s

@@ -1,0 +1,145 @@
+"""The daemon's end of a process of its own: starts it, carries commands to it one at a time, hears its news.
+
+Guarantees: every answer belongs to its command, also when one was given up; a process that is gone or silent is VmLost
+at once; it gets SIGKILL from the kernel when the daemon dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from pycolo.agent.protocol import Failed
+from pycolo.edge.processes import send_signal
+from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PycoloError, VmLost
+
+ANSWER_S_MAX = 2.0
+MESSAGE_BYTES_MAX = 1 << 16
+_CAUSES: dict[str, type[PycoloError]] = {
+    "environment": EnvironmentFault,
+    "peer": PeerLost,
+    "vm": VmLost,
+    "disk": DiskTrouble,
+}
+_encoder = msgspec.msgpack.Encoder()
+
+MessageT = TypeVar("MessageT", covariant=True)
+AnyMessage = TypeVar("AnyMessage")
+
+
+class Decoder(Protocol[MessageT]):
+    """What can decode everything that the process says."""
+
+    def decode(self, packet: bytes, /) -> MessageT: ...
+
+
+async def spawn(module: str, fds: Sequence[int]) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """Start `python -m module` with its end of a control socket and `fds` as arguments; also returns our end."""
+    control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.setblocking(False)
+    with far:
+        inherited = (far.fileno(), *fds)
+        process = await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL", sys.executable, "-m", module, *map(str, inherited)),
+            pass_fds=inherited,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+    return process, control
+
+
+class ChildLink(Generic[AnyMessage]):
+    """One process; `name` is how failures call it. `notice` takes what it says unasked."""
+
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        control: socket.socket,
+        decoder: Decoder[AnyMessage],
+    ) -> None:
+        self._name, self.process, self._control, self._decoder = name, process, control, decoder
+        self._answers: asyncio.Queue[AnyMessage] = asyncio.Queue()
+        self._unwanted = 0  # answers on their way to commands that were given up
+        self._one_at_a_time = asyncio.Lock()
+        self.on_wanted: Callable[[str], None] = _ignore
+        self.on_channel_lost: Callable[[str], None] = _ignore
+        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    def notice(self, message: AnyMessage) -> bool:
+        """Deal with a message that may be no answer; False when it is one."""
+        raise NotImplementedError
+
+    async def command(self, command: msgspec.Struct, answer_s_max: float | None = None) -> AnyMessage:
+        """Carry out one command.
+
+        Raises EnvironmentFault, PeerLost, VmLost or DiskTrouble as the process says, VmLost when it is gone or silent
+        for `answer_s_max` (default ANSWER_S_MAX).
+        """
+        limit_s = ANSWER_S_MAX if answer_s_max is None else answer_s_max
+        async with self._one_at_a_time:
+            if self.gone.done():
+                raise VmLost(self.gone.result())
+            answer = asyncio.ensure_future(self._answers.get())
+            sent = False
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._control, _encoder.encode(command))
+                sent = True
+                await asyncio.wait((answer, self.gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                if answer.done():
+                    return _checked(answer.result())
+            except OSError as error:
+                raise VmLost(f"{self._name} does not take commands: {error.strerror}") from None
+            finally:
+                self._unwanted += sent and not answer.done()
+                answer.cancel()
+            if self.gone.done():
+                raise VmLost(self.gone.result())
+            raise VmLost(f"{self._name} did not answer {type(command).__name__} in {limit_s} s")
+
+    async def close(self) -> None:
+        """End the process and reap it."""
+        self._reader.cancel()
+        self._control.close()
+        send_signal(self.process, signal.SIGKILL)
+        await self.process.wait()
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while packet := await loop.sock_recv(self._control, MESSAGE_BYTES_MAX):
+                self._dispatch(self._decoder.decode(packet))
+        except OSError:
+            pass
+        if not self.gone.done():
+            self.gone.set_result(f"{self._name} has ended")
+
+    def _dispatch(self, message: AnyMessage) -> None:
+        if self.notice(message):
+            return
+        if self._unwanted:
+            self._unwanted -= 1
+        else:
+            self._answers.put_nowait(message)
+
+
+def _ignore(text: str) -> None:
+    """Nobody listens yet."""
+    del text
+
+
+def _checked(answer: AnyMessage) -> AnyMessage:
+    if isinstance(answer, Failed):
+        raise _CAUSES[answer.cause](answer.why)
+    return answer

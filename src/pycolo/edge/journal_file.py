@@ -1,0 +1,56 @@
+"""The journal beside an image; implements Storage of core/disk_journal.
+
+Guarantees: reads end where the file does; writes are whole or raise OSError; closed in good order it takes no room.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pycolo.errors import EnvironmentFault
+
+
+class JournalFile:
+    """One file, made if it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises EnvironmentFault."""
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise EnvironmentFault(
+                f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
+            ) from problem
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Shorter at the end of the file only."""
+        parts = []
+        while length and (part := os.pread(self._fd, length, offset)):
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """All of it."""
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._fd, view, offset)
+            view, offset = view[count:], offset + count
+
+    def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
+        """As `write`, with zeros."""
+        del may_trim
+        self.write(offset, bytes(length))
+
+    def sync(self) -> None:
+        """What was written survives a loss of power."""
+        os.fdatasync(self._fd)
+
+    def forget(self) -> None:
+        """Nothing in it is needed any more."""
+        os.ftruncate(self._fd, 0)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)

@@ -1,0 +1,104 @@
+"""A non-blocking TCP connection between two processes of ours that carries whole messages: header, body.
+
+Guarantees: what is received is whole messages of bounded length, or PeerLost; what waits to be sent is counted, and
+nothing is copied again while it waits.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from pycolo.core import wire
+from pycolo.edge.peer_socket import prepare_peer_socket
+from pycolo.errors import PeerLost
+
+READ_BYTES = 1 << 18
+READS_MAX = 64
+BUFFERS_PER_CALL_MAX = 64
+
+Header = Callable[[bytes], tuple[int, int]]
+"""(body length, kind) of a header; raises PeerViolation."""
+
+
+class MessageStream:
+    """`name` is how failures call it ("the packet channel"). Every method may raise PeerLost."""
+
+    def __init__(self, connection: socket.socket, name: str, header: Header) -> None:
+        connection.setblocking(False)
+        prepare_peer_socket(connection)
+        self._connection, self._name, self._header = connection, name, header
+        self._in = bytearray()
+        self._out: deque[bytes | memoryview] = deque()
+        self.waiting_bytes = 0
+
+    def fileno(self) -> int:
+        """For the event loop."""
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether bytes wait to be sent."""
+        return bool(self._out)
+
+    def queue(self, *buffers: bytes | memoryview) -> None:
+        """Let bytes wait for `flush`."""
+        self._out.extend(buffers)
+        self.waiting_bytes += sum(map(len, buffers))
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer takes it."""
+        try:
+            while self._out:
+                some = [self._out[i] for i in range(min(len(self._out), BUFFERS_PER_CALL_MAX))]
+                self._sent(self._connection.sendmsg(some))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise PeerLost(f"{self._name} broke: {error.strerror}") from None
+
+    def _sent(self, count: int) -> None:
+        self.waiting_bytes -= count
+        while self._out and count >= len(self._out[0]):
+            count -= len(self._out.popleft())
+        if count:
+            self._out[0] = memoryview(self._out[0])[count:]
+
+    def read(self) -> bool:
+        """Take in what has arrived, up to READ_BYTES; False when nothing has."""
+        try:
+            data = self._connection.recv(READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise PeerLost(f"{self._name} broke: {error.strerror}") from None
+        if not data:
+            raise PeerLost(f"the peer closed {self._name}")
+        self._in += data
+        return True
+
+    def read_all(self) -> None:
+        """Take in all that has arrived, and see the end of a peer that has left behind what it said last."""
+        for _ in range(READS_MAX):
+            if not self.read():
+                break
+
+    def messages(self) -> Iterator[tuple[int, bytes]]:
+        """(kind, body) of each whole message that has been taken in; each is consumed when it is yielded."""
+        at = 0
+        try:
+            while len(self._in) - at >= wire.HEADER.size:
+                length, kind = self._header(bytes(self._in[at : at + wire.HEADER.size]))
+                end = at + wire.HEADER.size + length
+                if end > len(self._in):
+                    return
+                body = bytes(memoryview(self._in)[at + wire.HEADER.size : end])
+                at = end
+                yield kind, body
+        finally:
+            del self._in[:at]

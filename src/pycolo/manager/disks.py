@@ -1,0 +1,116 @@
+"""The disks of one VM on one host: the disk process, what connects it to QEMU, and what it tells."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pycolo.config import HostConfig, VmConfig, disk_path
+from pycolo.core import wire
+from pycolo.core.failover import Role
+from pycolo.disk import protocol
+from pycolo.edge.disk_link import DiskLink, NoDisks
+from pycolo.edge.peer_greeting import address
+from pycolo.edge.qemu_command import QemuDisk
+from pycolo.errors import VmLost
+
+MIB = 1 << 20
+
+
+class VmDisks:
+    """All disks of a VM; a VM without disks has no disk process. `ports` are those of core/checkpoint."""
+
+    def __init__(self, host: HostConfig, vm: VmConfig, role: Role, token: str) -> None:
+        self._host, self._vm, self._role, self._token = host, vm, role, token
+        self.link: DiskLink | None = None
+        self.qemu_ends: list[socket.socket] = []
+        self.shapes: tuple[wire.DiskShape, ...] = ()
+        self._port = 0
+
+    @property
+    def ports(self) -> DiskLink | NoDisks:
+        """What the story of a checkpoint needs."""
+        return self.link or NoDisks()
+
+    @property
+    def channel(self) -> tuple[int, str]:
+        """Where a primary's disk process has to call, and with which token."""
+        return self._port, self._token
+
+    @property
+    def for_qemu(self) -> tuple[QemuDisk, ...]:
+        """The disks as QEMU gets them, in the order of `qemu_ends`."""
+        return tuple(QemuDisk(disk.name, disk.werror) for disk in self._vm.disks)
+
+    async def start(self, on_trouble: Callable[[protocol.Trouble], None]) -> None:
+        """Open the images. Raises EnvironmentFault, DiskTrouble, VmLost."""
+        if not self._vm.disks:
+            return
+        command = self._open_command()
+        pairs = [socket.socketpair() for _ in self._vm.disks]
+        self.qemu_ends = [theirs for _, theirs in pairs]
+        try:
+            self.link = await DiskLink.start([ours for ours, _ in pairs])
+        finally:
+            for ours, _ in pairs:
+                ours.close()
+        self.link.on_trouble = on_trouble
+        opened = await self.link.open(command)
+        self._port = opened.port
+        self.shapes = tuple(
+            wire.DiskShape(disk.name, size) for disk, size in zip(self._vm.disks, opened.sizes, strict=True)
+        )
+
+    def qemu_has_them(self) -> None:
+        """QEMU has its own copies of its ends: when it dies, the disk process sees that."""
+        for end in self.qemu_ends:
+            end.close()
+        self.qemu_ends = []
+
+    async def details(self) -> dict[str, Any]:
+        """For the status; nothing for a VM without disks."""
+        if self.link is None:
+            return {}
+        try:
+            stats = await self.link.stats()
+        except VmLost:  # this side is about to end; what else it knows is still worth showing
+            stats = protocol.DiskStats()
+        return {"disks": {name: getattr(stats, name) for name in stats.__struct_fields__}}
+
+    async def end(self) -> None:
+        """QEMU is gone: what counts goes to the images, then the process ends."""
+        self.qemu_has_them()
+        if self.link is None:
+            return
+        with suppress(
+            VmLost
+        ):  # it is gone or hangs: the images are as after a crash, and are recovered at the next start
+            await self.link.finish()
+        await self.link.close()
+
+    def _open_command(self) -> protocol.Open:
+        vm, protection = self._vm, self._vm.protection
+        files = [
+            protocol.DiskFile(
+                disk.name,
+                str(disk_path(self._host, disk)),
+                disk.size_mib * MIB,
+                "" if disk.format == "auto" else disk.format,
+            )
+            for disk in vm.disks
+        ]
+        return protocol.Open(
+            role=self._role,
+            disks=files,
+            state_dir=str(self._host.state_dir),
+            listen_host=address(self._host.listen)[0],
+            token=self._token,
+            buffer_bytes_max=protection.disk_buffer_mib_max * MIB,
+            spill_bytes_max=protection.disk_spill_mib_max * MIB,
+            queue_bytes_max=protection.disk_queue_mib_max * MIB,
+            stall_ms_max=protection.disk_stall_ms_max,
+            copy_bytes_per_s_max=protection.disk_copy_mib_per_s_max * MIB,
+            self_check=protection.self_check,
+        )
