@@ -46,14 +46,23 @@ class ChunksMachine(RuleBasedStateMachine):
             if writes & was:
                 self._missing[chunk] = (writes - was) | ({to} if to is not None else set())
 
-    @rule(place=st.floats(0, 1), near=st.integers(0, 4), length=st.integers(1, 3 * CHUNK_BYTES_MIN))
+    @rule(place=st.floats(0, 1), near=st.integers(0, 9), length=st.integers(1, 3 * CHUNK_BYTES_MIN))
     def note(self, place: float, near: int, length: int) -> None:
         """The guest writes, often where it wrote before."""
-        offset = min(self._size - 1, near * 40_000) if near else int(place * (self._size - 1))
-        length = min(length, self._size - offset)
+        offset = min(self._size - 1, near % 3 * 40_000) if near else int(place * (self._size - 1))
+        self._note(offset, min(length, self._size - offset))
+
+    def _note(self, offset: int, length: int) -> None:
         self._chunks.note(offset, length)
         for chunk in range(offset // self._chunk, (offset + length - 1) // self._chunk + 1):
             self._missing.setdefault(chunk, set()).add(RUNNING)
+
+    @rule(near=st.integers(0, 2))
+    def write_in_two_epochs(self, near: int) -> None:
+        """The same place, and nothing of it in the running epoch."""
+        for _ in range(2):
+            self._note(min(self._size - 1, near * 40_000), 1)
+            self.seal()
 
     @rule()
     def seal(self) -> None:
@@ -70,26 +79,16 @@ class ChunksMachine(RuleBasedStateMachine):
         self._chunks.applied(epoch)
         self._rename(set(range(1, epoch + 1)), None)
 
-    @rule()
-    def begin(self) -> None:
-        """A partner comes back, or another try to bring it up to date begins."""
-        self._chunks.begin()
-        self._partner, self._level = True, False
-        self._rename({RUNNING, *range(1, self._epoch + 1)}, OLD)
-
-    @precondition(lambda self: self._partner)
-    @rule()
-    def clear(self) -> None:
-        """The partner has all from before `begin`."""
-        self._chunks.clear()
-        self._level = True
-        self._rename({OLD}, None)
-
-    @rule()
-    def lost(self) -> None:
-        """The partner is gone."""
-        self._chunks.lost()
-        self._partner = self._level = False
+    @rule(what=st.sampled_from(["level", "level", "level", "begin", "lost"]))
+    def partner(self, what: str) -> None:
+        """It has all from before `begin`, or it comes (back), or it is gone."""
+        if what == "level" and self._partner:
+            self._chunks.clear()
+            self._level = True
+            self._rename({OLD}, None)
+            return
+        (self._chunks.lost if what == "lost" else self._chunks.begin)()
+        self._partner, self._level = what != "lost", False
         self._rename({RUNNING, *range(1, self._epoch + 1)}, OLD)
 
     @invariant()
@@ -105,7 +104,7 @@ class ChunksMachine(RuleBasedStateMachine):
             assert marked == missing
 
 
-ChunksMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+ChunksMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
 TestChunks = ChunksMachine.TestCase
 
 

@@ -217,15 +217,15 @@ def _clear_left_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def _digest_ignored(patch: pytest.MonkeyPatch) -> None:
-    def whole_header(journal: Storage) -> tuple[int, int] | None:
+    def whole_size(journal: Storage) -> int | None:
         header = journal.read(0, disk_journal.HEADER_BYTES)
         if len(header) < disk_journal.HEADER_BYTES:
             return None
-        magic, count, size, _ = disk_journal._HEADER.unpack_from(header)
+        magic, size, _ = disk_journal._HEADER.unpack_from(header)
         whole = len(journal.read(disk_journal.HEADER_BYTES, size)) == size
-        return (count, size) if magic == disk_journal._MAGIC and whole else None
+        return size if magic == disk_journal._MAGIC and whole else None
 
-    patch.setattr(disk_journal, "_whole_header", whole_header)
+    patch.setattr(disk_journal, "_whole_size", whole_size)
 
 
 class HeaderFirst:
