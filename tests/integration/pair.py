@@ -60,6 +60,7 @@ class Pair:
         self.lab = build_lab()
         self.load: LoadProcess | None = None
         self._daemons: list[DaemonProcess] = []
+        self._closed = False
         self._shm_before = set(os.listdir("/dev/shm"))
 
     @property
@@ -180,7 +181,10 @@ class Pair:
         await daemon.process.wait()
 
     async def close(self) -> None:
-        """End everything. Raises LeftBehind when something did not go with its daemon."""
+        """End everything, once. Raises LeftBehind when something did not go with its daemon."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             if self.load is not None:
                 await self.load.stop()

@@ -39,7 +39,7 @@ class ChunksMachine(RuleBasedStateMachine):
                 self._missing[chunk] = {OLD}
         self._bits, self._chunks = bits, ChangedChunks(size, bits)
         self._epoch = 0
-        self._partner, self._level = True, False
+        self._partner, self._level = False, False
 
     def _rename(self, was: set[int], to: int | None) -> None:
         for chunk, writes in self._missing.items():

@@ -156,7 +156,7 @@ class DiskMachine(RuleBasedStateMachine):
     @rule()
     def begin_applying(self) -> None:
         """Committed writes start for the image."""
-        self._records = list(self._disk.begin_applying().records())
+        self._records = list(self._disk.begin_applying())
         self._applying = self._committed
 
     @precondition(lambda self: self._records)

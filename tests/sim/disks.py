@@ -43,6 +43,7 @@ class PvmDisk:
         self._bytes = bytearray(FIRST_DISK)
         self._bits = np.zeros(bitmap_bytes_of(DISK_BYTES * SCALE), np.uint8)
         self._chunks = ChangedChunks(DISK_BYTES * SCALE, self._bits)
+        self._chunks.begin()
         self._chunks.clear()  # both images begin alike
         link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
 
@@ -200,7 +201,7 @@ class SvmDisk:
     def _begin(self) -> None:
         self._applying = self._committed
         journal, image = _Recorder(self._journal, self._steps), _Recorder(self._image, self._steps)
-        disk_journal.apply(journal, image, list(self.core.begin_applying().records()))
+        disk_journal.apply(journal, image, list(self.core.begin_applying()))
         self._go_on()
 
     def _go_on(self) -> None:

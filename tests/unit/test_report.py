@@ -15,6 +15,7 @@ from rich.console import Console
 from pycolo.demo.report import (
     Checkpoints,
     Client,
+    Disk,
     Failover,
     Guest,
     Packets,
@@ -224,11 +225,17 @@ def test_client_of_takes_the_result_line_and_refuses_anything_else() -> None:
         "connections_kept": True,
         "connections_opened": 4,
         "longest_gap_ms": 12.5,
-        "by_kind": {"tcp": {"longest_gap_ms": 12.5}},
+        "by_kind": {"tcp": {"longest_gap_ms": 12.5, "requests": 10}},
         "errors": [],
     }
     assert client_of(line) == replace(
-        GOOD, requests=10, connections_opened=4, longest_gap_ms=12.5, longest_gap_ms_by_kind={"tcp": 12.5}, errors=[]
+        GOOD,
+        requests=10,
+        connections_opened=4,
+        longest_gap_ms=12.5,
+        longest_gap_ms_by_kind={"tcp": 12.5},
+        requests_by_kind={"tcp": 10},
+        errors=[],
     )
     for broken in (
         {"type": "tick"},
@@ -273,3 +280,19 @@ def test_a_takeover_that_never_came_is_said_so() -> None:
     html = page(replace(a_report(), rounds=[lost]), [replace(SERIES, takeover_ms=None)])
     assert "nobody went on" in html
     assert "took over" not in html
+
+
+def test_a_round_with_a_disk_is_judged_by_its_file_system_too() -> None:
+    report = a_report(GOOD)
+    good = Disk(transactions=300, connect_ms=400.0, copied_bytes=100 << 20, copy_ms=200.0, fsck="")
+    for disk, reasons in (
+        (good, []),
+        (replace(good, fsck="Inode 12 is bad"), ["the survivor's file system was damaged when the primary died"]),
+        (replace(good, transactions=0), ["no transaction was committed when the primary died"]),
+    ):
+        with_disk = replace(report, rounds=[replace(report.rounds[0], disk=disk)])
+        assert verdict(with_disk) == (not reasons, reasons)
+    text = io.StringIO()
+    Console(file=text, width=100).print(summary_table(replace(report, rounds=[replace(report.rounds[0], disk=good)])))
+    assert "clean" in text.getvalue()
+    assert "100.0 MiB in 0.20 s" in text.getvalue()

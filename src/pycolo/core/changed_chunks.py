@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK_BYTES_MIN = 64 << 10
+EPOCHS_MAX = 64  # not applied yet, each with a set of its own
 CHUNKS_MAX = 1 << 23  # a bitmap of 1 MiB at most; larger disks get larger chunks
 
 Bits = NDArray[np.uint8]
@@ -41,11 +42,16 @@ class ChangedChunks:
         self._chunk_bytes = chunk_bytes_of(size_bytes)
         self._running: set[int] = set()  # marked since the last seal
         self._sealed: deque[tuple[int, set[int]]] = deque()
+        self._followed = False  # there is a partner; without one the sets would only grow
         self._level = False  # the partner's image lacks nothing but what these sets hold
 
     def note(self, offset: int, length: int) -> None:
         """This range is about to be written."""
         first, last = offset // self._chunk_bytes, (offset + length - 1) // self._chunk_bytes
+        if not self._followed:
+            for chunk in range(first, last + 1):
+                self._bits[chunk >> 3] |= 1 << (chunk & 7)
+            return
         if first == last:
             if first not in self._running:
                 self._running.add(first)
@@ -58,6 +64,8 @@ class ChangedChunks:
 
     def seal(self, epoch: int) -> None:
         """What was written up to here belongs to the checkpoint that starts `epoch`."""
+        if len(self._sealed) >= EPOCHS_MAX:
+            self._running |= self._sealed.pop()[1]  # marked longer than need be
         self._sealed.append((epoch, self._running))
         self._running = set()
 
@@ -85,11 +93,12 @@ class ChangedChunks:
         """A partner's image is being brought up to ours: what is noted from here on is not part of that."""
         self._running = set()
         self._sealed.clear()
-        self._level = False
+        self._level, self._followed = False, True
 
     def lost(self) -> None:
         """The partner is gone: what is marked stays marked until the next one has it."""
         self.begin()
+        self._followed = False
 
 
 def ranges_of(bits: Bits, size_bytes: int) -> Iterator[tuple[int, int]]:

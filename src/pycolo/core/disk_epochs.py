@@ -64,7 +64,7 @@ class Layer:
         for first, count in runs_of(sorted(self.slots)):
             yield first * BLOCK_BYTES, count * BLOCK_BYTES
 
-    def records(self) -> Iterator[tuple[int, int, Buffers | None]]:
+    def __iter__(self) -> Iterator[tuple[int, int, Buffers | None]]:
         """(offset, length, content), ascending, up to the disk's end; None for zeros. Content is good until `clear`."""
         for block, count, slots in self._runs():
             offset = block * BLOCK_BYTES

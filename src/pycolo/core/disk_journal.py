@@ -43,10 +43,11 @@ class Storage(Protocol):
 
 
 def apply(journal: Storage, image: Storage, records: Iterable[Record]) -> None:
-    """Bring a batch to the image, by way of the journal; `records` is gone through twice.
+    """Bring a batch to the image, by way of the journal; `records` is gone through twice, so it is no iterator.
 
     Raises OSError; `replay` or a repetition mends it.
     """
+    assert iter(records) is not records
     _write_journal(journal, records)
     _write_image(image, records)
     _clear(journal)

@@ -5,11 +5,11 @@ Guarantees: the image gets whole committed epochs by way of the journal; nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from pycolo.core import disk_journal
-from pycolo.core.disk_epochs import Layer, SecondaryDisk
+from pycolo.core.disk_epochs import SecondaryDisk
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta, Kind
 from pycolo.edge.journal_file import JournalFile
@@ -53,7 +53,7 @@ class Applier:
         if not self._core.unapplied:
             self._reached(committed_epoch)
             return False
-        batch = _Batch(self._core.begin_applying(), self._image.size_bytes)
+        batch = self._core.begin_applying()
 
         def applied() -> None:
             self._core.applied()
@@ -89,17 +89,3 @@ class Applier:
                 done()
 
         self._workers.submit(job, ended)
-
-
-class _Batch:
-    """A layer as records for the journal, to be gone through again; the image's last block may be short."""
-
-    def __init__(self, layer: Layer, size_bytes: int) -> None:
-        self._layer, self._size_bytes = layer, size_bytes
-
-    def __iter__(self) -> Iterator[disk_journal.Record]:
-        for offset, length, content in self._layer.records():
-            excess = max(0, offset + length - self._size_bytes)
-            if content is not None and excess:
-                content = [memoryview(b"".join(content))[: length - excess]]
-            yield offset, length - excess, content

@@ -14,7 +14,8 @@ from pycolo.errors import PeerLost, VmLost
 
 SELF_CHECK_S_MAX = 30.0  # all disks are read then
 CLOSE_S_MAX = 30.0  # what is in memory goes to the images
-STAGED_S_MAX = 10.0
+STAGED_S_MAX = 8.0
+PATIENCE_S = 0.5
 
 
 class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
@@ -109,8 +110,11 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
     async def staged(self, epoch: int) -> None:
         deadline_s = time.monotonic() + STAGED_S_MAX
         while self._marked_epoch < epoch:
-            await self._wait_for_news(STAGED_S_MAX)
-            if self._marked_epoch < epoch and time.monotonic() > deadline_s:
+            await self._wait_for_news(PATIENCE_S)
+            if self._marked_epoch >= epoch:
+                return
+            await self.stats()  # a process of ours that hangs is no fault of the peer's
+            if time.monotonic() > deadline_s:
                 raise PeerLost(f"the disk writes before epoch {epoch} have not come in {STAGED_S_MAX:.0f} s")
 
     async def commit(self, epoch: int) -> None:

@@ -117,7 +117,7 @@ class Manager:
             return protocol.Stats()
 
     async def check_copy(self) -> None:
-        """Raises VmLost when QEMU or the agent does not answer, or the VM does not run."""
+        """Raises VmLost when QEMU, the agent or the disk process does not answer, or the VM does not run."""
         state = await self.qemu.status()
         if state == DISK_PAUSED and self.failover.state is not State.PROTECTED:
             await self._try_disk_again()
@@ -127,6 +127,8 @@ class Manager:
             self._disk_pause_began_s = 0.0
             self.events.add("disk-resumed", reason="the failed requests went well at last")
         await self.agent.stats()
+        if self.disks.link is not None:
+            await self.disks.link.stats()
 
     async def _try_disk_again(self) -> None:
         """A failed write has paused the VM (`werror`): without a partner it waits, and tries again now and then."""
