@@ -18,6 +18,7 @@ from pycolo.config import HostConfig, VmConfig, disk_path, load_config
 from pycolo.core.failover import Role
 from pycolo.edge.preflight import check_host
 from pycolo.errors import DiskTrouble
+from pycolo.events import EventLog
 from pycolo.manager.common import Manager
 from pycolo.manager.primary import PrimaryManager
 from pycolo.manager.secondary import SecondaryManager
@@ -41,10 +42,10 @@ def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: boo
 
 async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: bool) -> None:
     """Run one side to its end; a secondary that had no room for its disks begins again when there is."""
-    stopped = asyncio.Event()
+    stopped, events = asyncio.Event(), EventLog(host.name)
     waits_s = 0.0
     while not stopped.is_set():
-        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives)
+        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives, events=events)
 
         def stop(running: Manager = manager) -> None:
             stopped.set()
@@ -60,12 +61,12 @@ async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: b
             if role is Role.PRIMARY or not (manager.started or waits_s):
                 raise
             waits_s = min(max(waits_s * 2, ROOM_RETRY_S), ROOM_RETRY_S_MAX)
-            await _wait_for_room(host, vm, str(trouble), stopped, waits_s)
+            events.add("waits-for-room", reason=str(trouble))
+            await _wait_for_room(host, vm, stopped, waits_s)
 
 
-async def _wait_for_room(host: HostConfig, vm: VmConfig, why: str, stopped: asyncio.Event, wait_s: float) -> None:
+async def _wait_for_room(host: HostConfig, vm: VmConfig, stopped: asyncio.Event, wait_s: float) -> None:
     """At least `wait_s`, and until every disk's file system has ROOM_BYTES_MIN free."""
-    structlog.get_logger().bind(host=host.name).warning("waits-for-room", reason=why)
     folders = {disk_path(host, disk).parent for disk in vm.disks} | {host.state_dir}
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):

@@ -42,10 +42,15 @@ class Manager:
 
     role: Role
 
-    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
-        """`no_copy_lives`: the operator knows that no copy of this VM runs anywhere, whatever the arbiter says."""
+    def __init__(
+        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+    ) -> None:
+        """`no_copy_lives`: the operator knows that no copy of this VM runs anywhere, whatever the arbiter says.
+
+        `events`: the log to go on with, as a daemon has one for all its life.
+        """
         self.host, self.vm, self.no_copy_lives = host, vm, no_copy_lives
-        self.events = EventLog(host.name)
+        self.events = events or EventLog(host.name)
         self.failover = Failover(self.role)
         self.arbiter = FileArbiter(host.arbiter_file)
         self.term = 0

@@ -17,6 +17,7 @@ from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.state_file import ArbiterUnanswered
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
+from pycolo.events import EventLog
 from pycolo.manager.common import COPY_CHECK_S, Manager
 
 CONNECT_RETRY_S = 0.5
@@ -32,8 +33,10 @@ class PrimaryManager(Manager):
     role = Role.PRIMARY
     session: SessionWithSecondary | None
 
-    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives)
+    def __init__(
+        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+    ) -> None:
+        super().__init__(host, vm, no_copy_lives=no_copy_lives, events=events)
         self._wanted: asyncio.Queue[str] = asyncio.Queue(maxsize=WANTED_MAX)
         self._ledger: EpochLedger | None = None
         self._refused = ""

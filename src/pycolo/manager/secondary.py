@@ -16,6 +16,7 @@ from pycolo.edge.peer_greeting import Listener, listening, new_token
 from pycolo.edge.peer_link import SessionWithPrimary
 from pycolo.edge.vm_ports import SecondaryVmPort
 from pycolo.errors import PeerLost
+from pycolo.events import EventLog
 from pycolo.manager.common import COPY_CHECK_S, Manager
 
 
@@ -25,8 +26,10 @@ class SecondaryManager(Manager):
     role = Role.SECONDARY
     session: SessionWithPrimary | None
 
-    def __init__(self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives)
+    def __init__(
+        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+    ) -> None:
+        super().__init__(host, vm, no_copy_lives=no_copy_lives, events=events)
         self._pvm_resumed_at_s = 0.0
         self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
         self._svm: SecondaryVmPort | None = None
