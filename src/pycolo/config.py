@@ -53,7 +53,7 @@ class ProtectionConfig(_Model):
     dirty_pages: Literal["auto", "compare"] = "auto"
     disk_buffer_mib_max: Annotated[int, Field(ge=16, le=1 << 20)] = 256
     disk_spill_mib_max: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
-    disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 64
+    disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 16
     disk_stall_ms_max: Annotated[int, Field(ge=100, le=60_000)] = 2000
     disk_copy_mib_per_s_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
 

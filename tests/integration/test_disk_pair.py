@@ -530,6 +530,7 @@ STRANGERS = {
     "garbage": random.Random(1).randbytes(5000),
     "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "huge": b"\xff\xff\xff\xff\x01",
+    "long": (1 << 20).to_bytes(4, "big") + b"\x01" + bytes(5000),
     "data first": (9 + 512).to_bytes(4, "big") + b"\x02" + bytes(9 + 512),
     "wrong token": b"",
 }
@@ -557,3 +558,14 @@ def ended(connection: socket.socket) -> bool:
     except ConnectionError:
         return True
     return True
+
+
+async def test_silent_strangers_do_not_stand_in_the_primarys_way(pair: DiskPair) -> None:
+    secondary, primary = await pair.start("h2", S), await pair.start("h1", P)
+    silent = [socket.create_connection(("127.0.0.1", secondary.port), timeout=5) for _ in range(30)]
+    try:
+        await pair.join(primary, secondary)
+        await pair.checkpoint(primary, secondary)
+    finally:
+        for stranger in silent:
+            stranger.close()

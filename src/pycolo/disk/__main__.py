@@ -17,6 +17,7 @@ from select import EPOLLIN, EPOLLOUT
 from pycolo.agent.protocol import ChannelLost, Connect, Done, Failed, GetStats, LeavePair, Seal, TakeOver
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
+from pycolo.disk.doorway import Doorway
 from pycolo.disk.guest_disk import GuestDisk
 from pycolo.disk.images import OpenImages
 from pycolo.disk.loop import NbdLoop
@@ -45,6 +46,7 @@ class DiskProcess:
         self._images: OpenImages | None = None
         self._exports: list[GuestDisk] = []
         self._side: PrimarySide | SecondarySide | None = None
+        self._doorway: Doorway | None = None
         self._channel_fd = -1
         self._ended = False
 
@@ -66,14 +68,12 @@ class DiskProcess:
         self._loop.turn(min(waits) if waits else None)
 
     def _follow_channel(self) -> None:
-        """Ask for what the disk channel and its listener want now."""
+        """Ask for what the disk channel wants now."""
         side = self._side
         stream = side.replica if isinstance(side, PrimarySide) else side.stream if side is not None else None
         if stream is not None:
             self._channel_fd = stream.fileno()
             self._loop.want(self._channel_fd, self._on_channel, EPOLLIN | (EPOLLOUT if stream.waiting else 0))
-        if isinstance(side, SecondarySide) and side.listener.fileno() >= 0:
-            self._loop.watch(side.listener.fileno(), side.accept)
 
     def _on_channel(self) -> None:
         side = self._side
@@ -100,6 +100,8 @@ class DiskProcess:
         if self._channel_fd >= 0:
             self._loop.unwatch(self._channel_fd)
             self._channel_fd = -1
+        if self._doorway is not None:
+            self._doorway.close()
         if self._side is not None:
             self._side.leave()
 
@@ -163,7 +165,6 @@ class DiskProcess:
                     return Failed(problem, "vm")
             case TakeOver():
                 self._leave_pair()
-                self._loop.unwatch(side.listener.fileno())
                 side.take_over(self._switch)
             case GetStats():
                 return self._secondary_stats(side)
@@ -181,10 +182,10 @@ class DiskProcess:
             )
             self._side = PrimarySide(images.sources, limits, self._say)
         else:
-            listener = _listen(command.listen_host)
-            side = SecondarySide(images.room_blocks(), listener, command.token, self._say)
+            side = SecondarySide(images.room_blocks(), self._say)
             side.disks = images.targets(side)
-            self._side, exports, port = side, list(side.disks), listener.getsockname()[1]
+            self._doorway = Doorway(command.listen_host, command.token, self._loop, side.greet)
+            self._side, exports, port = side, list(side.disks), self._doorway.port
         self._exports = [GuestDisk(export) for export in exports]
         for guest, export in zip(self._guests, self._exports, strict=True):
             self._loop.serve(guest, {"": export})
@@ -237,20 +238,6 @@ class DiskProcess:
             self._control.send(protocol.encoder.encode(message))
         except OSError:  # the daemon is gone, and so is the reason for this process
             self._ended = True
-
-
-def _listen(host: str) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.bind((host, 0))
-        listener.listen(4)
-    except OSError as problem:
-        listener.close()
-        raise EnvironmentFault(
-            f"the disk process can't listen on {host} ({problem.strerror}): check `listen` in host.toml"
-        ) from None
-    listener.setblocking(False)
-    return listener
 
 
 def main() -> None:

@@ -1,15 +1,12 @@
 """The secondary's disks: they follow the primary's, and after a takeover they are the VM's.
 
-Guarantees: only who shows the token may speak; a stream that is not what the primary sent ends the session before
-anything of its epoch is committed (rule 3); the primary hears of an epoch as applied only when it is safely on every
-image.
+Guarantees: a stream that is not what the primary sent ends the session before anything of its epoch is committed
+(rule 3); the primary hears of an epoch as applied only when it is safely on every image.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from pycolo.agent.protocol import Wanted
@@ -32,19 +29,12 @@ TURN_READS_MAX = 4
 class SecondarySide:
     """All disks of one VM on the secondary. Implements Owner of `target`."""
 
-    def __init__(
-        self,
-        room_blocks: int,
-        listener: socket.socket,
-        token: str,
-        notify: Callable[[protocol.Notice], None],
-    ) -> None:
+    def __init__(self, room_blocks: int, notify: Callable[[protocol.Notice], None]) -> None:
         self.disks: Sequence[TargetDisk] = ()  # set once, as they have to know us
-        self._room_blocks = room_blocks
-        self.listener, self._token, self.notify = listener, token, notify
+        self._room_blocks, self.notify = room_blocks, notify
         self.stream: MessageStream | None = None
         self._digest = wire.StreamDigest()
-        self._greeted = self._begun = self._adopted = self._troubled = False
+        self._begun = self._adopted = self._troubled = False
         self._session = ""
         self._marked_epoch = self._committed_epoch = self._told_epoch = 0
         self._checks: dict[int, bytes] = {}
@@ -77,14 +67,14 @@ class SecondarySide:
 
     # ---------------------------------------------------------------- the primary's stream
 
-    def accept(self) -> None:
-        """Somebody called; only one connection at a time."""
-        connection, _ = self.listener.accept()
-        if self.stream is not None:
-            connection.close()
-            return
-        self.stream = MessageStream(connection, "the disk channel", wire.decode_header)
-        self._greeted, self._digest = False, wire.StreamDigest()
+    def greet(self, stream: MessageStream) -> None:
+        """The primary has come: tell it what our images are."""
+        self.stream = stream
+        images = [
+            wire.ImageState(disk.meta.session, b"" if disk.meta.kind is Kind.TARGET else disk.meta.bits.tobytes())
+            for disk in self.disks
+        ]
+        stream.queue(wire.encode_control(wire.Images(images, self._room_blocks)))
 
     def on_readable(self) -> None:
         """The primary's disk process spoke. Raises PeerLost."""
@@ -100,9 +90,7 @@ class SecondarySide:
                 self._handle(stream, wire.decode(kind, body))
 
     def _handle(self, stream: MessageStream, message: wire.Message) -> None:
-        if not self._greeted:
-            self._greet(stream, message)
-        elif isinstance(message, wire.Data | wire.Zeros) and self._begun:
+        if isinstance(message, wire.Data | wire.Zeros) and self._begun:
             self._stage(message)
         elif isinstance(message, wire.Begin) and not self._begun:
             self._begin(message)
@@ -113,16 +101,6 @@ class SecondarySide:
             self._mark(message)
         else:
             raise PeerViolation(f"the primary's disk process sent {type(message).__name__}, which is not due")
-
-    def _greet(self, stream: MessageStream, message: wire.Message) -> None:
-        if not isinstance(message, wire.Greeting) or not secrets.compare_digest(message.token, self._token):
-            raise PeerViolation("a stranger called the disk process")
-        self._greeted = True
-        images = [
-            wire.ImageState(disk.meta.session, b"" if disk.meta.kind is Kind.TARGET else disk.meta.bits.tobytes())
-            for disk in self.disks
-        ]
-        stream.queue(wire.encode_control(wire.Images(images, self._room_blocks)))
 
     def _begin(self, message: wire.Begin) -> None:
         if len(message.whole) != len(self.disks):
@@ -200,7 +178,6 @@ class SecondarySide:
     def take_over(self, switch: Callable[[int, Export], None]) -> None:
         """The SVM's disks are the disks now; `switch(number, export)` changes what the guest talks to."""
         self.leave()
-        self.listener.close()
         self._folding = len(self.disks)
         for number, disk in enumerate(self.disks):
             self._fold(number, disk, switch)

@@ -28,7 +28,7 @@ class MessageStream:
     def __init__(self, connection: socket.socket, name: str, header: Header) -> None:
         connection.setblocking(False)
         prepare_peer_socket(connection)
-        self._connection, self._name, self._header = connection, name, header
+        self._connection, self._name, self.header = connection, name, header
         self._in = bytearray()
         self._out: deque[bytes | memoryview] = deque()
         self.waiting_bytes = 0
@@ -93,7 +93,7 @@ class MessageStream:
         at = 0
         try:
             while len(self._in) - at >= wire.HEADER.size:
-                length, kind = self._header(bytes(self._in[at : at + wire.HEADER.size]))
+                length, kind = self.header(bytes(self._in[at : at + wire.HEADER.size]))
                 end = at + wire.HEADER.size + length
                 if end > len(self._in):
                     return
