@@ -426,6 +426,32 @@ def resident_bytes(host: DiskHost) -> int:
     raise AssertionError("the kernel does not say")
 
 
+async def test_zeros_on_all_of_a_large_disk_take_checkpoints_and_no_more_room_than_there_is(tmp_path: Path) -> None:
+    size = 1024 * MIB
+    pair = DiskPair(tmp_path, (size,), buffer_bytes_max=64 * MIB, self_check=False)
+    try:
+        primary, secondary = await following(pair)
+        await primary.guest.write(size // 2, b"x" * 4096)
+
+        async def load() -> None:
+            for at in range(0, size, 32 * MIB):
+                await primary.guest.zero(at, 32 * MIB)
+
+        loading = asyncio.create_task(load())
+        while not loading.done():
+            if primary.wanted:
+                primary.wanted.clear()
+                await pair.checkpoint(primary, secondary)
+            await asyncio.sleep(0.002)
+        await loading
+        await pair.checkpoint(primary, secondary)
+        assert not secondary.troubles
+        assert not primary.lost
+        assert not (await secondary.guest.read(size // 2, 4096)).strip(b"\0")
+    finally:
+        await pair.close()
+
+
 async def test_an_svm_that_writes_too_much_waits_for_a_checkpoint(tmp_path: Path) -> None:
     pair = DiskPair(tmp_path, (64 * MIB,), buffer_bytes_max=16 * MIB)
     try:

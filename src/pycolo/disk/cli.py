@@ -1,5 +1,6 @@
 """The command `colo disk`: serves a disk image, and makes one from other formats."""
 
+import asyncio
 import signal
 from pathlib import Path
 
@@ -41,3 +42,12 @@ def import_(source: Path, image: Path) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that its file is removed and qemu-img ends
     import_image(source, image)
+
+
+@disk.command()
+@click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
+def watch(state_dir: Path) -> None:
+    """Show how the copy of the disks to the secondary goes, until the VM is protected; ask the primary's STATE_DIR."""
+    from pycolo.disk.watching import watch_copy
+
+    asyncio.run(watch_copy(state_dir))

@@ -28,7 +28,6 @@ from pycolo.errors import PeerLost, PeerViolation
 
 COPY_QUEUE_BYTES = 4 << 20
 COPY_TURN_PIECES = 4
-ZERO_BLOCK_BYTES = 128  # what a block of zeros costs the secondary
 EPOCH_SHARE = 0.25  # of the room, for one epoch; then a checkpoint is due
 WITHHOLD_SHARE = 0.8
 BACKLOG = "disk_backlog"
@@ -85,7 +84,7 @@ class Replica:
         body = wire.zeros_body(disk, offset, length)
         self._digest.add(body)
         self._stream.queue(wire.zeros_header() + body)
-        self._count(2 * BLOCK_BYTES + length // BLOCK_BYTES * ZERO_BLOCK_BYTES)
+        self._count(2 * BLOCK_BYTES + length)  # zeros take no room in the store, but an entry for each block
 
     def answer(self, ticket: Ticket) -> None:
         """Answer a write, at once or when there is room again."""

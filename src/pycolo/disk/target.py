@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Protocol
 
-from pycolo.core.block_store import BlockStore, StoreFull
+from pycolo.core.block_store import BLOCK_BYTES, BlockStore, StoreFull
 from pycolo.core.disk_epochs import SecondaryDisk
 from pycolo.disk.applier import Applier
 from pycolo.disk.layered import LayeredDisk, Withheld
@@ -21,6 +21,8 @@ from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.nbd_export import Ticket
 from pycolo.edge.workers import Workers
 
+# QEMU may have 16 requests of 32 MiB of zeros under way when the PVM is paused, and then none is kept waiting.
+ZERO_BLOCKS_IN_FLIGHT_MAX = 16 * (32 << 20) // BLOCK_BYTES
 OVERLAY_SHARE = 0.5  # of the store; the rest is for what the PVM writes
 BACKLOG = "disk_backlog"
 
@@ -45,7 +47,8 @@ class TargetDisk(LayeredDisk):
         self, source: SourceDisk, journal: JournalFile, store: BlockStore, workers: Workers, owner: Owner
     ) -> None:
         """`source` is the same image as it is served once a takeover has ended."""
-        super().__init__(SecondaryDisk(source.size_bytes, store, source.image.read, store.blocks_max), source)
+        zero_blocks_max = 2 * store.blocks_max + ZERO_BLOCKS_IN_FLIGHT_MAX
+        super().__init__(SecondaryDisk(source.size_bytes, store, source.image.read, zero_blocks_max), source)
         self._owner, self._image, self.meta, self.journal = owner, source.image, source.meta, journal
         self.applier = Applier(self.core, self._image, self.meta, journal, workers, owner.trouble)
         self.applier.idle = owner.progressed
