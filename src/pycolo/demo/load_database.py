@@ -16,7 +16,7 @@ from psycopg import pq
 from psycopg.pq.abc import PGconn, PGresult
 
 from pycolo.demo.load_echo import TIMEOUT_S, keeps_connection
-from pycolo.demo.load_ledger import SET_UP, Ledger, UnansweredError, WrongBytesError
+from pycolo.demo.load_ledger import SET_UP, Ledger, Request, UnansweredError, WrongBytesError
 
 REMEMBERED_MAX = 20_000
 READBACK_ROWS = 500
@@ -148,11 +148,16 @@ class DatabaseClient:
 
     def step(self) -> bool:
         if not self._next:
-            with self._ledger.request(SET_UP, self.name):  # if that fails, the first transaction does too
+            with self._ledger.request(SET_UP, self.name) as request:
                 self._connection.open()
+            if not self._keeps(request):
+                return False
         with self._ledger.request("database", self.name) as request:
             self._transact()
             self._look_back()
+        return self._keeps(request)
+
+    def _keeps(self, request: Request) -> bool:
         self._connection_lost = not keeps_connection(self._ledger, request)
         return not self._connection_lost
 

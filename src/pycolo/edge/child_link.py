@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from pycolo.agent.protocol import Failed
+from pycolo.edge.patience import wait_for_first
 from pycolo.edge.processes import send_signal
 from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PycoloError, VmLost
 
@@ -96,7 +97,7 @@ class ChildLink(Generic[AnyMessage]):
             try:
                 await asyncio.get_running_loop().sock_sendall(self._control, _encoder.encode(command))
                 sent = True
-                await asyncio.wait((answer, self.gone), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                await wait_for_first((answer, self.gone), limit_s)
                 if answer.done():
                     return _checked(answer.result())
             except OSError as error:

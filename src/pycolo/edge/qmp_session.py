@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
 
+from pycolo.edge.patience import wait_for_first
 from pycolo.errors import VmLost
 
 T = TypeVar("T")
@@ -89,8 +90,7 @@ class QmpSession:
         task = asyncio.ensure_future(answer)
         limit_s = self._deadline_s if deadline_s is None else deadline_s
         try:
-            ends: set[asyncio.Future[Any]] = {task, self.lost}
-            await asyncio.wait(ends, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            await wait_for_first((task, self.lost), limit_s)
             if task.done():
                 return task.result()
         except ExecuteError as refusal:
