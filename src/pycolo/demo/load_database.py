@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg import pq
@@ -48,6 +48,7 @@ class OneConnection:
         plain = "sslmode=disable gssencmode=disable"
         self._conninfo = f"host={address[0]} port={address[1]} user=postgres dbname=postgres {plain}".encode()
         self._connection: PGconn | None = None
+        self.heard: Callable[[], None] = lambda: None  # called at each answer: the wait starts anew
 
     def open(self) -> None:
         """Connect, unless that has been done; the server starts a process for it, which takes its time."""
@@ -78,6 +79,7 @@ class OneConnection:
             result = _last_result(self._connection, deadline_s)
         except psycopg.OperationalError as error:
             raise ConnectionResetError(str(error).strip()) from error
+        self.heard()
         if result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
             return result
         if self._connection.status != pq.ConnStatus.OK:
@@ -153,6 +155,7 @@ class DatabaseClient:
             if not self._keeps(request):
                 return False
         with self._ledger.request("database", self.name) as request:
+            self._connection.heard = request.heard
             self._transact()
             self._look_back()
         return self._keeps(request)
