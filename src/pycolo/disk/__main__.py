@@ -86,12 +86,14 @@ class DiskProcess:
 
     @contextlib.contextmanager
     def _channel_guard(self) -> Iterator[None]:
-        """A broken disk channel is news for the daemon, not the end of the guest's disks."""
+        """A broken disk channel is news for the daemon, not the end of the guest's disks; a stranger's is no news."""
         try:
             yield
         except PeerLost as lost:
+            stranger = isinstance(self._side, SecondarySide) and not self._side.greeted
             self._leave_pair()
-            self._say(ChannelLost(str(lost)))
+            if not stranger:
+                self._say(ChannelLost(str(lost)))
         except OSError as problem:
             self._leave_pair()
             self._say(ChannelLost(f"our own disks can't be copied: {problem}"))
@@ -218,7 +220,9 @@ class DiskProcess:
             while side.unfinished and not side.troubled:
                 self._turn(0.01)
         self._side = None
-        if self._images is not None:
+        if self._images is not None and isinstance(side, SecondarySide) and side.troubled:
+            self._images.give_up()  # a batch may be on an image in part: its journal is needed
+        elif self._images is not None:
             self._images.close(lambda why: self._say(protocol.Trouble(why, fatal=True)))
         return Done()
 

@@ -43,8 +43,9 @@ class SecondarySide:
         self._room_blocks = room_blocks
         self.listener, self._token, self.notify = listener, token, notify
         self.stream: MessageStream | None = None
+        self.greeted = False  # whoever speaks has shown the token
         self._digest = wire.StreamDigest()
-        self._greeted = self._begun = self._adopted = self._troubled = False
+        self._begun = self._adopted = self._troubled = False
         self._session = ""
         self._marked_epoch = self._committed_epoch = self._told_epoch = 0
         self._checks: dict[int, bytes] = {}
@@ -84,7 +85,7 @@ class SecondarySide:
             connection.close()
             return
         self.stream = MessageStream(connection, "the disk channel", wire.decode_header)
-        self._greeted, self._digest = False, wire.StreamDigest()
+        self.greeted, self._digest = False, wire.StreamDigest()
 
     def on_readable(self) -> None:
         """The primary's disk process spoke. Raises PeerLost."""
@@ -96,11 +97,13 @@ class SecondarySide:
                 return
             for kind, body in stream.messages():
                 if kind != wire.Kind.CONTROL:
-                    self._digest.add(body)
+                    self._digest.add_received(kind, body)
                 self._handle(stream, wire.decode(kind, body))
+                if self._troubled:
+                    return  # a mark after a lost write would say that it is there
 
     def _handle(self, stream: MessageStream, message: wire.Message) -> None:
-        if not self._greeted:
+        if not self.greeted:
             self._greet(stream, message)
         elif isinstance(message, wire.Data | wire.Zeros) and self._begun:
             self._stage(message)
@@ -115,9 +118,11 @@ class SecondarySide:
             raise PeerViolation(f"the primary's disk process sent {type(message).__name__}, which is not due")
 
     def _greet(self, stream: MessageStream, message: wire.Message) -> None:
-        if not isinstance(message, wire.Greeting) or not secrets.compare_digest(message.token, self._token):
+        if not isinstance(message, wire.Greeting) or not secrets.compare_digest(
+            message.token.encode(), self._token.encode()
+        ):
             raise PeerViolation("a stranger called the disk process")
-        self._greeted = True
+        self.greeted = True
         images = [
             wire.ImageState(disk.meta.session, b"" if disk.meta.kind is Kind.TARGET else disk.meta.bits.tobytes())
             for disk in self.disks
