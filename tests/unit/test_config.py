@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycolo.config import HostConfig, VmConfig, load_config
+from pycolo.config import DiskConfig, HostConfig, VmConfig, disk_path, load_config
+from pycolo.core.disk_wire import DISKS_MAX
 from pycolo.errors import EnvironmentFault
 
 HOST = {
@@ -78,6 +79,93 @@ def test_a_vm_that_will_not_do(tmp_path: Path, values: dict[str, str], more: str
         load_config(path, VmConfig)
     assert str(caught.value).startswith(f"{path}: {says}")
     assert "\n" not in str(caught.value)
+
+
+DISK = '[[disks]]\nname = "root"\npath = "root.img"\n'
+
+
+def test_what_is_left_out_of_a_disk_has_its_documented_default(tmp_path: Path) -> None:
+    vm = load_config(
+        write(tmp_path, VM, DISK + DISK.replace("root", "data") + 'size_mib = 5\nwerror = "stop"'), VmConfig
+    )
+    root, data = vm.disks
+    assert (root.name, root.path, root.size_mib, root.format, root.werror) == (
+        "root",
+        Path("root.img"),
+        0,
+        "auto",
+        "enospc",
+    )
+    assert (data.name, data.size_mib, data.werror) == ("data", 5, "stop")
+    assert load_config(write(tmp_path, VM), VmConfig).disks == ()
+    protection = vm.protection
+    assert (protection.disk_buffer_mib_max, protection.disk_spill_mib_max) == (256, 1024)
+    assert (protection.disk_queue_mib_max, protection.disk_stall_ms_max, protection.disk_copy_mib_per_s_max) == (
+        16,
+        2000,
+        0,
+    )
+
+
+def disks(count: int) -> str:
+    return "".join(DISK.replace("root", f"d{number}") for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (DISK.replace('"root"', '"Root"'), "disks.0.name is 'Root': "),
+        (DISK.replace('"root"', '"1root"'), "disks.0.name is '1root': "),
+        (DISK.replace('"root"', '"a/b"'), "disks.0.name is 'a/b': "),
+        (DISK.replace('"root"', '"a,b"'), "disks.0.name is 'a,b': "),  # QEMU's options are cut at commas
+        (DISK.replace('"root"', '""'), "disks.0.name is '': "),
+        (DISK.replace('"root"', r'"root\n"'), r"disks.0.name is 'root\n': "),
+        (DISK.replace('"root"', f'"{"a" * 21}"'), f"disks.0.name is '{'a' * 21}': "),
+        ('[[disks]]\npath = "x"\n', "the key disks.0.name is missing: add it"),
+        ('[[disks]]\nname = "x"\n', "the key disks.0.path is missing: add it"),
+        (DISK + 'werror = "ignore"', "disks.0.werror is 'ignore': "),
+        (DISK + 'format = "qcow2"', "disks.0.format is 'qcow2': "),
+        (DISK + "size_mib = -1", "disks.0.size_mib is -1: "),
+        (DISK + "sizes_mib = 1", "the key disks.0.sizes_mib is unknown"),
+        (disks(3) + DISK.replace("root", "d1"), "the file is "),
+        (disks(17), "disks is "),
+        ("[protection]\ndisk_buffer_mib_max = 15", "protection.disk_buffer_mib_max is 15: "),
+        ("[protection]\ndisk_spill_mib_max = -1", "protection.disk_spill_mib_max is -1: "),
+        ("[protection]\ndisk_queue_mib_max = 0", "protection.disk_queue_mib_max is 0: "),
+        ("[protection]\ndisk_stall_ms_max = 99", "protection.disk_stall_ms_max is 99: "),
+        ("[protection]\ndisk_copy_mib_per_s_max = -1", "protection.disk_copy_mib_per_s_max is -1: "),
+    ],
+)
+def test_disks_that_will_not_do(tmp_path: Path, more: str, says: str) -> None:
+    path = write(tmp_path, VM, more)
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, VmConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "\n" not in str(caught.value)
+
+
+def test_two_disks_of_one_name_are_named(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match="two disks are named d1: give each its own name"):
+        load_config(write(tmp_path, VM, disks(3) + DISK.replace("root", "d1")), VmConfig)
+
+
+@pytest.mark.parametrize("werror", ["enospc", "stop", "report"])
+def test_what_a_guest_may_get_when_its_disk_fails(tmp_path: Path, werror: str) -> None:
+    assert load_config(write(tmp_path, VM, f'{DISK}werror = "{werror}"'), VmConfig).disks[0].werror == werror
+
+
+def test_as_many_disks_as_the_channel_has_numbers_for(tmp_path: Path) -> None:
+    assert len(load_config(write(tmp_path, VM, disks(16)), VmConfig).disks) == DISKS_MAX
+
+
+def test_where_an_image_lies(tmp_path: Path) -> None:
+    bare = load_config(write(tmp_path, HOST), HostConfig)
+    host = load_config(write(tmp_path, HOST | {"disk_dir": '"/var/lib/colo"'}), HostConfig)
+    here, there = DiskConfig(name="a", path=Path("x/a.img")), DiskConfig(name="b", path=Path("/dev/vg/b"))
+    assert disk_path(host, here) == Path("/var/lib/colo/x/a.img")
+    assert disk_path(host, there) == disk_path(bare, there) == Path("/dev/vg/b")
+    with pytest.raises(EnvironmentFault, match=r"the disk a of vm.toml has the relative path x/a.img: set `disk_dir`"):
+        disk_path(bare, here)
 
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:

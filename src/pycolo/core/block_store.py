@@ -15,6 +15,11 @@ BLOCK_BYTES = 4096
 ZEROS = -1  # instead of a slot: the block is all zero and takes no room
 
 
+def blocks_touched(offset: int, length: int) -> int:
+    """How many blocks a range of bytes lies in."""
+    return (offset % BLOCK_BYTES + length + BLOCK_BYTES - 1) // BLOCK_BYTES
+
+
 class StoreFull(Exception):
     """There is no room for so many blocks."""
 

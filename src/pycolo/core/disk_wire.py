@@ -31,7 +31,7 @@ _ZEROS = struct.Struct(">BQQ")
 
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Disk = Annotated[int, msgspec.Meta(ge=0, lt=DISKS_MAX)]
-_Session = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{0,32}$")]
+_Session = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{0,32}\Z")]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -86,7 +86,7 @@ class Adopted(msgspec.Struct, frozen=True, tag="adopted", forbid_unknown_fields=
 class Mark(msgspec.Struct, frozen=True, tag="mark", forbid_unknown_fields=True):
     """All before this belongs to the checkpoint that starts `epoch`.
 
-    `digest` is XXH3-128 over the DATA and ZEROS bodies since the last mark; `checks` holds, in a self-check, the
+    `digest` is XXH3-128 over the DATA and ZEROS messages since the last mark; `checks` holds, in a self-check, the
     XXH3-64 of each MiB of all disks, 8 bytes each.
     """
 
@@ -127,15 +127,19 @@ _decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
 
 
 class StreamDigest:
-    """Running digest over the DATA and ZEROS bodies between two marks; both sides keep one."""
+    """Running digest over the DATA and ZEROS messages between two marks, headers included; both sides keep one."""
 
     def __init__(self) -> None:
         self._hash = xxhash.xxh3_128()
 
     def add(self, *parts: bytes | memoryview) -> None:
-        """Account for (a part of) one body."""
+        """Account for (a part of) one message."""
         for part in parts:
             self._hash.update(part)
+
+    def add_received(self, kind: int, body: bytes) -> None:
+        """Account for one message that came in."""
+        self.add(HEADER.pack(len(body), kind), body)
 
     def take(self) -> bytes:
         """The digest (16 bytes) up to here; a new one begins."""

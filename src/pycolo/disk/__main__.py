@@ -219,7 +219,9 @@ class DiskProcess:
             while side.unfinished and not side.troubled:
                 self._turn(0.01)
         self._side = None
-        if self._images is not None:
+        if self._images is not None and isinstance(side, SecondarySide) and side.troubled:
+            self._images.give_up()  # a batch may be on an image in part: its journal is needed
+        elif self._images is not None:
             self._images.close(lambda why: self._say(protocol.Trouble(why, fatal=True)))
         return Done()
 

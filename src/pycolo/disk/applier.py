@@ -31,6 +31,7 @@ class Applier:
         self._core, self._image, self._meta, self._journal = core, image, meta, journal
         self._workers, self.failed = workers, failed
         self.busy = False
+        self.broken = ""  # why nothing reaches the image any more
         self.applied_epoch = 0
         self.idle: Callable[[], None] = lambda: None
 
@@ -84,7 +85,8 @@ class Applier:
     def _submit(self, job: Callable[[], None], done: Callable[[], None]) -> None:
         def ended(result: OSError | None) -> None:
             if isinstance(result, OSError):
-                self.failed(f"{self._image.path} can't be written ({result.strerror}): make room, or mend the disk")
+                self.broken = f"{self._image.path} can't be written ({result.strerror}): make room, or mend the disk"
+                self.failed(self.broken)
             else:
                 done()
 

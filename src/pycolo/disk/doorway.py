@@ -67,7 +67,9 @@ class Doorway:
         self._greeted(stream)
 
     def _knows(self, message: wire.Message) -> bool:
-        return isinstance(message, wire.Greeting) and secrets.compare_digest(message.token, self._token)
+        if not isinstance(message, wire.Greeting):
+            return False
+        return secrets.compare_digest(message.token.encode(), self._token.encode())  # as bytes: strangers may say é
 
     def _drop(self, fd: int) -> None:
         self._loop.unwatch(fd)

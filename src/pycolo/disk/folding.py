@@ -38,7 +38,9 @@ class FoldingDisk(LayeredDisk):
             self._change(withheld, fua=False)
         target.withheld.clear()
         self._applier.idle, self._applier.failed = self._become_source, self.failed
-        if not self._applier.busy:
+        if self._applier.broken:
+            self.failed(self._applier.broken)
+        elif not self._applier.busy:
             self._become_source()
 
     # ---------------------------------------------------------------- requests

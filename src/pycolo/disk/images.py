@@ -79,6 +79,16 @@ class OpenImages:
                 problem(f"disk {source.name}: {source.image.path} can't be closed in good order ({error.strerror})")
                 source.give_up()
             journal.close()
+        self._forget()
+
+    def give_up(self) -> None:
+        """Let go of everything as it is, as a crash would: the journals are replayed at the next start."""
+        for source, journal in zip(self.sources, self.journals, strict=True):
+            source.give_up()
+            journal.close()
+        self._forget()
+
+    def _forget(self) -> None:
         for spill in self._spills:
             spill.close()
         self.sources.clear()

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pycolo.core.block_store import blocks_touched
 from pycolo.core.disk_epochs import OnImage, SecondaryDisk
 from pycolo.disk.source import TRIM_BYTES_MAX, SourceDisk
 from pycolo.edge.nbd_export import Export, Ticket
@@ -19,6 +20,11 @@ class Withheld:
     offset: int
     length: int
     data: memoryview | None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks it touches."""
+        return blocks_touched(self.offset, self.length)
 
     def into(self, core: SecondaryDisk) -> None:
         """Do it in memory. Raises StoreFull, and OSError of the spill file."""

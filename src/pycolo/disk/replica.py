@@ -16,7 +16,7 @@ import numpy as np
 
 from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
-from pycolo.core.block_store import BLOCK_BYTES
+from pycolo.core.block_store import BLOCK_BYTES, blocks_touched
 from pycolo.core.changed_chunks import Bits
 from pycolo.disk import protocol
 from pycolo.disk.copying import Copying, CopyTask
@@ -60,10 +60,11 @@ class Replica:
         self._whole = False
         self._room_bytes = 0
         self._counting = False  # from the first mark on the secondary keeps what it gets
-        self._sent_bytes = self._applied_bytes = 0
+        self._sent_bytes = self._applied_bytes = self._sealed_epoch = 0
         self._marks: deque[tuple[int, int]] = deque()  # epoch, sent bytes at its mark
-        self._withheld: deque[tuple[float, Ticket]] = deque()
-        self._hurried = self._asked = False
+        self._withheld: deque[Ticket] = deque()
+        self._withheld_since_s: float | None = None  # by the clock of `turn`, so from the next one on
+        self._hurried = self._asked = self._follows = self._adopted = False
         self._now_s = 0.0
         self.backlog_bytes_max = 0
 
@@ -73,25 +74,24 @@ class Replica:
         """An image has new content."""
         for start in range(0, len(data), wire.DATA_BYTES_MAX):
             content = bytes(data[start : start + wire.DATA_BYTES_MAX])
-            body = wire.data_body(disk, offset + start)
-            self._digest.add(body, content)
-            self._stream.queue(wire.data_header(len(content)) + body, content)
-        blocks = (offset % BLOCK_BYTES + len(data) + BLOCK_BYTES - 1) // BLOCK_BYTES
-        self._count(blocks * BLOCK_BYTES)
+            head = wire.data_header(len(content)) + wire.data_body(disk, offset + start)
+            self._digest.add(head, content)
+            self._stream.queue(head, content)
+        self._count(blocks_touched(offset, len(data)) * BLOCK_BYTES)
 
     def zeroed(self, disk: int, offset: int, length: int) -> None:
         """A range of an image is zero."""
-        body = wire.zeros_body(disk, offset, length)
-        self._digest.add(body)
-        self._stream.queue(wire.zeros_header() + body)
-        self._count(2 * BLOCK_BYTES + length)  # zeros take no room in the store, but an entry for each block
+        message = wire.zeros_header() + wire.zeros_body(disk, offset, length)
+        self._digest.add(message)
+        self._stream.queue(message)
+        self._count(blocks_touched(offset, length) * BLOCK_BYTES)  # zeros take a place as well
 
     def answer(self, ticket: Ticket) -> None:
         """Answer a write, at once or when there is room again."""
         if self._hurried or not self._full():
             ticket.done()
         else:
-            self._withheld.append((self._now_s, ticket))
+            self._withheld.append(ticket)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -113,13 +113,15 @@ class Replica:
         checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
         self._stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
         self._marks.append((epoch, self._sent_bytes))
+        self._sealed_epoch = epoch
         self._asked = False
         self._stream.flush()
 
     def release(self) -> None:
         """Give every answer that waits."""
+        self._withheld_since_s = None
         while self._withheld:
-            self._withheld.popleft()[1].done()
+            self._withheld.popleft().done()
 
     @property
     def backlog_bytes(self) -> int:
@@ -162,7 +164,9 @@ class Replica:
             self.release()
         if not self._withheld:
             return due_s
-        left_s = self._withheld[0][0] + self._limits.stall_ms_max / 1000 - now_s
+        if self._withheld_since_s is None:
+            self._withheld_since_s = now_s
+        left_s = self._withheld_since_s + self._limits.stall_ms_max / 1000 - now_s
         if left_s <= 0:
             raise PeerLost(f"the secondary's disks have taken no writes for {self._limits.stall_ms_max} ms")
         return min(left_s, left_s if due_s is None else due_s)
@@ -181,12 +185,14 @@ class Replica:
         match message:
             case wire.Images() if self._copying is None:
                 self._begin(message)
-            case wire.Following() if self._copying is not None and self._copying.done:
+            case wire.Following() if self._copying is not None and self._copying.done and not self._follows:
+                self._follows = True
                 self._notify(protocol.Following(self._copying.sent_bytes, self._whole))
-            case wire.Adopted() if self._counting:
+            case wire.Adopted() if self._counting and not self._adopted:
+                self._adopted = True
                 for disk in self._disks:
                     disk.adopt(self._session)
-            case wire.Applied(epoch=epoch) if self._counting:
+            case wire.Applied(epoch=epoch) if self._adopted and epoch <= self._sealed_epoch:
                 self._applied(epoch)
             case _:
                 raise PeerViolation(f"the secondary's disk process sent {type(message).__name__}, which is not due")

@@ -86,8 +86,10 @@ class SecondarySide:
                 return
             for kind, body in stream.messages():
                 if kind != wire.Kind.CONTROL:
-                    self._digest.add(body)
+                    self._digest.add_received(kind, body)
                 self._handle(stream, wire.decode(kind, body))
+                if self._troubled:
+                    return  # a mark after a lost write would say that it is there
 
     def _handle(self, stream: MessageStream, message: wire.Message) -> None:
         if isinstance(message, wire.Data | wire.Zeros) and self._begun:

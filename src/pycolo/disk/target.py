@@ -74,11 +74,12 @@ class TargetDisk(LayeredDisk):
     def _change(self, write: Withheld) -> None:
         """Write to the overlay; without room there the SVM waits for the next checkpoint, which empties it."""
         used = self.core.overlay_blocks
-        if used > self._overlay_blocks_max // 2:
+        full = used + write.blocks > self._overlay_blocks_max  # the rest of the store is the PVM's
+        if full or used > self._overlay_blocks_max // 2:
             self._want_checkpoint()
         if self._hurried:
             write.ticket.done()  # it is being stopped to become another: what it writes is dropped anyway
-        elif self.withheld or used >= self._overlay_blocks_max or not self._written(write):
+        elif self.withheld or full or not self._written(write):
             data = None if write.data is None else memoryview(bytes(write.data))
             self.withheld.append(replace(write, data=data))
         else:

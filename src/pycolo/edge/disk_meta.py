@@ -53,17 +53,19 @@ class DiskMeta:
     def __init__(self, path: Path, image: Path, size_bytes: int) -> None:
         """Open or make it. Raises EnvironmentFault when it is there and can't be read, or can't be made."""
         self.path, self._image = path, image
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            header = self._read(size_bytes)
-            os.ftruncate(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
-            self._map = mmap.mmap(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
-        except OSError as problem:
-            raise EnvironmentFault(
-                f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
-            ) from problem
+        with contextlib.ExitStack() as undo:
+            try:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                undo.callback(os.close, self._fd)
+                self._header = self._read(size_bytes)
+                os.ftruncate(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
+                self._map = mmap.mmap(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
+            except OSError as problem:
+                raise EnvironmentFault(
+                    f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
+                ) from problem
+            undo.pop_all()
         self.bits: Bits = np.frombuffer(self._map, np.uint8)[HEADER_BYTES:]
-        self._header = header
 
     @property
     def kind(self) -> Kind:

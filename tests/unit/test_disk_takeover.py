@@ -1,0 +1,172 @@
+"""From the claim to a disk that serves its image: nothing is lost, nobody hangs, every flush is true."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from secondary_script import IMAGES, SESSION, Secondary, changed
+
+from disk_tools import Answer
+from pycolo.core.block_store import BLOCK_BYTES
+from pycolo.disk.folding import LAST_ROUND_BLOCKS_MAX, FoldingDisk
+from pycolo.edge.disk_meta import Kind
+
+
+@pytest.fixture
+def secondary(tmp_path: Path) -> Iterator[Secondary]:
+    secondary = Secondary(tmp_path)
+    yield secondary
+    secondary.close()
+
+
+def folded(secondary: Secondary) -> bool:
+    """Whether the guest talks to the image itself."""
+    return secondary.exports[0] is secondary.sources[0]
+
+
+def test_a_takeover_keeps_the_svms_writes_and_forgets_what_is_not_committed(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.write(1)
+    secondary.checkpoint(2)
+    secondary.svm_write(2)
+    secondary.write(3)
+    secondary.mark(3)
+    secondary.write(4)
+    secondary.take_over()
+    expected = changed(IMAGES[0], (1, b"P"), (2, b"S"))
+    assert secondary.svm_reads() == expected
+    secondary.workers.run_all()
+    assert folded(secondary)
+    assert secondary.image() == expected
+    assert (secondary.disk.meta.kind, secondary.disk.meta.session) == (Kind.SOURCE, SESSION)
+    assert secondary.disk.meta.bits.any()
+    assert not secondary.side.unfinished
+
+
+def test_a_takeover_while_a_job_runs_waits_for_it(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.write(1)
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+    secondary.svm_write(1)
+    secondary.take_over()
+    before_folding = len(secondary.workers)
+    assert before_folding == 2  # the first disk's batch; the second disk becomes a source at once
+    secondary.workers.run()
+    assert secondary.image() == changed(IMAGES[0], (1, b"P"))
+    secondary.workers.run_all()
+    assert secondary.image() == changed(IMAGES[0], (1, b"S"))
+    assert folded(secondary)
+
+
+def test_the_image_is_a_sources_before_anything_of_the_svm_reaches_it(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.svm_write(1)
+    secondary.take_over()
+    assert secondary.disk.meta.bits.any()  # marked before it is written
+    kinds = [secondary.disk.meta.kind]
+    secondary.workers.run()
+    kinds.append(secondary.disk.meta.kind)
+    assert kinds == [Kind.TARGET, Kind.SOURCE]
+    assert secondary.image() == IMAGES[0]
+
+
+def test_a_flush_is_answered_when_everything_before_it_is_durable(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.svm_write(1)
+    secondary.take_over()
+    secondary.svm_write(2, b"T")
+    flush, fua = secondary.svm_flush(), Answer()
+    secondary.exports[0].write(fua, 3 * BLOCK_BYTES, memoryview(b"F" * BLOCK_BYTES), fua=True)
+    expected = changed(IMAGES[0], (1, b"S"), (2, b"T"), (3, b"F"))
+    while flush.said is None:
+        assert len(secondary.workers)
+        secondary.workers.run()
+    assert secondary.image() == expected
+    secondary.workers.run_all()
+    assert (flush.said, fua.said) == ("done", "done")
+
+
+def test_writes_go_on_in_rounds_and_those_of_the_last_one_wait_and_are_not_lost(secondary: Secondary) -> None:
+    secondary.following()
+    model = bytearray(IMAGES[0])
+    many = LAST_ROUND_BLOCKS_MAX + 10
+
+    def write(block: int, fill: bytes, count: int = 1) -> Answer:
+        model[block * BLOCK_BYTES : (block + count) * BLOCK_BYTES] = fill * (count * BLOCK_BYTES)
+        return secondary.svm_write(block, fill, count)
+
+    write(0, b"0", many)
+    secondary.take_over()
+    rounds, waited = 0, []
+    while not folded(secondary):
+        rounds += 1
+        assert rounds < 40, "the guest puts off the end for ever"
+        answer = write(rounds, bytes([rounds]), many)
+        if answer.said is None:
+            waited.append(answer)
+            assert secondary.svm_reads(rounds, 1) != bytes([rounds]) * BLOCK_BYTES
+        secondary.workers.run()
+    secondary.workers.run_all()
+    assert waited
+    assert {answer.said for answer in waited} == {"done"}
+    assert secondary.image() == model
+    assert secondary.svm_reads() == model
+
+
+def test_without_room_a_write_waits_for_the_end(tmp_path: Path) -> None:
+    secondary = Secondary(tmp_path, room_blocks=20)
+    try:
+        secondary.following()
+        for block in range(10):
+            assert secondary.svm_write(block).said == "done"
+        waiting = secondary.svm_write(10)
+        secondary.take_over()
+        assert waiting.said == "done"  # the room that was kept for the PVM
+        later = [secondary.svm_write(block) for block in range(11, 25)]
+        assert (later[0].said, later[-1].said) == ("done", None)
+        flush = secondary.svm_flush()
+        secondary.workers.run_all()
+        assert {answer.said for answer in [*later, flush]} == {"done"}
+        assert secondary.image() == changed(IMAGES[0], *((block, b"S") for block in range(25)))
+    finally:
+        secondary.close()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_an_image_that_fails_in_a_takeover_gives_errors_and_never_hangs(secondary: Secondary, failing: int) -> None:
+    """Job 0 is the last batch of the pair, then the image becomes a source, then the first round."""
+    secondary.following()
+    secondary.write(1)
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+    secondary.svm_write(2)
+    secondary.sources[1].replica = None
+    del secondary.disks[1:]
+    secondary.take_over()
+    before = secondary.svm_flush()
+    secondary.workers.run(failing)
+    secondary.workers.fail()
+    assert before.said == errno.EIO
+    assert secondary.svm_flush().said == errno.EIO
+    assert secondary.svm_write(5).said == errno.EIO
+    assert len(secondary.troubles()) == 1
+    assert secondary.svm_reads(1, 2) == b"P" * BLOCK_BYTES + b"S" * BLOCK_BYTES
+    assert len(secondary.workers) == 0
+
+
+def test_an_image_that_failed_before_a_takeover_gives_errors_and_never_hangs(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.write(1)
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+    secondary.workers.fail()
+    secondary.take_over()
+    assert isinstance(secondary.exports[0], FoldingDisk)
+    assert secondary.svm_flush().said == errno.EIO
+    assert secondary.svm_write(5).said == errno.EIO
+    secondary.workers.run_all()
+    assert secondary.svm_reads(1, 1) == b"P" * BLOCK_BYTES
