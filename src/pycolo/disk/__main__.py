@@ -123,6 +123,8 @@ class DiskProcess:
             answer = Failed(str(trouble), "disk")
         except PeerLost as lost:
             answer = Failed(str(lost), "peer")
+        except OSError as problem:
+            answer = Failed(f"the disks can't be read for a self-check ({problem})", "vm")
         self._say(answer)
 
     def _carry_out(self, command: protocol.Command) -> protocol.Answer:
@@ -219,6 +221,8 @@ class DiskProcess:
             while side.unfinished and not side.troubled:
                 self._turn(0.01)
         self._side = None
+        self._loop.unwatch(self._workers.fileno())
+        self._workers.close()  # no job may meet a closed file
         if self._images is not None and isinstance(side, SecondarySide) and side.troubled:
             self._images.give_up()  # a batch may be on an image in part: its journal is needed
         elif self._images is not None:

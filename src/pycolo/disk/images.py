@@ -16,6 +16,7 @@ from pycolo.core.block_store import BLOCK_BYTES, BlockStore
 from pycolo.disk.protocol import DiskFile, Open
 from pycolo.disk.source import SourceDisk
 from pycolo.disk.target import Owner, TargetDisk
+from pycolo.edge.beside import check_lasts
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta, Kind
 from pycolo.edge.journal_file import JournalFile
@@ -44,7 +45,10 @@ class OpenImages:
             _make(path, file.size_bytes)
         image = DiskImage(path, format=file.format or None)
         undo.callback(image.close)
-        beside = path if path.is_file() else Path(self._command.state_dir) / file.name
+        beside = path
+        if not path.is_file():
+            beside = Path(self._command.state_dir) / file.name
+            check_lasts(beside.parent)
         meta = DiskMeta(beside.with_name(beside.name + ".colo"), path, image.size_bytes)
         undo.callback(meta.close)
         journal = JournalFile(beside.with_name(beside.name + ".colo-journal"))

@@ -66,6 +66,7 @@ class Replica:
         self._withheld_since_s: float | None = None  # by the clock of `turn`, so from the next one on
         self._hurried = self._asked = self._follows = self._adopted = False
         self._now_s = 0.0
+        self._hopeless = ""
         self.backlog_bytes_max = 0
 
     # ---------------------------------------------------------------- what happens to the images
@@ -86,11 +87,17 @@ class Replica:
         self._stream.queue(message)
         self._count(blocks_touched(offset, length) * BLOCK_BYTES)  # zeros take a place as well
 
+    def give_up(self, why: str) -> None:
+        """Nobody knows what is on an image: the secondary can't be kept alike."""
+        self._hopeless = why
+
     def answer(self, ticket: Ticket) -> None:
         """Answer a write, at once or when there is room again."""
         if self._hurried or not self._full():
             ticket.done()
         else:
+            if self._counting:
+                self._ask()  # failed checkpoints may have left most of what takes the room
             self._withheld.append(ticket)
 
     # ---------------------------------------------------------------- checkpoints
@@ -158,6 +165,8 @@ class Replica:
     def turn(self, now_s: float) -> float | None:
         """Send, copy, watch the time; returns the seconds until it has to be called again. Raises PeerLost, OSError."""
         self._now_s = now_s
+        if self._hopeless:
+            raise PeerLost(self._hopeless)
         due_s = self._copy(now_s)
         self._stream.flush()
         if self._withheld and not self._full():
@@ -251,7 +260,12 @@ class Replica:
         self._sent_bytes += cost_bytes
         self.backlog_bytes_max = max(self.backlog_bytes_max, self.backlog_bytes)
         sealed_bytes = self._marks[-1][1] if self._marks else self._applied_bytes
-        if self._sent_bytes - sealed_bytes > self._room_bytes * EPOCH_SHARE and not self._asked:
+        if self._sent_bytes - sealed_bytes > self._room_bytes * EPOCH_SHARE:
+            self._ask()
+
+    def _ask(self) -> None:
+        """A checkpoint is needed, once until the next seal."""
+        if not self._asked:
             self._asked = True
             self._notify(Wanted(BACKLOG))
 

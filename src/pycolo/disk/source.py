@@ -28,6 +28,9 @@ class Listeners(Protocol):
 
     def wrote(self, disk: int, offset: int, data: bytes | memoryview) -> None: ...
     def zeroed(self, disk: int, offset: int, length: int) -> None: ...
+    def give_up(self, why: str) -> None:
+        """Nobody knows what is on the image now."""
+
     def answer(self, ticket: Ticket) -> None:
         """Answer a write, at once or when the secondary can take more."""
 
@@ -110,7 +113,7 @@ class SourceDisk(LocalExport):
             try:
                 self.replica.wrote(self.number, offset, self.image.read(offset, length))
             except OSError:
-                self._note(f"{self.image.path} can neither be written nor read ({problem.strerror})")
+                self.replica.give_up(f"{self.image.path} can neither be written nor read ({problem.strerror})")
         ticket.failed(problem.errno or errno.EIO)
 
     def _note(self, trouble: str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from pycolo.core.changed_chunks import Bits, bitmap_bytes_of
+from pycolo.edge.beside import open_beside
 from pycolo.errors import EnvironmentFault
 
 HEADER_BYTES = 4096
@@ -53,10 +54,10 @@ class DiskMeta:
     def __init__(self, path: Path, image: Path, size_bytes: int) -> None:
         """Open or make it. Raises EnvironmentFault when it is there and can't be read, or can't be made."""
         self.path, self._image = path, image
+        self._fd = open_beside(path)
         with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._fd)
             try:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                undo.callback(os.close, self._fd)
                 self._header = self._read(size_bytes)
                 os.ftruncate(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
                 self._map = mmap.mmap(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pycolo.errors import EnvironmentFault
+from pycolo.edge.beside import open_beside
 
 
 class JournalFile:
@@ -16,12 +16,7 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         """Raises EnvironmentFault."""
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as problem:
-            raise EnvironmentFault(
-                f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
-            ) from problem
+        self._fd = open_beside(path)
 
     def read(self, offset: int, length: int) -> bytes:
         """Shorter at the end of the file only."""
