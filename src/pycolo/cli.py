@@ -36,12 +36,17 @@ def cli() -> None:
     is_flag=True,
     help="Start although the arbiter names a holder. Only if you know that no copy of the VM is running.",
 )
-def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool) -> None:
+@click.option(
+    "--older-disk",
+    is_flag=True,
+    help="Start from a disk that was a secondary's. Only if the primary's, which is newer, is lost.",
+)
+def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool, older_disk: bool) -> None:
     """Run one VM on this host, as half of a pair."""
     from pycolo.core.failover import Role
     from pycolo.daemon import run_daemon
 
-    run_daemon(host_toml, vm_toml, Role(role), no_copy_lives=no_copy_lives)
+    run_daemon(host_toml, vm_toml, Role(role), no_copy_lives=no_copy_lives, older_disk=older_disk)
 
 
 @cli.command()

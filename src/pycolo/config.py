@@ -54,7 +54,7 @@ class ProtectionConfig(_Model):
     disk_buffer_mib_max: Annotated[int, Field(ge=16, le=1 << 20)] = 256
     disk_spill_mib_max: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
     disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 16
-    disk_stall_ms_max: Annotated[int, Field(ge=100, le=60_000)] = 2000
+    disk_stall_ms_max: Annotated[int, Field(ge=100, le=3000)] = 2000
     disk_copy_mib_per_s_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class DiskConfig(_Model):
     path: Path
     size_mib: Annotated[int, Field(ge=0, le=1 << 26)] = 0
     format: Literal["auto", "raw"] = "auto"
-    werror: Literal["enospc", "stop", "report"] = "enospc"
+    werror: Literal["stop", "enospc", "report"] = "stop"
 
 
 class VmConfig(_Model):
@@ -133,4 +133,7 @@ def _sentence(path: Path, problem: ValidationError) -> str:
         return f"{path}: the key {key} is missing: add it"
     if first["type"] == "extra_forbidden":
         return f"{path}: the key {key} is unknown: remove it or correct its spelling"
-    return f"{path}: {key} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict | list | tuple):  # all of it is too much to be read
+        return f"{path}: {key}: {message}" if first["loc"] else f"{path}: {message}"
+    return f"{path}: {key} is {first['input']!r}: {message}"

@@ -30,22 +30,22 @@ ROOM_BYTES_MIN = 64 << 20
 _MANAGERS: dict[Role, type[Manager]] = {Role.PRIMARY: PrimaryManager, Role.SECONDARY: SecondaryManager}
 
 
-def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: bool) -> None:
+def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: bool, older_disk: bool) -> None:
     """Run until the end. Raises PycoloError with the sentence for the user."""
     host, vm = load_config(host_file, HostConfig), load_config(vm_file, VmConfig)
     check_host()
     _log_json()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # the pause of the PVM ends when this process gets a core
-    asyncio.run(_serve(host, vm, role, no_copy_lives=no_copy_lives))
+    asyncio.run(_serve(host, vm, role, no_copy_lives=no_copy_lives, older_disk=older_disk))
 
 
-async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: bool) -> None:
+async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: bool, older_disk: bool) -> None:
     """Run one side to its end; a secondary that had no room for its disks begins again when there is."""
     stopped, events = asyncio.Event(), EventLog(host.name)
     waits_s = 0.0
     while not stopped.is_set():
-        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives, events=events)
+        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
 
         def stop(running: Manager = manager) -> None:
             stopped.set()
@@ -67,12 +67,20 @@ async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: b
 
 async def _wait_for_room(host: HostConfig, vm: VmConfig, stopped: asyncio.Event, wait_s: float) -> None:
     """At least `wait_s`, and until every disk's file system has ROOM_BYTES_MIN free."""
-    folders = {disk_path(host, disk).parent for disk in vm.disks} | {host.state_dir}
+    images = [disk_path(host, disk) for disk in vm.disks]
+    folders = {image.parent for image in images if not image.is_block_device()} | {host.state_dir}
     while not stopped.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), wait_s)
-        if all(shutil.disk_usage(folder).free >= ROOM_BYTES_MIN for folder in folders):
+        if all(map(_has_room, folders)):
             return
+
+
+def _has_room(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free >= ROOM_BYTES_MIN
+    except OSError:  # not mounted just now
+        return False
 
 
 def _log_json() -> None:

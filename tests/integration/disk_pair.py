@@ -138,6 +138,7 @@ class DiskPair:
     def __init__(self, folder: Path, sizes: tuple[int, ...] = (8 * MIB,), **limits: Any) -> None:
         self.folder, self.sizes, self.limits = folder, sizes, limits
         self.epoch = 0
+        self.order = tuple(range(len(sizes)))
         self._hosts: list[DiskHost] = []
 
     def path(self, host: str, number: int = 0) -> Path:
@@ -178,8 +179,8 @@ class DiskPair:
             **limits,
         }
         files = [
-            protocol.DiskFile(f"disk{number}", str(self.path(host, number)), size, "raw")
-            for number, size in enumerate(self.sizes)
+            protocol.DiskFile(f"disk{number}", str(self.path(host, number)), self.sizes[number], "raw")
+            for number in self.order
         ]
         return protocol.Open(role=str(role), disks=files, **values)
 

@@ -60,7 +60,7 @@ def test_an_import_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     without_tool = colo("import", broken, tmp_path / "b.raw")
     for outcome, sentence in (
         (missing, "does not exist"),
-        (failed, "can't be converted"),
+        (failed, "is damaged"),
         (without_tool, "qemu-utils"),
     ):
         assert (outcome.returncode, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
@@ -89,3 +89,19 @@ def test_an_import_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     assert process.wait(20) == 130
     assert list(folder.iterdir()) == []
     assert not Path("/proc", started.read_text().strip()).exists()
+
+
+def test_a_damaged_source_and_an_empty_one_are_refused(tmp_path: Path) -> None:
+    whole, cut, empty = tmp_path / "whole.qcow2", tmp_path / "cut.qcow2", tmp_path / "empty"
+    run("qemu-img", "create", "-q", "-f", "qcow2", whole, "16M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 8M", whole)
+    cut.write_bytes(whole.read_bytes()[: 1 << 20])
+    empty.touch()
+    for source, says in ((cut, "is damaged"), (empty, "is empty"), (tmp_path, "is no file")):
+        outcome = colo("import", source, tmp_path / "image")
+        assert outcome.returncode == 2
+        assert says in outcome.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.qcow2", "empty", "whole.qcow2"]
+    assert "the folder" in colo("import", whole, tmp_path / "no" / "image").stderr
+    assert colo("import", whole, tmp_path / "image").returncode == 0
+    assert (tmp_path / "image").stat().st_mode & 0o777 == 0o600

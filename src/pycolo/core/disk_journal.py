@@ -24,6 +24,7 @@ _HEADER = struct.Struct("<8sQ16s")  # magic, bytes of all records, digest
 HEADER_BYTES = 4096
 _ENTRY = struct.Struct("<QQB7x")  # offset, length, 1 for zeros; the content follows
 READ_BYTES = 1 << 20
+SYNC_BYTES = 16 << 20  # no sync takes long, so that others see that it gets on
 
 Record = tuple[int, int, Buffers | None]
 """(offset, length, content) of one write; content is None for zeros."""
@@ -68,12 +69,15 @@ def replay(journal: Storage, image: Storage) -> bool:
 
 def _write_journal(journal: Storage, records: Iterable[Record]) -> None:
     digest = xxhash.xxh3_128()
-    at = HEADER_BYTES
+    at = synced = HEADER_BYTES
     for offset, length, content in records:
         for part in (_ENTRY.pack(offset, length, content is None), *(content or ())):
             digest.update(part)
             journal.write(at, part)
             at += len(part)
+        if at - synced >= SYNC_BYTES:
+            journal.sync()
+            synced = at
     header = _HEADER.pack(_MAGIC, at - HEADER_BYTES, digest.digest())
     journal.write(0, header.ljust(HEADER_BYTES, b"\0"))
     journal.sync()
@@ -87,6 +91,7 @@ def _write_again(journal: Storage, size: int) -> None:
 
 
 def _write_image(image: Storage, records: Iterable[Record]) -> None:
+    unsynced = 0
     for offset, length, content in records:
         if content is None:
             image.zero(offset, length, may_trim=True)
@@ -94,11 +99,17 @@ def _write_image(image: Storage, records: Iterable[Record]) -> None:
         for part in content:
             image.write(offset, part)
             offset += len(part)
+        unsynced += length
+        if unsynced >= SYNC_BYTES:
+            image.sync()
+            unsynced = 0
     image.sync()
 
 
 def _clear(journal: Storage) -> None:
-    journal.write(0, bytes(HEADER_BYTES))
+    """Durably; where nothing is to be cleared no room is needed either."""
+    if journal.read(0, HEADER_BYTES).strip(b"\0"):
+        journal.write(0, bytes(HEADER_BYTES))
     journal.sync()
 
 

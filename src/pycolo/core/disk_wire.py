@@ -79,6 +79,10 @@ class Following(msgspec.Struct, frozen=True, tag="following", forbid_unknown_fie
     """The secondary's answer to Copied: it has all of it, and a first checkpoint may be taken."""
 
 
+class Working(msgspec.Struct, frozen=True, tag="working", forbid_unknown_fields=True):
+    """The secondary is writing to its images and gets on."""
+
+
 class Adopted(msgspec.Struct, frozen=True, tag="adopted", forbid_unknown_fields=True):
     """The secondary's images safely are what the primary's disks were at the first mark."""
 
@@ -101,7 +105,7 @@ class Applied(msgspec.Struct, frozen=True, tag="applied", forbid_unknown_fields=
     epoch: _Whole
 
 
-Control = Greeting | Images | Begin | Copied | Following | Adopted | Mark | Applied
+Control = Greeting | Images | Begin | Copied | Following | Working | Adopted | Mark | Applied
 
 
 class Data(msgspec.Struct, frozen=True):

@@ -63,6 +63,7 @@ class DiskProcess:
         if side is not None:
             with self._channel_guard():
                 due_s = side.turn(time.monotonic())
+            self._loop.settle()
             self._follow_channel()
         waits = [wait_s for wait_s in (wait_s_max, due_s) if wait_s is not None]
         self._loop.turn(min(waits) if waits else None)
@@ -73,7 +74,8 @@ class DiskProcess:
         stream = side.replica if isinstance(side, PrimarySide) else side.stream if side is not None else None
         if stream is not None:
             self._channel_fd = stream.fileno()
-            self._loop.want(self._channel_fd, self._on_channel, EPOLLIN | (EPOLLOUT if stream.waiting else 0))
+            reads = 0 if isinstance(side, SecondarySide) and side.troubled else EPOLLIN
+            self._loop.want(self._channel_fd, self._on_channel, reads | (EPOLLOUT if stream.waiting else 0))
 
     def _on_channel(self) -> None:
         side = self._side
@@ -124,7 +126,7 @@ class DiskProcess:
         except PeerLost as lost:
             answer = Failed(str(lost), "peer")
         except OSError as problem:
-            answer = Failed(f"the disks can't be read for a self-check ({problem})", "vm")
+            answer = Failed(f"a disk, or a file beside it, fails ({problem})", "vm")
         self._say(answer)
 
     def _carry_out(self, command: protocol.Command) -> protocol.Answer:
@@ -185,7 +187,8 @@ class DiskProcess:
             self._side = PrimarySide(images.sources, limits, self._say)
         else:
             side = SecondarySide(images.room_blocks(), self._say)
-            side.disks = images.targets(side)
+            targets = images.targets(side)
+            side.serve(targets, images.applier(targets))
             self._doorway = Doorway(command.listen_host, command.token, self._loop, side.greet)
             self._side, exports, port = side, list(side.disks), self._doorway.port
         self._exports = [GuestDisk(export) for export in exports]

@@ -1,73 +1,95 @@
-"""What is committed on its way to the secondary's image, one batch at a time, in a worker thread.
+"""What is committed on its way to the secondary's images, all disks together, one batch at a time, in a worker thread.
 
-Guarantees: the image gets whole committed epochs by way of the journal; nothing else writes to it meanwhile.
+Guarantees: the images get whole committed epochs by way of one journal, so that no crash leaves two disks of different
+epochs; nothing else writes to them meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from pycolo.core import disk_journal
 from pycolo.core.disk_epochs import SecondaryDisk
+from pycolo.disk.joined import JoinedImages, JoinedLayers
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta, Kind
 from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.workers import Workers
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One disk."""
+
+    core: SecondaryDisk
+    image: DiskImage
+    meta: DiskMeta
+
+
 class Applier:
-    """Of one disk. `idle` is called after each job that went well, `failed` with a sentence after one that did not."""
+    """`idle` is called after each job that went well, `failed` with a sentence after one that did not."""
 
     def __init__(
-        self,
-        core: SecondaryDisk,
-        image: DiskImage,
-        meta: DiskMeta,
-        journal: JournalFile,
-        workers: Workers,
-        failed: Callable[[str], None],
+        self, parts: Sequence[Part], journal: JournalFile, workers: Workers, failed: Callable[[str], None]
     ) -> None:
-        self._core, self._image, self._meta, self._journal = core, image, meta, journal
-        self._workers, self.failed = workers, failed
+        self._parts, self._journal, self._workers, self.failed = parts, journal, workers, failed
+        self._images = JoinedImages([part.image for part in parts])
         self.busy = False
-        self.broken = ""  # why nothing reaches the image any more
+        self.broken = ""  # why nothing reaches the images any more
         self.applied_epoch = 0
         self.idle: Callable[[], None] = lambda: None
 
+    @property
+    def steps(self) -> int:
+        """Grows as long as a job gets on."""
+        return self._images.steps + self._journal.steps
+
+    @property
+    def unapplied(self) -> bool:
+        """Whether committed writes are on their way, or wait for it."""
+        return self.busy or any(part.core.unapplied for part in self._parts)
+
     def presync(self, done: Callable[[], None]) -> None:
         """Make most of what was copied durable, before it matters."""
-        self._submit(self._image.sync, done)
+        self._submit(self._images.sync, done)
 
     def adopt(self, session: str, epoch: int) -> None:
-        """The image is what the PVM's disk was at the mark of `epoch`: say so, durably."""
-        self._run(partial(self._become, Kind.TARGET, session, clear=True), partial(self._reached, epoch))
+        """The images are what the PVM's disks were at the mark of `epoch`: say so, durably."""
+        self._run(partial(self._become_targets, session), partial(self._reached, epoch))
 
-    def become_source(self) -> None:
-        """A VM writes to this disk from now on: say so, durably, before anything of it reaches the image."""
-        self._run(partial(self._become, Kind.SOURCE, self._meta.session, clear=False), lambda: None)
+    def become_sources(self) -> None:
+        """A VM writes to these disks from now on: say so, durably, before anything of it reaches an image."""
+        self._run(self._become_sources, lambda: None)
 
     def apply(self, committed_epoch: int) -> bool:
-        """Send what is committed to the image; False when there is nothing to do, or something is done already."""
+        """Send what is committed to the images; False when there is nothing to do, or something is done already."""
         if self.busy:
             return False
-        if not self._core.unapplied:
+        if not self.unapplied:
             self._reached(committed_epoch)
             return False
-        batch = self._core.begin_applying()
+        batch = JoinedLayers([part.core.begin_applying() for part in self._parts])
 
         def applied() -> None:
-            self._core.applied()
+            for part in self._parts:
+                part.core.applied()
             self._reached(committed_epoch)
 
-        self._run(partial(disk_journal.apply, self._journal, self._image, batch), applied)
+        self._run(partial(disk_journal.apply, self._journal, self._images, batch), applied)
         return True
 
-    def _become(self, kind: Kind, session: str, *, clear: bool) -> None:
-        self._image.sync()
-        if clear:
-            self._meta.bits[:] = 0
-        self._meta.change(kind, session)
+    def _become_targets(self, session: str) -> None:
+        self._images.sync()
+        for part in self._parts:
+            part.meta.bits[:] = 0
+            part.meta.change(Kind.TARGET, session)
+
+    def _become_sources(self) -> None:
+        self._images.sync()
+        for part in self._parts:
+            part.meta.change(Kind.SOURCE, part.meta.session)
 
     def _reached(self, epoch: int) -> None:
         self.applied_epoch = max(self.applied_epoch, epoch)
@@ -85,7 +107,8 @@ class Applier:
     def _submit(self, job: Callable[[], None], done: Callable[[], None]) -> None:
         def ended(result: OSError | None) -> None:
             if isinstance(result, OSError):
-                self.broken = f"{self._image.path} can't be written ({result.strerror}): make room, or mend the disk"
+                paths = ", ".join(str(part.image.path) for part in self._parts)
+                self.broken = f"{paths} can't be written ({result.strerror}): make room, or mend the disk"
                 self.failed(self.broken)
             else:
                 done()

@@ -14,7 +14,7 @@ from pycolo.core.changed_chunks import Bits, ranges_of
 from pycolo.edge.disk_image import DiskImage
 
 PIECE_BYTES = 256 << 10
-ZEROS_BYTES_MAX = 1 << 30
+ZEROS_BYTES_MAX = 32 << 20  # where holes can't be punched they are written, and nothing else happens meanwhile
 BURST_S = 0.1
 _ZEROS = bytes(PIECE_BYTES)
 

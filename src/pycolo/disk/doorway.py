@@ -1,7 +1,7 @@
 """Where the primary's disk process calls: only who shows the token comes in.
 
-Guarantees: a stranger costs at most one of CALLERS_MAX connections and GREETING_BYTES_MAX of memory, and learns
-nothing; it never stands in the way of the primary, as the oldest caller that has not shown the token makes room.
+Guarantees: a stranger costs at most one of CALLERS_MAX connections and one read of memory, and learns nothing; it
+never stands in the way of the primary, as the oldest caller that has not shown the token makes room.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Doorway:
             self._listener.close()
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # whoever it was is gone, or too many files are open: the next one may come in
+            return
         if len(self._callers) >= CALLERS_MAX:
             self._drop(next(iter(self._callers)))
         stream = MessageStream(connection, "the disk channel", _decode_greeting_header)

@@ -1,47 +1,42 @@
-"""A disk after the takeover, until all that was in memory is on the image; then `SourceDisk` serves it.
+"""Disks after the takeover, until all that was in memory is on the images; then `SourceDisk` serves them.
 
-Guarantees: nothing is lost that the guest was told is written; a flush is answered when everything before it is
-durable on the image, which gets it by way of the journal, so that a crash meanwhile leaves the disk as of some instant.
+Guarantees: nothing is lost that the guest was told is written; a flush is answered when everything before it is durable
+on the image, which gets it by way of the journal, so that a crash meanwhile leaves the disks as of some instant.
 The guest can't put off the end for ever: the last round makes its writes wait.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pycolo.core.block_store import StoreFull
+from pycolo.disk.applier import Applier
 from pycolo.disk.layered import LayeredDisk, Withheld
 from pycolo.disk.target import TargetDisk
-from pycolo.edge.nbd_export import Ticket
+from pycolo.edge.nbd_export import Export, Ticket
 
 ROUNDS_MAX = 8
 LAST_ROUND_BLOCKS_MAX = 512
 
 
 class FoldingDisk(LayeredDisk):
-    """Implements Export; `folded` is called once, when `target.source` is to serve from then on."""
+    """One of them. Implements Export."""
 
-    def __init__(self, target: TargetDisk, folded: Callable[[], None], failed: Callable[[str], None]) -> None:
+    def __init__(self, target: TargetDisk, tell: Callable[[str], None]) -> None:
         super().__init__(target.core, target.source)
-        self._applier = target.applier
-        self._folded, self._tell = folded, failed
+        self._tell = tell
         self._broken = False
-        self._rounds = 0
-        self._last = False  # the guest's writes wait for the end
+        self.last = False  # the guest's writes wait for the end
         self._writes: list[tuple[Withheld, bool]] = []
-        self._flushes: list[Ticket] = []
+        self._flushes: list[Ticket] = []  # since this round began
+        self._in_round: list[Ticket] = []  # before it
         for offset, length in self.core.own_writes():
             self._note(offset, length)
         self.core.take_over()
         for withheld in target.withheld:
             self._change(withheld, fua=False)
         target.withheld.clear()
-        self._applier.idle, self._applier.failed = self._become_source, self.failed
-        if self._applier.broken:
-            self.failed(self._applier.broken)
-        elif not self._applier.busy:
-            self._become_source()
 
     # ---------------------------------------------------------------- requests
 
@@ -63,14 +58,15 @@ class FoldingDisk(LayeredDisk):
         if self._broken:
             write.ticket.failed(errno.EIO)
             return
-        if not self._last:
+        if not self.last:
             self._note(write.offset, write.length)
             try:
                 write.into(self.core)
             except StoreFull:
-                self._last = True
+                self.last = True
             except OSError as problem:
-                self.failed(f"the spill file can't be written ({problem.strerror}): make room in `state_dir`")
+                self._tell(f"the spill file can't be written ({problem.strerror}): make room in `state_dir`")
+                self.fail()
                 write.ticket.failed(errno.EIO)
                 return
             else:
@@ -89,29 +85,75 @@ class FoldingDisk(LayeredDisk):
 
     # ---------------------------------------------------------------- rounds
 
-    def failed(self, why: str) -> None:
+    def next_round(self) -> None:
+        """All of the last round is on the image: answer its flushes, and send what came meanwhile on its way."""
+        for ticket in self._in_round:
+            ticket.done()
+        self._in_round, self._flushes = self._flushes, []
+        self.core.fold()
+
+    def finish(self) -> None:
+        """Nothing is left: what waited for the end goes to the image directly."""
+        for write, fua in self._writes:
+            write.to(self.source, fua=fua)
+        for ticket in (*self._in_round, *self._flushes):
+            self.source.flush(ticket)
+
+    def fail(self) -> None:
         """The image can't be written: the guest gets I/O errors for what would have to be durable."""
         self._broken = True
-        self._tell(why)
-        waiting = [*(write.ticket for write, _ in self._writes), *self._flushes]
-        self._writes.clear()
-        self._flushes.clear()
+        waiting = [*(write.ticket for write, _ in self._writes), *self._in_round, *self._flushes]
+        for tickets in (self._writes, self._in_round, self._flushes):
+            tickets.clear()
         for ticket in waiting:
             ticket.failed(errno.EIO)
 
-    def _become_source(self) -> None:
+
+class Folding:
+    """All disks of a VM; `switch(number, export)` changes what the guest talks to."""
+
+    def __init__(
+        self,
+        targets: Sequence[TargetDisk],
+        applier: Applier,
+        switch: Callable[[int, Export], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._disks = [FoldingDisk(target, tell) for target in targets]
+        self._applier, self._switch, self._tell = applier, switch, tell
+        self._rounds = 0
+        self.done = False
+        for number, disk in enumerate(self._disks):
+            switch(number, disk)
+        applier.idle, applier.failed = self._become_sources, self._failed
+        if applier.broken:
+            self._failed(applier.broken)
+        elif not applier.busy:
+            self._become_sources()
+
+    def _become_sources(self) -> None:
         self._applier.idle = self._next
-        self._applier.become_source()
+        self._applier.become_sources()
 
     def _next(self) -> None:
-        """Everything that was on its way is on the image: send what came meanwhile, or end."""
+        """Everything that was on its way is on the images: send what came meanwhile, or end."""
         self._rounds += 1
-        self.core.fold()
-        self._last = self._last or self._rounds > ROUNDS_MAX or self.core.used_blocks <= LAST_ROUND_BLOCKS_MAX
-        if self._applier.apply(0):
-            return
-        self._folded()
-        for write, fua in self._writes:
-            write.to(self.source, fua=fua)
-        for ticket in self._flushes:
-            self.source.flush(ticket)
+        for disk in self._disks:
+            disk.next_round()
+        left = sum(disk.core.used_blocks for disk in self._disks)
+        if self._rounds > ROUNDS_MAX or left <= LAST_ROUND_BLOCKS_MAX:
+            for disk in self._disks:
+                disk.last = True
+        if not self._applier.apply(0):
+            self._end()
+
+    def _end(self) -> None:
+        self.done = True
+        for number, disk in enumerate(self._disks):
+            self._switch(number, disk.source)
+            disk.finish()
+
+    def _failed(self, why: str) -> None:
+        self._tell(why)
+        for disk in self._disks:
+            disk.fail()

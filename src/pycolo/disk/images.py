@@ -1,4 +1,4 @@
-"""Opens the images of one side: the image, the file that says what is known of it, and on a secondary its journal.
+"""Opens the images of one side: each with the file that says what is known of it, and the journal that they share.
 
 Guarantees: an image that is only partly copied is never served to a VM that speaks; a batch that a crash interrupted is
 finished before anybody reads (core/disk_journal).
@@ -7,12 +7,14 @@ finished before anybody reads (core/disk_journal).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from pycolo.core import disk_journal
 from pycolo.core.block_store import BLOCK_BYTES, BlockStore
+from pycolo.disk.applier import Applier, Part
+from pycolo.disk.joined import JoinedImages
 from pycolo.disk.protocol import DiskFile, Open
 from pycolo.disk.source import SourceDisk
 from pycolo.disk.target import Owner, TargetDisk
@@ -26,17 +28,20 @@ from pycolo.errors import DiskTrouble, EnvironmentFault
 
 
 class OpenImages:
-    """The images of one VM on this host, each with its journal."""
+    """The images of one VM on this host."""
 
     def __init__(self, command: Open, workers: Workers) -> None:
         """Raises EnvironmentFault or DiskTrouble, and nothing stays open then."""
         self._command, self._workers = command, workers
-        self.journals: list[JournalFile] = []
         self.sources: list[SourceDisk] = []
         self._spills: list[SpillFile] = []
         with ExitStack() as undo:
             for number, file in enumerate(command.disks):
                 self._open(number, file, undo)
+            path = self._beside(Path(command.disks[0].path), command.disks[0].name, ".colo-journal")
+            self._journal = JournalFile(path)
+            undo.callback(self._journal.close)
+            self._recover(path, speaks=command.role == "primary")
             undo.pop_all()
 
     def _open(self, number: int, file: DiskFile, undo: ExitStack) -> None:
@@ -45,28 +50,55 @@ class OpenImages:
             _make(path, file.size_bytes)
         image = DiskImage(path, format=file.format or None)
         undo.callback(image.close)
-        beside = path
-        if not path.is_file():
-            beside = Path(self._command.state_dir) / file.name
-            check_lasts(beside.parent)
-        meta = DiskMeta(beside.with_name(beside.name + ".colo"), path, image.size_bytes)
+        if file.size_bytes not in (0, image.size_bytes):
+            raise EnvironmentFault(
+                f"{path} has {image.size_bytes} bytes and `size_mib` says {file.size_bytes}: correct vm.toml, "
+                "or name another image"
+            )
+        meta = DiskMeta(self._beside(path, file.name, ".colo"), path, image.size_bytes)
         undo.callback(meta.close)
-        journal = JournalFile(beside.with_name(beside.name + ".colo-journal"))
-        undo.callback(journal.close)
-        _recover(image, meta, journal, speaks=self._command.role == "primary")
         self.sources.append(SourceDisk(number, file.name, image, meta, self._workers))
-        self.journals.append(journal)
+
+    def _beside(self, image: Path, name: str, ending: str) -> Path:
+        """Where what is known of an image stands: beside it, or in `state_dir` for a device."""
+        if image.is_file():
+            return image.with_name(image.name + ending)
+        folder = Path(self._command.state_dir)
+        check_lasts(folder)
+        return folder / (name + ending)
+
+    def _recover(self, journal: Path, *, speaks: bool) -> None:
+        """Bring the images to a whole epoch, and only then note that they are in use."""
+        # By their names only, so that a folder may be moved.
+        group = [journal.name, *(source.image.path.name for source in self.sources)]
+        for source in self.sources:
+            _check(source, journal, group, speaks=speaks, older_disk=self._command.older_disk)
+        try:
+            if all(source.meta.group == group for source in self.sources):
+                disk_journal.replay(self._journal, JoinedImages([source.image for source in self.sources]))
+            else:
+                self._journal.forget()  # of others, and finished
+            for source in self.sources:
+                source.meta.group = group
+                source.meta.change(Kind.SOURCE if speaks else source.meta.kind, source.meta.session)
+        except OSError as problem:
+            paths = ", ".join(str(source.image.path) for source in self.sources)
+            raise DiskTrouble(
+                f"{paths} can't be brought into good order ({problem.strerror}): make room, or mend the disk"
+            ) from problem
 
     def targets(self, owner: Owner) -> list[TargetDisk]:
         """The same disks, as an SVM uses them. Raises EnvironmentFault."""
-        share = max(1, len(self.sources))
+        share = len(self.sources)
         memory = self._command.buffer_bytes_max // share // BLOCK_BYTES
         spill = self._command.spill_bytes_max // share // BLOCK_BYTES
-        targets = []
-        for source, journal in zip(self.sources, self.journals, strict=True):
-            store = BlockStore(memory, spill, self._spill_file() if spill else None)
-            targets.append(TargetDisk(source, journal, store, self._workers, owner))
-        return targets
+        stores = [BlockStore(memory, spill, self._spill_file() if spill else None) for _ in self.sources]
+        return [TargetDisk(source, store, owner) for source, store in zip(self.sources, stores, strict=True)]
+
+    def applier(self, targets: Sequence[TargetDisk]) -> Applier:
+        """What brings committed writes to the images; its owner says who hears of it."""
+        parts = [Part(target.core, target.source.image, target.meta) for target in targets]
+        return Applier(parts, self._journal, self._workers, lambda _: None)
 
     def room_blocks(self) -> int:
         """What a primary may have under way at most, even if all of it is for one disk."""
@@ -75,28 +107,29 @@ class OpenImages:
 
     def close(self, problem: Callable[[str], None]) -> None:
         """Everything durable and in good order; `problem` hears of an image where that failed."""
-        for source, journal in zip(self.sources, self.journals, strict=True):
+        good = True
+        for source in self.sources:
             try:
                 source.close()
-                journal.forget()
             except OSError as error:
+                good = False
                 problem(f"disk {source.name}: {source.image.path} can't be closed in good order ({error.strerror})")
                 source.give_up()
-            journal.close()
+        if good:
+            self._journal.forget()
         self._forget()
 
     def give_up(self) -> None:
-        """Let go of everything as it is, as a crash would: the journals are replayed at the next start."""
-        for source, journal in zip(self.sources, self.journals, strict=True):
+        """Let go of everything as it is, as a crash would: the journal is replayed at the next start."""
+        for source in self.sources:
             source.give_up()
-            journal.close()
         self._forget()
 
     def _forget(self) -> None:
+        self._journal.close()
         for spill in self._spills:
             spill.close()
         self.sources.clear()
-        self.journals.clear()
         self._spills.clear()
 
     def _spill_file(self) -> SpillFile:
@@ -128,17 +161,24 @@ def _make(path: Path, size_bytes: int) -> None:
         os.close(fd)
 
 
-def _recover(image: DiskImage, meta: DiskMeta, journal: JournalFile, *, speaks: bool) -> None:
-    """Bring the image to a whole epoch, and note that it is in use. Raises EnvironmentFault, DiskTrouble."""
+def _check(source: SourceDisk, journal: Path, group: list[str], *, speaks: bool, older_disk: bool) -> None:
+    """Raises EnvironmentFault for an image that can't be used, or not with these others."""
+    path, meta = source.image.path, source.meta
+    if speaks and meta.kind is Kind.TARGET and not older_disk:
+        raise EnvironmentFault(
+            f"{path} was a secondary's when it was used last, so the primary's disk is newer: start the VM on the "
+            "other host, or give --older-disk if that one is lost"
+        )
     if speaks and meta.kind is Kind.PARTIAL:
         raise EnvironmentFault(
-            f"{image.path} is an unfinished copy of its partner's disk and no VM can use it: start the VM on the other "
+            f"{path} is an unfinished copy of its partner's disk and no VM can use it: start the VM on the other "
             f"host, or delete {meta.path} if you know that the image is whole"
         )
-    try:
-        disk_journal.replay(journal, image)
-        meta.change(Kind.SOURCE if speaks else meta.kind, meta.session)
-    except OSError as problem:
-        raise DiskTrouble(
-            f"{image.path} can't be brought into good order ({problem.strerror}): make room, or mend the disk"
-        ) from problem
+    if not meta.group or meta.group == group:
+        return
+    for unfinished in (journal, journal.with_name(meta.group[0]), path.with_name(meta.group[0])):
+        if unfinished.is_file() and unfinished.stat().st_size > 0:
+            raise EnvironmentFault(
+                f"{path} was used together with {', '.join(meta.group[1:])}, and their journal {unfinished} may be "
+                "unfinished: start once with these disks in this order"
+            )

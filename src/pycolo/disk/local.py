@@ -98,16 +98,17 @@ class LocalExport:
 
     def _sync_next(self) -> None:
         """All that wait share one fdatasync; those who come while it runs wait for the next."""
-        if self._syncing or not self._unsynced:
+        if self._syncing or not (self._unsynced or self._owed):
             return
-        tickets, self._unsynced = self._unsynced, []
-        self._syncing = True
-        self._workers.submit(self._image.sync, partial(self._synced, tickets))
+        self._in_sync, self._unsynced = self._unsynced, []
+        self._syncing, self._owed = True, False
+        self._workers.submit(self._image.sync, self._synced)
 
-    def _synced(self, tickets: Sequence[Ticket], result: OSError | None) -> None:
+    def _synced(self, result: OSError | None) -> None:
         self._syncing = False
         if isinstance(result, OSError):
             self._sync_error = _number(result)
+        tickets, self._in_sync = self._in_sync, []
         for ticket in tickets:
             if self._sync_error:
                 ticket.failed(self._sync_error)

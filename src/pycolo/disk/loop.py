@@ -53,7 +53,6 @@ class NbdLoop:
 
     def turn(self, wait_s: float | None = None) -> None:
         """Wait for the next thing to happen, at most `wait_s`, and deal with it."""
-        self._settle()  # the owner may have completed requests since the last turn
         for fd, events in self._epoll.poll(wait_s):
             handler = self._handlers.get(fd)
             if handler is not None:
@@ -62,11 +61,14 @@ class NbdLoop:
                 _serve(client, events)
                 if client.closed:
                     self._drop(fd)
-        self._settle()
+        self.settle()
         self.after_turn()
 
-    def _settle(self) -> None:
-        """Send what can be sent, and ask for what each client waits for."""
+    def settle(self) -> None:
+        """Send what was completed, go on with requests that waited, and ask for what each client waits for.
+
+        To be called by an owner who has completed requests between two turns.
+        """
         for fd, client in list(self._clients.items()):
             if client.wants_write:  # requests were completed: their replies leave together
                 client.on_writable()

@@ -78,7 +78,7 @@ class PrimarySide:
             written_bytes=sum(disk.written_bytes for disk in self.disks),
             read_errors=sum(disk.read_errors for disk in self.disks),
             write_errors=sum(disk.write_errors for disk in self.disks),
-            backlog_bytes=replica.backlog_bytes if replica is not None else 0,
-            backlog_bytes_max=max(past.backlog_bytes_max, replica.backlog_bytes_max if replica is not None else 0),
+            backlog_bytes=replica.room.backlog_bytes if replica is not None else 0,
+            backlog_bytes_max=max(past.backlog_bytes_max, replica.room.backlog_bytes_max if replica is not None else 0),
             withheld=replica.withheld if replica is not None else 0,
         )

@@ -33,6 +33,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
     stall_ms_max: int
     copy_bytes_per_s_max: int
     self_check: bool
+    older_disk: bool = False  # a VM may start from a secondary's image
 
 
 class ExpectPause(msgspec.Struct, frozen=True, tag="expect-pause"):

@@ -18,18 +18,16 @@ from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES, blocks_touched
 from pycolo.core.changed_chunks import Bits
+from pycolo.core.disk_room import TURN_S_MAX, DiskRoom
 from pycolo.disk import protocol
 from pycolo.disk.copying import Copying, CopyTask
 from pycolo.disk.self_check import checks_of
 from pycolo.disk.source import SourceDisk
 from pycolo.edge.message_stream import MessageStream
-from pycolo.edge.nbd_export import Ticket
 from pycolo.errors import PeerLost, PeerViolation
 
 COPY_QUEUE_BYTES = 4 << 20
 COPY_TURN_PIECES = 4
-EPOCH_SHARE = 0.25  # of the room, for one epoch; then a checkpoint is due
-WITHHOLD_SHARE = 0.8
 BACKLOG = "disk_backlog"
 
 
@@ -58,16 +56,12 @@ class Replica:
         self._copying: Copying | None = None
         self._session = ""
         self._whole = False
-        self._room_bytes = 0
-        self._counting = False  # from the first mark on the secondary keeps what it gets
-        self._sent_bytes = self._applied_bytes = self._sealed_epoch = 0
-        self._marks: deque[tuple[int, int]] = deque()  # epoch, sent bytes at its mark
-        self._withheld: deque[Ticket] = deque()
-        self._withheld_since_s: float | None = None  # by the clock of `turn`, so from the next one on
-        self._hurried = self._asked = self._follows = self._adopted = False
+        self.room = DiskRoom(limits.queue_bytes_max, limits.stall_ms_max / 1000)
+        self._sealed_epoch = self._sent_bytes = 0
+        self._withheld: deque[Callable[[], None]] = deque()
+        self._hurried = self._follows = self._adopted = False
         self._now_s = 0.0
         self._hopeless = ""
-        self.backlog_bytes_max = 0
 
     # ---------------------------------------------------------------- what happens to the images
 
@@ -78,27 +72,26 @@ class Replica:
             head = wire.data_header(len(content)) + wire.data_body(disk, offset + start)
             self._digest.add(head, content)
             self._stream.queue(head, content)
-        self._count(blocks_touched(offset, len(data)) * BLOCK_BYTES)
+        self._count(blocks_touched(offset, len(data)))
 
     def zeroed(self, disk: int, offset: int, length: int) -> None:
         """A range of an image is zero."""
         message = wire.zeros_header() + wire.zeros_body(disk, offset, length)
         self._digest.add(message)
         self._stream.queue(message)
-        self._count(blocks_touched(offset, length) * BLOCK_BYTES)  # zeros take a place as well
+        self._count(blocks_touched(offset, length))  # zeros take a place as well
 
     def give_up(self, why: str) -> None:
         """Nobody knows what is on an image: the secondary can't be kept alike."""
         self._hopeless = why
 
-    def answer(self, ticket: Ticket) -> None:
+    def answer(self, give: Callable[[], None]) -> None:
         """Answer a write, at once or when there is room again."""
-        if self._hurried or not self._full():
-            ticket.done()
-        else:
-            if self._counting:
-                self._ask()  # failed checkpoints may have left most of what takes the room
-            self._withheld.append(ticket)
+        if self._hurried or not self.room.full(self._stream.waiting_bytes):
+            give()
+            return
+        self._withheld.append(give)
+        self._ask()
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -113,27 +106,20 @@ class Replica:
 
     def seal(self, epoch: int) -> None:
         """The PVM is paused: what has been sent belongs to the checkpoint that starts `epoch`."""
-        if not self._counting:
-            self._counting, self._sent_bytes = True, 0
+        if self._hopeless:
+            raise PeerLost(self._hopeless)
         for disk in self._disks:
             disk.changes.seal(epoch)
         checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
         self._stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
-        self._marks.append((epoch, self._sent_bytes))
+        self.room.seal(epoch)
         self._sealed_epoch = epoch
-        self._asked = False
         self._stream.flush()
 
     def release(self) -> None:
         """Give every answer that waits."""
-        self._withheld_since_s = None
         while self._withheld:
-            self._withheld.popleft().done()
-
-    @property
-    def backlog_bytes(self) -> int:
-        """What the secondary has to keep, as it is not safely on its images yet."""
-        return self._sent_bytes - self._applied_bytes
+            self._withheld.popleft()()
 
     @property
     def withheld(self) -> int:
@@ -169,16 +155,22 @@ class Replica:
             raise PeerLost(self._hopeless)
         due_s = self._copy(now_s)
         self._stream.flush()
-        if self._withheld and not self._full():
-            self.release()
-        if not self._withheld:
+        self._note_progress()
+        someone_waits = bool(self._withheld) or self._hurried
+        left_s = self.room.turn(now_s, someone_waits=someone_waits, queued_bytes=self._stream.waiting_bytes)
+        if left_s is None:
+            if self._withheld:
+                self.release()
             return due_s
-        if self._withheld_since_s is None:
-            self._withheld_since_s = now_s
-        left_s = self._withheld_since_s + self._limits.stall_ms_max / 1000 - now_s
         if left_s <= 0:
-            raise PeerLost(f"the secondary's disks have taken no writes for {self._limits.stall_ms_max} ms")
-        return min(left_s, left_s if due_s is None else due_s)
+            raise PeerLost(f"the secondary's disks give no room in {self._limits.stall_ms_max} ms")
+        return min(TURN_S_MAX, left_s, left_s if due_s is None else due_s)
+
+    def _note_progress(self) -> None:
+        """What the secondary's kernel took is progress."""
+        if self._stream.sent_bytes != self._sent_bytes:
+            self._sent_bytes = self._stream.sent_bytes
+            self.room.progressed()
 
     def close(self) -> None:
         """End the replica: the guest goes on alone."""
@@ -197,7 +189,9 @@ class Replica:
             case wire.Following() if self._copying is not None and self._copying.done and not self._follows:
                 self._follows = True
                 self._notify(protocol.Following(self._copying.sent_bytes, self._whole))
-            case wire.Adopted() if self._counting and not self._adopted:
+            case wire.Working() if self._copying is not None:
+                self.room.progressed()
+            case wire.Adopted() if self._sealed_epoch and not self._adopted:
                 self._adopted = True
                 for disk in self._disks:
                     disk.adopt(self._session)
@@ -210,7 +204,7 @@ class Replica:
         """Choose what to copy, and send every write from here on."""
         if len(images.images) != len(self._disks):
             raise PeerViolation(f"the secondary has {len(images.images)} disks, we have {len(self._disks)}")
-        self._room_bytes = images.room_blocks * BLOCK_BYTES
+        self.room.room_bytes = images.room_blocks * BLOCK_BYTES
         self._session = secrets.token_hex(16)
         tasks = [self._task(disk, image) for disk, image in zip(self._disks, images.images, strict=True)]
         whole = [task.changed is None for task in tasks]
@@ -232,7 +226,7 @@ class Replica:
         if copying is None or copying.done:
             return None
         for _ in range(COPY_TURN_PIECES):
-            if self._stream.waiting_bytes > COPY_QUEUE_BYTES:
+            if self._stream.waiting_bytes > min(COPY_QUEUE_BYTES, self._limits.queue_bytes_max // 2):
                 self._stream.flush()
                 return None if self._stream.waiting else 0.0  # else the loop calls when more can be sent
             wait_s = copying.step(now_s)
@@ -244,32 +238,17 @@ class Replica:
         return 0.0
 
     def _applied(self, epoch: int) -> None:
-        while self._marks and self._marks[0][0] <= epoch:
-            self._applied_bytes = self._marks.popleft()[1]
+        self.room.applied(epoch)
         for disk in self._disks:
             disk.changes.applied(epoch)
-
-    # ---------------------------------------------------------------- room
 
     def _sizes(self) -> list[int]:
         return [disk.size_bytes for disk in self._disks]
 
-    def _count(self, cost_bytes: int) -> None:
-        if not self._counting:
-            return
-        self._sent_bytes += cost_bytes
-        self.backlog_bytes_max = max(self.backlog_bytes_max, self.backlog_bytes)
-        sealed_bytes = self._marks[-1][1] if self._marks else self._applied_bytes
-        if self._sent_bytes - sealed_bytes > self._room_bytes * EPOCH_SHARE:
-            self._ask()
+    def _count(self, blocks: int) -> None:
+        self.room.count(blocks * BLOCK_BYTES)
+        self._ask()
 
     def _ask(self) -> None:
-        """A checkpoint is needed, once until the next seal."""
-        if not self._asked:
-            self._asked = True
+        if self.room.asks(someone_waits=bool(self._withheld)):
             self._notify(Wanted(BACKLOG))
-
-    def _full(self) -> bool:
-        if self._stream.waiting_bytes > self._limits.queue_bytes_max:
-            return True
-        return self._counting and self.backlog_bytes > self._room_bytes * WITHHOLD_SHARE

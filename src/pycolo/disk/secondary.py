@@ -13,7 +13,8 @@ from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import StoreFull
 from pycolo.disk import protocol
-from pycolo.disk.folding import FoldingDisk
+from pycolo.disk.applier import Applier
+from pycolo.disk.folding import Folding
 from pycolo.disk.self_check import CHECK_BYTES, checks_of, first_difference
 from pycolo.disk.target import TargetDisk
 from pycolo.edge.disk_meta import Kind
@@ -24,23 +25,32 @@ from pycolo.errors import PeerViolation
 APPLY_EVERY_S = 0.25
 APPLY_SHARE = 0.25  # of the room: so much is applied without waiting for more
 TURN_READS_MAX = 4
+MARKS_MAX = 64  # of checkpoints that failed one after the other
 
 
 class SecondarySide:
     """All disks of one VM on the secondary. Implements Owner of `target`."""
 
     def __init__(self, room_blocks: int, notify: Callable[[protocol.Notice], None]) -> None:
-        self.disks: Sequence[TargetDisk] = ()  # set once, as they have to know us
+        self.disks: Sequence[TargetDisk] = ()
+        self._applier: Applier
         self._room_blocks, self.notify = room_blocks, notify
         self.stream: MessageStream | None = None
         self._digest = wire.StreamDigest()
-        self._begun = self._adopted = self._troubled = False
+        self._begun = self._following = self._adopted = self._troubled = False
         self._session = ""
         self._marked_epoch = self._committed_epoch = self._told_epoch = 0
+        self._uncommitted: list[int] = []
         self._checks: dict[int, bytes] = {}
-        self._apply_at_s = 0.0
-        self._folding = 0
+        self._apply_at_s = self._told_at_s = 0.0
+        self._told_steps = 0
+        self._folding: Folding | None = None
         self.used_blocks_max = 0
+
+    def serve(self, disks: Sequence[TargetDisk], applier: Applier) -> None:
+        """These are the disks, in the order of vm.toml; to be called once, before anything else."""
+        self.disks, self._applier = disks, applier
+        applier.idle, applier.failed = self._progressed, self.trouble
 
     # ---------------------------------------------------------------- Owner
 
@@ -54,7 +64,7 @@ class SecondarySide:
         """A checkpoint is needed."""
         self.notify(Wanted(reason))
 
-    def progressed(self) -> None:
+    def _progressed(self) -> None:
         """Tell the primary what is safely on all images by now."""
         epoch = self.applied_epoch
         if self.stream is None or epoch <= self._told_epoch:
@@ -99,10 +109,13 @@ class SecondarySide:
         elif isinstance(message, wire.Copied) and self._begun and not self._session and message.session:
             self._session = message.session
             self._presync(stream)
-        elif isinstance(message, wire.Mark) and self._session and message.epoch > self._marked_epoch:
+        elif isinstance(message, wire.Mark) and self._session and self._may_mark(message.epoch):
             self._mark(message)
         else:
             raise PeerViolation(f"the primary's disk process sent {type(message).__name__}, which is not due")
+
+    def _may_mark(self, epoch: int) -> bool:
+        return epoch > self._marked_epoch and len(self._uncommitted) < MARKS_MAX
 
     def _begin(self, message: wire.Begin) -> None:
         if len(message.whole) != len(self.disks):
@@ -124,25 +137,24 @@ class SecondarySide:
                 disk.stage(message.offset, message.content)
 
     def _presync(self, stream: MessageStream) -> None:
-        waiting = len(self.disks)
-
         def synced() -> None:
-            nonlocal waiting
-            waiting -= 1
-            if not waiting and self.stream is stream:
+            if self.stream is stream:
                 stream.queue(wire.encode_control(wire.Following()))
 
-        for disk in self.disks:
-            disk.applier.presync(synced)
+        self._applier.presync(synced)
 
     def _mark(self, mark: wire.Mark) -> None:
         if mark.digest != self._digest.take():
             raise PeerViolation(f"the digest of what was written before epoch {mark.epoch} is wrong")
         self._marked_epoch = mark.epoch
+        self._uncommitted.append(mark.epoch)
         if mark.checks:
             self._checks[mark.epoch] = mark.checks
         for disk in self.disks:
-            disk.mark(mark.epoch, self._session)
+            disk.mark(mark.epoch)
+        if not self._following:
+            self._following = True
+            self._applier.adopt(self._session, mark.epoch)
         self.notify(protocol.Marked(mark.epoch))
 
     @contextlib.contextmanager
@@ -167,6 +179,7 @@ class SecondarySide:
         for disk in self.disks:
             disk.commit(epoch)
         self._committed_epoch = max(self._committed_epoch, epoch)
+        self._uncommitted = [marked for marked in self._uncommitted if marked > epoch]
         checks = self._checks.get(epoch)
         self._checks = {marked: kept for marked, kept in self._checks.items() if marked > epoch}
         if checks is None:
@@ -180,16 +193,7 @@ class SecondarySide:
     def take_over(self, switch: Callable[[int, Export], None]) -> None:
         """The SVM's disks are the disks now; `switch(number, export)` changes what the guest talks to."""
         self.leave()
-        self._folding = len(self.disks)
-        for number, disk in enumerate(self.disks):
-            self._fold(number, disk, switch)
-
-    def _fold(self, number: int, disk: TargetDisk, switch: Callable[[int, Export], None]) -> None:
-        def folded() -> None:
-            self._folding -= 1
-            switch(number, disk.source)
-
-        switch(number, FoldingDisk(disk, folded, self.trouble))
+        self._folding = Folding(self.disks, self._applier, switch, self.trouble)
 
     def leave(self) -> None:
         """The session is over."""
@@ -202,6 +206,7 @@ class SecondarySide:
     def turn(self, now_s: float) -> float | None:
         """Send, apply; returns the seconds until this has to be called again. Raises PeerLost."""
         if self.stream is not None:
+            self._tell_that_we_work(self.stream, now_s)
             self.stream.flush()
         used = self.used_blocks
         self.used_blocks_max = max(self.used_blocks_max, used)
@@ -209,10 +214,15 @@ class SecondarySide:
             return None
         if now_s >= self._apply_at_s or used > self._room_blocks * APPLY_SHARE:
             self._apply_at_s = now_s + APPLY_EVERY_S
-            for disk in self.disks:
-                disk.applier.apply(self._committed_epoch)
-            self.progressed()
-        return max(0.0, self._apply_at_s - now_s) if self._unapplied() else None
+            self._applier.apply(self._committed_epoch)
+            self._progressed()
+        return max(0.0, self._apply_at_s - now_s) if self._applier.unapplied else None
+
+    def _tell_that_we_work(self, stream: MessageStream, now_s: float) -> None:
+        """A primary that waits for room gives up who gets nowhere, and not who is busy."""
+        if self._applier.steps != self._told_steps and now_s >= self._told_at_s + APPLY_EVERY_S:
+            self._told_steps, self._told_at_s = self._applier.steps, now_s
+            stream.queue(wire.encode_control(wire.Working()))
 
     @property
     def used_blocks(self) -> int:
@@ -222,15 +232,12 @@ class SecondarySide:
     @property
     def applied_epoch(self) -> int:
         """The epoch that is safely on all images."""
-        return min(disk.applier.applied_epoch for disk in self.disks)
+        return self._applier.applied_epoch
 
     @property
     def unfinished(self) -> bool:
         """Whether something that counts is not on the images yet."""
-        return self._folding > 0 or self._unapplied()
-
-    def _unapplied(self) -> bool:
-        return any(disk.core.unapplied or disk.applier.busy for disk in self.disks)
+        return self._applier.unapplied or (self._folding is not None and not self._folding.done)
 
     @property
     def troubled(self) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from pycolo.core.changed_chunks import ChangedChunks
@@ -31,7 +33,7 @@ class Listeners(Protocol):
     def give_up(self, why: str) -> None:
         """Nobody knows what is on the image now."""
 
-    def answer(self, ticket: Ticket) -> None:
+    def answer(self, give: Callable[[], None]) -> None:
         """Answer a write, at once or when the secondary can take more."""
 
 
@@ -89,21 +91,34 @@ class SourceDisk(LocalExport):
         self.image.close()
 
     def adopt(self, session: str) -> None:
-        """The partner's image equals ours but for what is under way; both are of `session` now. Raises OSError."""
-        self.meta.change(Kind.SOURCE, session)
-        self.changes.clear()
+        """The partner's image equals ours but for what is under way; both are of `session` now."""
+        replica = self.replica
+
+        def adopted(result: OSError | None) -> None:
+            if isinstance(result, OSError):
+                self._note(f"{self.meta.path} can't be written ({result.strerror}): the next copy will be a whole one")
+            elif self.replica is replica:  # else another copy has begun, and what was marked is not there
+                self.changes.clear()
+
+        self._workers.submit(partial(self.meta.change, Kind.SOURCE, session), adopted)
 
     def _finish(self, ticket: Ticket, sync: bool) -> None:
-        if sync or self.replica is None:
+        if self.replica is None:
             super()._finish(ticket, sync)
         else:
-            self.replica.answer(ticket)
+            self.replica.answer(partial(super()._finish, ticket, sync))
 
     def _read_done(self, ticket: Ticket, result: bytes | OSError) -> None:
         if isinstance(result, OSError):
             self.read_errors += 1
             self._note(f"{self.image.path} can't be read ({result.strerror})")
         super()._read_done(ticket, result)
+
+    def _synced(self, result: OSError | None) -> None:
+        if isinstance(result, OSError):
+            self.write_errors += 1
+            self._note(f"{self.image.path} can't be synced ({result.strerror})")
+        super()._synced(result)
 
     def _failed(self, ticket: Ticket, problem: OSError, offset: int, length: int) -> None:
         """The guest gets the error. Part of the range may have changed all the same: the secondary gets it as it is."""

@@ -13,13 +13,10 @@ from typing import Protocol
 
 from pycolo.core.block_store import BLOCK_BYTES, BlockStore, StoreFull
 from pycolo.core.disk_epochs import SecondaryDisk
-from pycolo.disk.applier import Applier
 from pycolo.disk.layered import LayeredDisk, Withheld
 from pycolo.disk.source import SourceDisk
 from pycolo.edge.disk_meta import Kind
-from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.nbd_export import Ticket
-from pycolo.edge.workers import Workers
 
 # QEMU may have 16 requests of 32 MiB of zeros under way when the PVM is paused, and then none is kept waiting.
 ZERO_BLOCKS_IN_FLIGHT_MAX = 16 * (32 << 20) // BLOCK_BYTES
@@ -36,22 +33,15 @@ class Owner(Protocol):
     def wanted(self, reason: str) -> None:
         """A checkpoint is needed."""
 
-    def progressed(self) -> None:
-        """Something has reached an image for good."""
-
 
 class TargetDisk(LayeredDisk):
     """Implements Export for the SVM. What the PVM wrote comes in by `stage` and raises OSError or StoreFull."""
 
-    def __init__(
-        self, source: SourceDisk, journal: JournalFile, store: BlockStore, workers: Workers, owner: Owner
-    ) -> None:
+    def __init__(self, source: SourceDisk, store: BlockStore, owner: Owner) -> None:
         """`source` is the same image as it is served once a takeover has ended."""
         zero_blocks_max = 2 * store.blocks_max + ZERO_BLOCKS_IN_FLIGHT_MAX
         super().__init__(SecondaryDisk(source.size_bytes, store, source.image.read, zero_blocks_max), source)
-        self._owner, self._image, self.meta, self.journal = owner, source.image, source.meta, journal
-        self.applier = Applier(self.core, self._image, self.meta, journal, workers, owner.trouble)
-        self.applier.idle = owner.progressed
+        self._owner, self._image, self.meta = owner, source.image, source.meta
         self.direct = True  # the image is being copied: it gets everything at once
         self._overlay_blocks_max = int(store.blocks_max * OVERLAY_SHARE)
         self._hurried = self._asked = False
@@ -121,11 +111,9 @@ class TargetDisk(LayeredDisk):
         else:
             self.core.stage_zeros(offset, length)
 
-    def mark(self, epoch: int, session: str) -> None:
+    def mark(self, epoch: int) -> None:
         """All the PVM wrote up to here belongs to the checkpoint that starts `epoch`."""
-        if self.direct:
-            self.direct = False
-            self.applier.adopt(session, epoch)
+        self.direct = False
         self.core.mark(epoch)
 
     def expect_pause(self) -> None:

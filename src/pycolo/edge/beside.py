@@ -11,24 +11,35 @@ MOUNTS = Path("/proc/self/mountinfo")
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
-def open_beside(path: Path) -> int:
-    """A descriptor of the file, made if it is missing, its name synced as well. Raises EnvironmentFault."""
+def open_beside(path: Path, content: bytes = b"") -> int:
+    """A descriptor of the file; a missing one is made whole, with this content and its name durable.
+
+    Raises EnvironmentFault.
+    """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError:
-            os.close(fd)
-            raise
+        if not path.exists():
+            _make(path, content)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as problem:
         raise EnvironmentFault(
             f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
         ) from problem
-    return fd
+
+
+def _make(path: Path, content: bytes) -> None:
+    """So that whoever finds the file finds all of it."""
+    scratch = path.with_name(path.name + ".new")
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def check_lasts(folder: Path) -> None:

@@ -12,8 +12,9 @@ from pycolo.disk import protocol
 from pycolo.edge.child_link import ChildLink, spawn
 from pycolo.errors import PeerLost, VmLost
 
-SELF_CHECK_S_MAX = 30.0  # all disks are read then
-CLOSE_S_MAX = 30.0  # what is in memory goes to the images
+SELF_CHECK_S_MAX = 30.0  # all disks are read at a seal and at a commit then
+OPEN_S_MAX = 600.0  # a journal of several GiB may have to be replayed
+CLOSE_S_MAX = 120.0  # what is in memory goes to the images
 STAGED_S_MAX = 8.0
 PATIENCE_S = 0.5
 
@@ -23,6 +24,7 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
 
     def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
         super().__init__("the disk process", process, control, protocol.answer_decoder)
+        self._seal_s_max: float | None = None
         self._marked_epoch = 0
         self._news = asyncio.Event()
         self._broken = ""
@@ -56,7 +58,8 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
 
     async def open(self, command: protocol.Open) -> protocol.Opened:
         """Open and serve the images. Raises EnvironmentFault, VmLost."""
-        answer = await self.command(command, CLOSE_S_MAX)  # a journal may have to be replayed
+        self._seal_s_max = SELF_CHECK_S_MAX if command.self_check else None
+        answer = await self.command(command, OPEN_S_MAX)
         assert isinstance(answer, protocol.Opened)
         return answer
 
@@ -100,7 +103,7 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
         await self.command(protocol.ExpectPause())
 
     async def seal(self, epoch: int) -> None:
-        await self.command(Seal(epoch), SELF_CHECK_S_MAX)
+        await self.command(Seal(epoch), self._seal_s_max)
 
     async def expect_requests(self) -> None:
         await self.command(protocol.ExpectRequests())
@@ -118,7 +121,7 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
                 raise PeerLost(f"the disk writes before epoch {epoch} have not come in {STAGED_S_MAX:.0f} s")
 
     async def commit(self, epoch: int) -> None:
-        await self.command(protocol.Commit(epoch), SELF_CHECK_S_MAX)
+        await self.command(protocol.Commit(epoch), self._seal_s_max)
 
     async def _wait_for_news(self, wait_s: float) -> None:
         news = asyncio.ensure_future(self._news.wait())

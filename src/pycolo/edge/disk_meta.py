@@ -46,6 +46,8 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     boot_id: str
     closed: bool  # in good order
     mtime_ns: int  # of the image when it was closed
+    bits_digest: int  # XXH3-64 of the bitmap when it was closed
+    group: list[str]  # names: of the journal that a batch may be in, and of the images that share it
 
 
 class DiskMeta:
@@ -54,7 +56,8 @@ class DiskMeta:
     def __init__(self, path: Path, image: Path, size_bytes: int) -> None:
         """Open or make it. Raises EnvironmentFault when it is there and can't be read, or can't be made."""
         self.path, self._image = path, image
-        self._fd = open_beside(path)
+        new = _Header(Kind.SOURCE, "", size_bytes, "", False, 0, 0, [])
+        self._fd = open_beside(path, _encoded(new) + bytes(bitmap_bytes_of(size_bytes)))
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._fd)
             try:
@@ -78,15 +81,24 @@ class DiskMeta:
         """The session whose images differ from this one in no more than the marked chunks; empty: none."""
         return self._header.session
 
+    @property
+    def group(self) -> list[str]:
+        """Names: of the journal that an unfinished batch may be in, then of the images that share it; empty: none."""
+        return self._header.group
+
+    @group.setter
+    def group(self, group: list[str]) -> None:
+        """Written by the next `change`."""
+        self._header.group = group
+
     def change(self, kind: Kind, session: str, *, closed: bool = False) -> None:
         """Write a new state, durably, the bitmap with it. Raises OSError."""
         header = self._header
         header.kind, header.session, header.closed, header.boot_id = kind, session, closed, _boot_id()
         header.mtime_ns = _mtime_ns(self._image)
+        header.bits_digest = xxhash.xxh3_64_intdigest(self.bits.data) if closed else 0
         self._map.flush()
-        body = msgspec.msgpack.encode(header)
-        head = _HEAD.pack(_MAGIC, xxhash.xxh3_64_intdigest(body), len(body))
-        os.pwrite(self._fd, (head + body).ljust(HEADER_BYTES, b"\0"), 0)
+        os.pwrite(self._fd, _encoded(header), 0)
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -97,19 +109,24 @@ class DiskMeta:
             self._map.close()
 
     def _read(self, size_bytes: int) -> _Header:
-        content = os.pread(self._fd, HEADER_BYTES, 0)
-        if not content.strip(b"\0"):  # new
-            return _Header(Kind.SOURCE, "", size_bytes, "", False, 0)
-        header = _decoded(content)
-        if header is None:
+        header = _decoded(os.pread(self._fd, HEADER_BYTES, 0))
+        bits = os.pread(self._fd, bitmap_bytes_of(header.size_bytes), HEADER_BYTES) if header else b""
+        if header is None or len(bits) != bitmap_bytes_of(header.size_bytes):
             raise EnvironmentFault(
                 f"{self.path} is damaged, so nobody knows whether {self._image} is whole: "
                 "delete it only if you know that the image is"
             )
-        if not _trusted(header, self._image, size_bytes):
+        whole = not header.closed or header.bits_digest == xxhash.xxh3_64_intdigest(bits)
+        if not whole or not _trusted(header, self._image, size_bytes):
             header.session = ""
         header.size_bytes = size_bytes
         return header
+
+
+def _encoded(header: _Header) -> bytes:
+    body = msgspec.msgpack.encode(header)
+    head = _HEAD.pack(_MAGIC, xxhash.xxh3_64_intdigest(body), len(body))
+    return (head + body).ljust(HEADER_BYTES, b"\0")
 
 
 def _decoded(content: bytes) -> _Header | None:

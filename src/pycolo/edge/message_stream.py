@@ -31,7 +31,7 @@ class MessageStream:
         self._connection, self._name, self.header = connection, name, header
         self._in = bytearray()
         self._out: deque[bytes | memoryview] = deque()
-        self.waiting_bytes = 0
+        self.waiting_bytes = self.sent_bytes = 0
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -64,6 +64,7 @@ class MessageStream:
 
     def _sent(self, count: int) -> None:
         self.waiting_bytes -= count
+        self.sent_bytes += count
         while self._out and count >= len(self._out[0]):
             count -= len(self._out.popleft())
         if count:

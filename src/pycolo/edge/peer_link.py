@@ -29,6 +29,8 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         connection: socket.socket = writer.get_extra_info("socket")
+        name = writer.get_extra_info("peername")
+        self.peer_host = str(name[0]) if name else ""  # it may be gone already
         prepare_peer_socket(connection)
 
     async def send(self, *buffers: bytes | memoryview) -> None:
@@ -76,6 +78,11 @@ class PeerSession:
         self._heard = True
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def peer_host(self) -> str:
+        """The address of the peer, in numbers: further channels go to the same host, without asking a name server."""
+        return self._control.peer_host
 
     def open(self) -> None:
         """Start heartbeats and the control reader."""

@@ -43,11 +43,18 @@ class Manager:
     role: Role
 
     def __init__(
-        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+        self,
+        host: HostConfig,
+        vm: VmConfig,
+        *,
+        no_copy_lives: bool = False,
+        older_disk: bool = False,
+        events: EventLog | None = None,
     ) -> None:
         """`no_copy_lives`: the operator knows that no copy of this VM runs anywhere, whatever the arbiter says.
 
-        `events`: the log to go on with, as a daemon has one for all its life.
+        `older_disk`: the newer disk, on the other host, is lost. `events`: the log to go on with, as a daemon has one
+        for all its life.
         """
         self.host, self.vm, self.no_copy_lives = host, vm, no_copy_lives
         self.events = events or EventLog(host.name)
@@ -60,7 +67,8 @@ class Manager:
         self.machine = ""
         self.qemu_version = ""
         self.started = False
-        self.disks = VmDisks(host, vm, self.role, self._new_token())
+        self.disks = VmDisks(host, vm, self.role, self._new_token(), older_disk=older_disk)
+        self._disk_slow = False
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._disk_pause_began_s = 0.0
         self._stop = asyncio.Event()
@@ -105,6 +113,7 @@ class Manager:
             "dirty_pages": self.qemu.dirty.kind,
             "pids": self._pids(),
             "packets": {name: getattr(stats, name) for name in stats.__struct_fields__},
+            "paused_by_disk": bool(self._disk_pause_began_s),
             **self.details(),
             **await self.disks.details(),
         }
@@ -132,8 +141,23 @@ class Manager:
             self._disk_pause_began_s = 0.0
             self.events.add("disk-resumed", reason="the failed requests went well at last")
         await self.agent.stats()
-        if self.disks.link is not None:
-            await self.disks.link.stats()
+        await self._check_disks()
+
+    async def _check_disks(self) -> None:
+        """A disk process that hangs costs a VM that has a partner; without one the VM waits for its disk, as any VM."""
+        link = self.disks.link
+        if link is None:
+            return
+        try:
+            await link.stats()
+        except VmLost as silence:
+            if link.gone.done() or self.failover.state is State.PROTECTED:
+                raise
+            if not self._disk_slow:
+                self.events.add("disk-slow", reason=f"{silence}: the guest waits for its disk")
+            self._disk_slow = True
+        else:
+            self._disk_slow = False
 
     async def _try_disk_again(self) -> None:
         """A failed write has paused the VM (`werror`): without a partner it waits, and tries again now and then."""
@@ -214,8 +238,7 @@ class Manager:
             await self.agent.close()
         else:
             await self.agent.command(protocol.LeavePair())
-            if self.disks.link is not None:
-                await self.disks.link.leave_pair()
+            await self.disks.leave_pair()
         if self.session is not None:
             await self.session.leave(self.failover.reason)
             self.session = None

@@ -22,8 +22,10 @@ MIB = 1 << 20
 class VmDisks:
     """All disks of a VM; a VM without disks has no disk process. `ports` are those of core/checkpoint."""
 
-    def __init__(self, host: HostConfig, vm: VmConfig, role: Role, token: str) -> None:
+    def __init__(self, host: HostConfig, vm: VmConfig, role: Role, token: str, *, older_disk: bool = False) -> None:
+        """`older_disk`: a VM may start from an image that was a secondary's when it was used last."""
         self._host, self._vm, self._role, self._token = host, vm, role, token
+        self._older_disk = older_disk
         self.link: DiskLink | None = None
         self.qemu_ends: list[socket.socket] = []
         self.shapes: tuple[wire.DiskShape, ...] = ()
@@ -79,6 +81,16 @@ class VmDisks:
             stats = protocol.DiskStats()
         return {"disks": {name: getattr(stats, name) for name in stats.__struct_fields__}}
 
+    async def leave_pair(self) -> None:
+        """The pair is over. Raises VmLost only when the process is gone: one that is slow does it when it can."""
+        if self.link is None:
+            return
+        try:
+            await self.link.leave_pair()
+        except VmLost:
+            if self.link.gone.done():
+                raise
+
     async def end(self) -> None:
         """QEMU is gone: what counts goes to the images, then the process ends."""
         self.qemu_has_them()
@@ -113,4 +125,5 @@ class VmDisks:
             stall_ms_max=protection.disk_stall_ms_max,
             copy_bytes_per_s_max=protection.disk_copy_mib_per_s_max * MIB,
             self_check=protection.self_check,
+            older_disk=self._older_disk,
         )

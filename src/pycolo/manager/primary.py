@@ -12,7 +12,7 @@ from pycolo.config import HostConfig, VmConfig
 from pycolo.core.checkpoint import CheckpointLimits, take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Event, Role, State
-from pycolo.edge.peer_greeting import address, connect
+from pycolo.edge.peer_greeting import connect
 from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.state_file import ArbiterUnanswered
 from pycolo.edge.vm_ports import PrimaryVmPort
@@ -34,9 +34,15 @@ class PrimaryManager(Manager):
     session: SessionWithSecondary | None
 
     def __init__(
-        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+        self,
+        host: HostConfig,
+        vm: VmConfig,
+        *,
+        no_copy_lives: bool = False,
+        older_disk: bool = False,
+        events: EventLog | None = None,
     ) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives, events=events)
+        super().__init__(host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
         self._wanted: asyncio.Queue[str] = asyncio.Queue(maxsize=WANTED_MAX)
         self._ledger: EpochLedger | None = None
         self._refused = ""
@@ -110,7 +116,7 @@ class PrimaryManager(Manager):
                 )
                 self._refused = ""
                 self._tie(session)  # heartbeats first: the packet channel may take its time
-                host = address(self.host.peer)[0]
+                host = session.peer_host
                 await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token))
                 if self.disks.link is not None:
                     await self.disks.link.connect(host, welcome.disk_port, welcome.disk_token)

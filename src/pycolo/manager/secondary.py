@@ -27,9 +27,15 @@ class SecondaryManager(Manager):
     session: SessionWithPrimary | None
 
     def __init__(
-        self, host: HostConfig, vm: VmConfig, *, no_copy_lives: bool = False, events: EventLog | None = None
+        self,
+        host: HostConfig,
+        vm: VmConfig,
+        *,
+        no_copy_lives: bool = False,
+        older_disk: bool = False,
+        events: EventLog | None = None,
     ) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives, events=events)
+        super().__init__(host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
         self._pvm_resumed_at_s = 0.0
         self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
         self._svm: SecondaryVmPort | None = None
