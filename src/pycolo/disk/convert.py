@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -53,13 +54,13 @@ def _convert(source: Path, part: Path) -> None:
 
 def _run(*arguments: str) -> tuple[int, str]:
     """Exit status and last words."""
+    if shutil.which(QEMU_IMG) is None:
+        raise EnvironmentFault(f"{QEMU_IMG} is missing: install the Debian package qemu-utils")
     command = ["setpriv", "--pdeathsig", "KILL", QEMU_IMG, *arguments]
     try:
         outcome = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False, umask=0o077)
     except FileNotFoundError:
         raise EnvironmentFault("setpriv is missing: install the Debian package util-linux") from None
-    if outcome.returncode == 127:
-        raise EnvironmentFault(f"{QEMU_IMG} is missing: install the Debian package qemu-utils")
     said = outcome.stderr.strip().splitlines() or [f"exit status {outcome.returncode}"]
     return outcome.returncode, said[-1]
 
