@@ -316,6 +316,40 @@ async def test_a_damaged_file_beside_the_image_is_said(pair: DiskPair) -> None:
         await pair.start("h1", P)
 
 
+async def test_a_disk_that_was_a_secondarys_is_no_primarys_by_mistake(pair: DiskPair) -> None:
+    primary, secondary = await following(pair)
+    await primary.guest.write(0, b"old" * 1000)
+    await pair.checkpoint(primary, secondary)
+    await pair.applied(secondary)
+    await secondary.finish()
+    await primary.guest.write(0, b"new" * 1000)
+    await primary.finish()
+    with pytest.raises(EnvironmentFault, match=r"so the primary's disk is newer.*or give --older-disk"):
+        await pair.start("h2", P)
+    older = await pair.start("h2", P, older_disk=True)
+    assert await older.guest.read(0, 3000) == b"old" * 1000
+
+
+@pytest.mark.parametrize("length", [0, 100, HEADER_BYTES])
+async def test_a_file_beside_the_image_that_is_too_short_is_damaged(pair: DiskPair, length: int) -> None:
+    primary, secondary = await following(pair)
+    secondary.kill()
+    await secondary.close()
+    meta = secondary.paths[0].with_name("disk0.img.colo")
+    meta.write_bytes(meta.read_bytes()[:length])
+    for role in (P, S):
+        with pytest.raises(EnvironmentFault, match="is damaged, so nobody knows whether"):
+            await pair.start("h2", role)
+    await primary.finish()
+
+
+async def test_a_size_that_is_not_the_images_is_refused(pair: DiskPair) -> None:
+    await (await pair.start("h1", P)).finish()
+    pair.sizes = (SIZE + MIB,)
+    with pytest.raises(EnvironmentFault, match=f"has {SIZE} bytes and `size_mib` says {SIZE + MIB}"):
+        await pair.start("h1", P)
+
+
 async def test_a_secondary_killed_while_it_applies_holds_a_whole_epoch(pair: DiskPair) -> None:
     """Every epoch writes its number all over the disk: after SIGKILL at any time the image has one number only."""
     primary, secondary = await following(pair)

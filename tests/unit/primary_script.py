@@ -72,6 +72,7 @@ class Primary:
         self.side.seal(1)
         assert self.hear(1) == [wire.Mark(1, self.digest.take())]
         self.say(wire.Adopted(), wire.Applied(1))
+        self.workers.run_all()
         self.notices.clear()
 
     def write(self, blocks: int = 1, offset: int = 0) -> Answer:

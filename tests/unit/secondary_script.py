@@ -10,6 +10,7 @@ from disk_tools import Answer, HandWorkers, Partner, make_source, until_readable
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES, BlockStore
 from pycolo.disk import protocol
+from pycolo.disk.applier import Applier, Part
 from pycolo.disk.secondary import SecondarySide
 from pycolo.disk.target import TargetDisk
 from pycolo.edge.journal_file import JournalFile
@@ -33,12 +34,11 @@ class Secondary:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.side = SecondarySide(room_blocks // 2, self.notices.append)
         self.sources = [make_source(folder, image, self.workers, number) for number, image in enumerate(IMAGES)]
-        self._journals = [JournalFile(folder / f"journal{number}") for number in range(2)]
-        self.disks = [
-            TargetDisk(source, journal, BlockStore(room_blocks), self.workers, self.side)
-            for source, journal in zip(self.sources, self._journals, strict=True)
-        ]
-        self.side.disks = self.disks
+        self._journal = JournalFile(folder / "journal")
+        self.disks = [TargetDisk(source, BlockStore(room_blocks), self.side) for source in self.sources]
+        parts = [Part(disk.core, disk.source.image, disk.meta) for disk in self.disks]
+        self.applier = Applier(parts, self._journal, self.workers, lambda _: None)
+        self.side.serve(self.disks, self.applier)
         self.exports: dict[int, Export] = {}
         self._digest = wire.StreamDigest()
         self.other = self.call()
@@ -96,17 +96,17 @@ class Secondary:
         self.hear(1)
 
     def adopting(self) -> None:
-        """The first mark has come; two jobs wait: that make the images the session's."""
+        """The first mark has come; a job waits: that makes the images the session's."""
         self.copying()
         self.say(wire.Copied(SESSION))
-        self.workers.run(2)
+        self.workers.run()
         assert self.hear(1) == [wire.Following()]
         self.mark(1)
 
     def following(self) -> None:
         """The SVM runs from epoch 1 on."""
         self.adopting()
-        self.workers.run(2)
+        self.workers.run()
         assert self.hear(2) == [wire.Adopted(), wire.Applied(1)]
         assert self.side.commit(1) is None
         self.notices.clear()
@@ -115,6 +115,10 @@ class Secondary:
         self.mark(epoch)
         self.side.expect_pause()
         assert self.side.commit(epoch) is None
+
+    def step(self) -> None:
+        """The job under way writes something."""
+        self._journal.steps += 1
 
     def take_over(self) -> None:
         self.side.take_over(self.exports.__setitem__)
@@ -154,9 +158,9 @@ class Secondary:
         self.side.leave()
         self.other.close()
         self.listener.close()
-        for source, journal in zip(self.sources, self._journals, strict=True):
+        for source in self.sources:
             source.give_up()
-            journal.close()
+        self._journal.close()
         self.workers.close()
 
 

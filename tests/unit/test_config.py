@@ -70,7 +70,7 @@ def test_a_host_that_will_not_do(tmp_path: Path, key: str, value: str | None, sa
         ({}, "[protection]\nheartbeat_lost_max = 1", "protection.heartbeat_lost_max is 1: "),
         ({}, "[protection]\nself_chek = true", "the key protection.self_chek is unknown"),
         ({}, '[protection]\ndirty_pages = "uffd"', "protection.dirty_pages is 'uffd': "),
-        ({}, "[protection]\nhold_ms_min = 9\nhold_ms_max = 8", "protection is {'hold_ms_min': 9, 'hold_ms_max': 8}: "),
+        ({}, "[protection]\nhold_ms_min = 9\nhold_ms_max = 8", "protection: hold_ms_min (9) must not"),
     ],
 )
 def test_a_vm_that_will_not_do(tmp_path: Path, values: dict[str, str], more: str, says: str) -> None:
@@ -94,7 +94,7 @@ def test_what_is_left_out_of_a_disk_has_its_documented_default(tmp_path: Path) -
         Path("root.img"),
         0,
         "auto",
-        "enospc",
+        "stop",
     )
     assert (data.name, data.size_mib, data.werror) == ("data", 5, "stop")
     assert load_config(write(tmp_path, VM), VmConfig).disks == ()
@@ -127,8 +127,8 @@ def disks(count: int) -> str:
         (DISK + 'format = "qcow2"', "disks.0.format is 'qcow2': "),
         (DISK + "size_mib = -1", "disks.0.size_mib is -1: "),
         (DISK + "sizes_mib = 1", "the key disks.0.sizes_mib is unknown"),
-        (disks(3) + DISK.replace("root", "d1"), "the file is "),
-        (disks(17), "disks is "),
+        (disks(3) + DISK.replace("root", "d1"), "two disks are named d1: give each its own name"),
+        (disks(17), "disks: "),
         ("[protection]\ndisk_buffer_mib_max = 15", "protection.disk_buffer_mib_max is 15: "),
         ("[protection]\ndisk_spill_mib_max = -1", "protection.disk_spill_mib_max is -1: "),
         ("[protection]\ndisk_queue_mib_max = 0", "protection.disk_queue_mib_max is 0: "),

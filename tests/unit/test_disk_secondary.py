@@ -14,7 +14,7 @@ from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
-from pycolo.disk.secondary import APPLY_EVERY_S
+from pycolo.disk.secondary import APPLY_EVERY_S, MARKS_MAX
 from pycolo.disk.self_check import checks_of
 from pycolo.edge.disk_meta import Kind
 from pycolo.errors import PeerViolation
@@ -54,7 +54,6 @@ def test_it_says_what_it_has_and_then_takes_everything_directly(secondary: Secon
 def test_it_follows_when_both_images_have_been_written_out_once(secondary: Secondary) -> None:
     secondary.copying()
     secondary.say(wire.Copied(SESSION))
-    secondary.workers.run()
     secondary.side.turn(0.0)
     assert secondary.other.hears_nothing()
     secondary.workers.run()
@@ -65,10 +64,9 @@ def test_it_follows_when_both_images_have_been_written_out_once(secondary: Secon
 def test_adopted_comes_before_applied_and_after_both_images(secondary: Secondary) -> None:
     secondary.adopting()
     assert protocol.Marked(1) in secondary.notices
-    secondary.workers.run()
     secondary.side.turn(0.0)
     assert secondary.other.hears_nothing()
-    assert [disk.meta.kind for disk in secondary.disks] == [Kind.TARGET, Kind.PARTIAL]
+    assert [disk.meta.kind for disk in secondary.disks] == [Kind.PARTIAL, Kind.PARTIAL]
     secondary.workers.run()
     assert secondary.hear(2) == [wire.Adopted(), wire.Applied(1)]
     assert {(disk.meta.kind, disk.meta.session) for disk in secondary.disks} == {(Kind.TARGET, SESSION)}
@@ -81,8 +79,8 @@ def test_nothing_is_applied_before_the_images_are_adopted(secondary: Secondary) 
     secondary.mark(2)
     assert secondary.side.commit(2) is None
     secondary.side.turn(100.0)
-    assert len(secondary.workers) == 2  # still the two that adopt
-    secondary.workers.run(2)
+    assert len(secondary.workers) == 1  # still the one that adopts
+    secondary.workers.run()
     assert secondary.hear(2) == [wire.Adopted(), wire.Applied(1)]
     secondary.side.turn(200.0)
     secondary.workers.run_all()
@@ -94,10 +92,10 @@ def test_marks_of_a_source_end_when_it_is_adopted(secondary: Secondary) -> None:
     secondary.sources[0].changes.note(0, SIZE)
     secondary.copying()
     secondary.say(wire.Copied(SESSION))
-    secondary.workers.run(2)
+    secondary.workers.run()
     assert secondary.disk.meta.bits.any()
     secondary.mark(1)
-    secondary.workers.run(2)
+    secondary.workers.run()
     assert not secondary.disk.meta.bits.any()
 
 
@@ -342,6 +340,33 @@ def test_an_image_that_can_not_be_adopted_is_trouble(secondary: Secondary) -> No
     secondary.adopting()
     secondary.workers.fail(errno.EIO)
     assert len(secondary.troubles()) == 1
-    secondary.workers.run()
+    assert len(secondary.workers) == 0
     secondary.side.turn(10.0)
     assert secondary.other.hears_nothing()
+
+
+def test_a_secondary_that_is_busy_says_so_while_it_gets_on(secondary: Secondary) -> None:
+    secondary.following()
+    secondary.write(1)
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+    assert len(secondary.workers) == 1
+    secondary.side.turn(11.0)
+    assert secondary.other.hears_nothing()  # the job has not got anywhere
+    secondary.step()
+    secondary.side.turn(11.1)
+    assert secondary.other.hear(1) == [wire.Working()]
+    secondary.step()
+    secondary.side.turn(11.2)
+    assert secondary.other.hears_nothing()  # not more often than need be
+    secondary.side.turn(12.0)
+    assert secondary.other.hear(1) == [wire.Working()]
+
+
+def test_endless_marks_end_the_session(secondary: Secondary) -> None:
+    secondary.following()
+    for epoch in range(2, 2 + MARKS_MAX):
+        secondary.mark(epoch)
+    with pytest.raises(PeerViolation, match="not due"):
+        secondary.mark(2 + MARKS_MAX)
+    assert secondary.side.commit(1 + MARKS_MAX) is None

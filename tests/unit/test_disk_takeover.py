@@ -54,7 +54,7 @@ def test_a_takeover_while_a_job_runs_waits_for_it(secondary: Secondary) -> None:
     secondary.svm_write(1)
     secondary.take_over()
     before_folding = len(secondary.workers)
-    assert before_folding == 2  # the first disk's batch; the second disk becomes a source at once
+    assert before_folding == 1  # the batch under way; nothing else begins before it has ended
     secondary.workers.run()
     assert secondary.image() == changed(IMAGES[0], (1, b"P"))
     secondary.workers.run_all()
@@ -88,6 +88,25 @@ def test_a_flush_is_answered_when_everything_before_it_is_durable(secondary: Sec
     assert secondary.image() == expected
     secondary.workers.run_all()
     assert (flush.said, fua.said) == ("done", "done")
+
+
+def test_a_flush_waits_for_its_round_and_not_for_the_end(secondary: Secondary) -> None:
+    """The guest goes on writing: what came before the flush is durable a round later."""
+    secondary.following()
+    many = LAST_ROUND_BLOCKS_MAX + 10
+    secondary.svm_write(0, b"0", many)
+    secondary.take_over()
+    secondary.workers.run()  # the images are a source's
+    secondary.svm_write(1000, b"1")
+    flush = secondary.svm_flush()
+    secondary.svm_write(0, b"2", many)
+    secondary.workers.run()  # the first round; the flush belongs to the second
+    assert flush.said is None
+    secondary.svm_write(0, b"3", many)
+    secondary.workers.run()
+    assert flush.said == "done"
+    assert secondary.image()[1000 * BLOCK_BYTES :][:BLOCK_BYTES] == b"1" * BLOCK_BYTES
+    assert not folded(secondary)
 
 
 def test_writes_go_on_in_rounds_and_those_of_the_last_one_wait_and_are_not_lost(secondary: Secondary) -> None:

@@ -89,7 +89,7 @@ async def test_the_images_are_opened_in_order_and_qemu_gets_an_end_for_each(tmp_
     await disks.start(ignore)
     try:
         assert disks.shapes == (wire.DiskShape("root", 4 * MIB), wire.DiskShape("data", 3 * MIB))
-        assert disks.for_qemu == (QemuDisk("root", "enospc"), QemuDisk("data", "stop"))
+        assert disks.for_qemu == (QemuDisk("root", "stop"), QemuDisk("data", "stop"))
         assert len(disks.qemu_ends) == 2
         port, token = disks.channel
         assert token == "token"

@@ -130,7 +130,7 @@ def test_the_copy_waits_while_the_secondary_does_not_read(tmp_path: Path) -> Non
         replica = primary.side.replica
         assert replica is not None
         assert primary.hear(1) == [wire.Greeting(TOKEN)]
-        replica.backlog_bytes_max = 0
+        replica.room.backlog_bytes_max = 0
         primary.say(wire.Images([EMPTY, EMPTY], ROOM_BLOCKS))
         replica._stream.queue(bytes(64 * MIB))  # more than any socket takes
         assert primary.turn() is None  # the loop calls when more can be sent
@@ -215,12 +215,26 @@ def test_marks_stay_until_the_secondary_has_adopted_and_applied(primary: Primary
     primary.write(offset=7 * CHUNK_BYTES_MIN)
     primary.say(wire.Adopted())
     assert isinstance(copied, wire.Copied)
+    assert marked() == [2, 5, 7]  # until it is durable
+    primary.workers.run_all()
     assert (meta.session, marked()) == (copied.session, [5, 7])
     primary.say(wire.Applied(1))
     assert marked() == [7]
     primary.side.leave()
     primary.write(offset=9 * CHUNK_BYTES_MIN)
     assert marked() == [7, 9]
+
+
+def test_a_late_adoption_clears_nothing_of_another_copy(primary: Primary) -> None:
+    with_session(primary, 2)
+    meta = primary.disks[0].meta
+    primary.copied((wire.ImageState(SESSION, b""), wire.ImageState(SESSION, b"")))
+    primary.say(wire.Following())
+    primary.side.seal(1)
+    primary.say(wire.Adopted())
+    primary.side.leave()
+    primary.workers.run_all()
+    assert meta.bits.any()
 
 
 # ---------------------------------------------------------------- what is not due

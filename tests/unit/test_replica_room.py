@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from disk_tools import Answer
 from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
+from pycolo.core.disk_room import GIVE_UP_FACTOR, TURN_S_MAX
+from pycolo.disk.local import LocalExport
 from pycolo.errors import PeerLost
 
 
@@ -91,17 +94,27 @@ def test_a_checkpoint_is_asked_for_once_per_epoch(primary: Primary) -> None:
     assert primary.notices == [asked, asked]
 
 
-def test_a_hurried_primary_answers_everything_at_once(primary: Primary) -> None:
+def test_a_hurried_primary_answers_everything_at_once(primary: Primary, monkeypatch: pytest.MonkeyPatch) -> None:
     primary.following()
     answers = [primary.write() for _ in range(90)]
     assert answers[-1].said is None
+    under_way, waiting = Answer(), Answer()
+    LocalExport._finish(primary.disks[0], under_way, True)  # it came when there was room
+    assert len(primary.workers) == 1
+    primary.disks[0].flush(waiting)
     primary.side.expect_pause()
     assert [answer.said for answer in answers] == ["done"] * 90
+    assert (under_way.said, waiting.said) == ("done", "done")
     flush = Answer()
     primary.disks[0].flush(flush)
     assert (primary.write().said, flush.said) == ("done", "done")
     primary.side.expect_requests()
     assert primary.write().said is None
+    synced: list[int] = []
+    for number, disk in enumerate(primary.disks):
+        monkeypatch.setattr(disk.image, "sync", partial(synced.append, number))
+    primary.workers.run_all()
+    assert 0 in synced  # it was answered before, and it is durable after
 
 
 def test_a_queue_that_nobody_takes_makes_the_guest_wait(tmp_path: Path) -> None:
@@ -114,33 +127,94 @@ def test_a_queue_that_nobody_takes_makes_the_guest_wait(tmp_path: Path) -> None:
         primary.turn(0.0)
         answer = primary.write()
         assert answer.said is None
-        assert primary.turn(10.0) == pytest.approx(STALL_S)
+        assert primary.turn(10.0) == pytest.approx(TURN_S_MAX)
     finally:
         primary.close()
     assert answer.said == "done"
 
 
-def test_a_secondary_that_takes_nothing_is_given_up_at_the_limit(primary: Primary) -> None:
+def turns(primary: Primary, from_s: float, seconds: float) -> float:
+    """The loop turns every 0.1 s; returns when that ended."""
+    for number in range(1, round(seconds * 10) + 1):
+        primary.turn(from_s + number / 10)
+    return from_s + seconds
+
+
+def test_a_secondary_that_gets_nowhere_is_given_up_at_the_limit(primary: Primary) -> None:
     primary.following()
+    primary.turn(100.0)
     answers = [primary.write() for _ in range(90)]
-    assert primary.turn(100.0) == pytest.approx(STALL_S)
-    assert primary.turn(100.0 + STALL_S - 0.5) == pytest.approx(0.5)
-    with pytest.raises(PeerLost, match="have taken no writes for 2000 ms"):
-        primary.turn(100.0 + STALL_S)
+    now_s = turns(primary, 100.0, STALL_S - 0.3)
+    with pytest.raises(PeerLost, match="give no room in 2000 ms"):
+        turns(primary, now_s, 0.6)
     primary.side.leave()
     assert [answer.said for answer in answers] == ["done"] * 90
 
 
-def test_a_quiet_time_before_is_not_held_against_the_secondary(primary: Primary) -> None:
-    """The loop sleeps for as long as nothing happens; the first write after that may have to wait."""
+def test_a_secondary_that_works_is_waited_for_longer(primary: Primary) -> None:
     primary.following()
-    primary.turn(0.0)
-    answers = [primary.write() for _ in range(90)]  # at 50 s, before the loop looks at the clock
-    assert primary.turn(50.0) == pytest.approx(STALL_S)
-    primary.side.seal(2)
-    primary.say(wire.Applied(2))
-    primary.turn(51.9)
-    assert answers[-1].said == "done"
+    primary.turn(100.0)
     for _ in range(90):
         primary.write()
-    assert primary.turn(53.0) == pytest.approx(STALL_S)
+    now_s = 100.0
+    for _ in range(3):
+        now_s = turns(primary, now_s, STALL_S - 0.3)
+        primary.say(wire.Working())
+    for _ in range(2):
+        now_s = turns(primary, now_s, STALL_S - 0.3)
+        primary.say(wire.Working())
+    with pytest.raises(PeerLost):  # it has worked for long, and given no room
+        turns(primary, now_s, STALL_S * GIVE_UP_FACTOR - 5 * (STALL_S - 0.3) + 0.1)
+
+
+def test_a_stall_of_our_own_is_not_held_against_the_secondary(primary: Primary) -> None:
+    primary.following()
+    primary.turn(0.0)
+    answers = [primary.write() for _ in range(90)]
+    for now_s in (50.0, 100.0, 150.0):
+        assert primary.turn(now_s) == pytest.approx(TURN_S_MAX)
+    primary.side.seal(2)
+    primary.say(wire.Applied(2))
+    primary.turn(151.0)
+    assert answers[-1].said == "done"
+
+
+def test_pauses_do_not_set_the_clock_back(primary: Primary) -> None:
+    """Checkpoints for other reasons come all the time, each lets the guest write more, and nothing is applied."""
+    primary.following()
+    primary.turn(0.0)
+    for _ in range(90):
+        primary.write()
+
+    def pause(number: int) -> None:
+        primary.side.expect_pause()
+        primary.side.seal(number + 1)
+        primary.side.expect_requests()
+        for _ in range(4):
+            primary.write()
+        primary.turn(number / 10)
+
+    lasted = round(STALL_S * 10) - 1
+    for number in range(1, lasted):
+        pause(number)
+    with pytest.raises(PeerLost):
+        pause_until_given_up(pause, lasted)
+    assert primary.notices.count(Wanted("disk_backlog")) == 1  # before the first pause; later ones could not help
+
+
+def pause_until_given_up(pause: Callable[[int], None], number: int) -> None:
+    for more in range(3):
+        pause(number + more)
+
+
+def test_writes_with_fua_wait_like_others(primary: Primary) -> None:
+    primary.following()
+    answers = [Answer() for _ in range(200)]
+    for number, answer in enumerate(answers):
+        primary.disks[0].write(answer, number % 50 * BLOCK_BYTES, memoryview(bytes(BLOCK_BYTES)), fua=True)
+    primary.workers.run_all()
+    assert answers[10].said == "done"
+    assert answers[-1].said is None
+    primary.side.leave()
+    primary.workers.run_all()
+    assert answers[-1].said == "done"

@@ -70,8 +70,13 @@ class DiskRoom:
         return True
 
     def progressed(self) -> None:
-        """The secondary gets on: it took bytes, or wrote to its images."""
+        """The secondary gets on: it has written to its images."""
         self._idle_s = 0.0
+
+    def taken(self, queued_bytes: int) -> None:
+        """The secondary took bytes, which is progress while it is the queue that keeps answers waiting."""
+        if queued_bytes > self._queue_bytes_max:
+            self.progressed()
 
     def turn(self, now_s: float, *, someone_waits: bool, queued_bytes: int) -> float | None:
         """Count the time; returns the seconds left until the secondary is to be given up, None when nobody waits."""

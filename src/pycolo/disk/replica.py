@@ -167,10 +167,10 @@ class Replica:
         return min(TURN_S_MAX, left_s, left_s if due_s is None else due_s)
 
     def _note_progress(self) -> None:
-        """What the secondary's kernel took is progress."""
+        """Tell what the secondary's kernel took."""
         if self._stream.sent_bytes != self._sent_bytes:
             self._sent_bytes = self._stream.sent_bytes
-            self.room.progressed()
+            self.room.taken(self._stream.waiting_bytes)
 
     def close(self) -> None:
         """End the replica: the guest goes on alone."""

@@ -220,8 +220,11 @@ class SecondarySide:
 
     def _tell_that_we_work(self, stream: MessageStream, now_s: float) -> None:
         """A primary that waits for room gives up who gets nowhere, and not who is busy."""
-        if self._applier.steps != self._told_steps and now_s >= self._told_at_s + APPLY_EVERY_S:
-            self._told_steps, self._told_at_s = self._applier.steps, now_s
+        steps = self._applier.steps
+        if not self._applier.busy:
+            self._told_steps = steps
+        elif steps != self._told_steps and now_s >= self._told_at_s + APPLY_EVERY_S:
+            self._told_steps, self._told_at_s = steps, now_s
             stream.queue(wire.encode_control(wire.Working()))
 
     @property

@@ -1,0 +1,114 @@
+"""When answers wait, when a checkpoint is asked for, and when the secondary is given up; the clock is a number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycolo.core.disk_room import GIVE_UP_FACTOR, TURN_S_MAX, DiskRoom
+
+QUEUE, ROOM, STALL_S = 1000, 10_000, 2.0
+
+
+def a_room(*, counting: bool = True) -> DiskRoom:
+    room = DiskRoom(QUEUE, STALL_S)
+    room.room_bytes = ROOM
+    if counting:
+        room.seal(1)
+        room.applied(1)
+    return room
+
+
+def wait(room: DiskRoom, seconds: float, now_s: float = 0.0, queued: int = 0) -> float | None:
+    """Turns of 0.1 s."""
+    left_s: float | None = None
+    for number in range(round(seconds * 10) + 1):
+        left_s = room.turn(now_s + number / 10, someone_waits=True, queued_bytes=queued)
+    return left_s
+
+
+def test_before_the_first_mark_only_the_queue_counts() -> None:
+    room = a_room(counting=False)
+    room.count(100 * ROOM)
+    assert not room.full(QUEUE)
+    assert room.full(QUEUE + 1)
+    assert not room.asks(someone_waits=True)
+
+
+@given(st.lists(st.one_of(st.integers(1, ROOM), st.sampled_from(["seal", "applied", "ask", "ask for who waits"]))))
+def test_whatever_happens_the_books_are_right(steps: list[int | str]) -> None:
+    room, epoch = a_room(), 1
+    sent, marks, applied, asked = 0, [(1, 0)], 0, False
+    for step in steps:
+        if isinstance(step, int):
+            room.count(step)
+            sent += step
+        elif step == "seal":
+            epoch, asked = epoch + 1, False
+            room.seal(epoch)
+            marks.append((epoch, sent))
+        elif step == "applied":
+            room.applied(epoch)
+            applied = marks[-1][1]
+        else:
+            waits = step == "ask for who waits"
+            due = sent - marks[-1][1] > ROOM * (0.05 if waits else 0.25)
+            assert room.asks(someone_waits=waits) is (due and not asked)
+            asked |= due
+        assert room.backlog_bytes == sent - applied
+        assert room.full(0) is (sent - applied > 0.8 * ROOM)
+
+
+def test_one_that_gets_nowhere_is_given_up_after_the_limit() -> None:
+    room = a_room()
+    room.count(ROOM)
+    assert wait(room, STALL_S - 0.5) == pytest.approx(0.5)
+    assert wait(room, 0.5, STALL_S - 0.5) == pytest.approx(0.0)
+
+
+def test_nobody_waits_nobody_is_given_up() -> None:
+    room = a_room()
+    room.count(ROOM)
+    for now_s in range(100):
+        assert room.turn(now_s, someone_waits=False, queued_bytes=0) is None
+
+
+def test_progress_sets_the_clock_back_but_not_for_ever() -> None:
+    room = a_room()
+    room.count(ROOM)
+    now_s, turns = 0.0, 0
+    while wait(room, STALL_S / 2, now_s) != pytest.approx(0.0):
+        now_s, turns = now_s + STALL_S / 2, turns + 1
+        room.progressed()
+    assert turns == 2 * GIVE_UP_FACTOR - 1
+
+
+def test_bytes_that_are_taken_are_progress_only_for_the_queue() -> None:
+    room = a_room(counting=False)
+    assert wait(room, 1.0, queued=2 * QUEUE) == pytest.approx(STALL_S - 1.0)
+    room.taken(2 * QUEUE)
+    assert room.turn(1.0, someone_waits=True, queued_bytes=2 * QUEUE) == pytest.approx(STALL_S)
+    full = a_room()
+    full.count(ROOM)
+    wait(full, 1.0)
+    full.taken(0)
+    assert full.turn(1.0, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S - 1.0)
+
+
+def test_room_again_ends_the_wait() -> None:
+    room = a_room()
+    room.count(ROOM)
+    wait(room, 1.5)
+    room.seal(2)
+    room.applied(2)
+    assert room.turn(1.6, someone_waits=True, queued_bytes=0) is None
+    room.count(ROOM)
+    assert room.turn(1.6, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S)
+
+
+def test_a_stall_of_our_own_counts_as_one_turn() -> None:
+    room = a_room()
+    room.count(ROOM)
+    room.turn(0.0, someone_waits=True, queued_bytes=0)
+    assert room.turn(500.0, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S - TURN_S_MAX)
