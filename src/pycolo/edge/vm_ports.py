@@ -18,7 +18,9 @@ from pycolo.edge.dirty_pages import differing_pages, missed_pages
 from pycolo.edge.qemu import Qemu
 from pycolo.errors import VmLost
 
-STEP_PAGES = 4096  # 16 MiB: a few ms, after which heartbeats get their turn
+READ_STEP_PAGES = 4096  # 16 MiB: a few ms, after which heartbeats get their turn
+WRITE_STEP_PAGES = 1024  # memory that is written for the first time costs a fault for each page
+TURNS_PER_BREATH = 3  # a heartbeat that is due needs so many turns of the loop: its timer, its task, its socket
 LOAD_S_FIRST_GUESS = 0.0085
 
 
@@ -71,8 +73,8 @@ class PrimaryVmPort:
     async def read_pages(self, indices: Indices) -> Contents:
         self._reported[indices] = False
         steps = []
-        for start in range(0, max(len(indices), 1), STEP_PAGES):
-            steps.append(self._qemu.dirty.contents(indices[start : start + STEP_PAGES]))
+        for start in range(0, max(len(indices), 1), READ_STEP_PAGES):
+            steps.append(self._qemu.dirty.contents(indices[start : start + READ_STEP_PAGES]))
             await asyncio.sleep(0)
         contents = steps[0] if len(steps) == 1 else np.concatenate(steps)
         if self._shadow is not None:
@@ -103,7 +105,8 @@ class SecondaryVmPort:
         self.loads_checked = 0
 
     async def breathe(self) -> None:
-        await asyncio.sleep(0)
+        for _ in range(TURNS_PER_BREATH):
+            await asyncio.sleep(0)
 
     async def stop_for_load(self) -> None:
         await self._qemu.stop_for_load()
@@ -113,8 +116,8 @@ class SecondaryVmPort:
 
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         self._image = image
-        for start in range(0, len(indices), STEP_PAGES):
-            part = indices[start : start + STEP_PAGES]
+        for start in range(0, len(indices), WRITE_STEP_PAGES):
+            part = indices[start : start + WRITE_STEP_PAGES]
             contents = image[part]
             self._qemu.ram.write(part, contents)
             self._qemu.dirty.wrote(part, contents)
@@ -132,7 +135,8 @@ class SecondaryVmPort:
 
     async def resume(self) -> None:
         if self._self_check and self._image is not None:
-            different = np.flatnonzero(differing_pages(self._qemu.ram.pages, self._image))
+            compared = await asyncio.to_thread(differing_pages, self._qemu.ram.pages, self._image)
+            different = np.flatnonzero(compared)
             if len(different):
                 raise VmLost(f"self-check: {len(different)} pages of the SVM differ from the memory cache after a load")
             self.loads_checked += 1
