@@ -197,9 +197,15 @@ class Pair:
                     os.kill(pid, signal.SIGKILL)
             identities = [os.fstat(namespace.fd).st_ino for namespace in (*self.lab.hosts.values(), self.lab.clients)]
             self.lab.close()
-        in_them = {pid for pid, inode in _namespaces_of_processes() if inode in identities}
-        if in_them:
-            raise LeftBehind(f"processes {in_them} keep the pair's namespaces alive")
+
+        def in_them() -> set[int]:
+            return {pid for pid, inode in _namespaces_of_processes() if inode in identities}
+
+        # A dying process gives up its memory, and with it what marks it as ours, before its namespaces.
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not in_them(), END_S_MAX, "the end of the namespaces")
+        if in_them():
+            raise LeftBehind(f"processes {in_them()} keep the pair's namespaces alive")
 
     async def _nothing_left(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -212,6 +212,7 @@ async def test_a_failing_disk_of_a_protected_primary_hands_over_to_the_partner(
 
 
 async def test_images_of_other_sizes_are_refused_with_both_sizes(pair: Pair) -> None:
+    pair.disks[0] = {"name": "data", "path": "data.img"}  # without size_mib, which each host would look at itself
     pair.disk(S, "data.img").write_bytes(b"")
     with pair.disk(S, "data.img").open("r+b") as image:
         image.truncate(100 * MIB)
