@@ -29,7 +29,7 @@ class Secondary:
     """Two disks that follow the scripted primary `other`."""
 
     def __init__(self, folder: Path, room_blocks: int = ROOM_BLOCKS) -> None:
-        self.workers = HandWorkers()
+        self.folder, self.workers = folder, HandWorkers()
         self.notices: list[protocol.Notice] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.side = SecondarySide(room_blocks // 2, self.notices.append)
@@ -132,20 +132,25 @@ class Secondary:
     def image(self, disk: int = 0) -> bytes:
         return self.sources[disk].image.path.read_bytes()
 
-    def svm_write(self, block: int, content: bytes = b"S", count: int = 1) -> Answer:
+    def _export(self, disk: int) -> Export:
+        return self.exports.get(disk, self.disks[disk])
+
+    def svm_write(
+        self, block: int, content: bytes = b"S", count: int = 1, *, disk: int = 0, fua: bool = False
+    ) -> Answer:
         answer = Answer()
-        export = self.exports.get(0, self.disk)
-        export.write(answer, block * BLOCK_BYTES, memoryview(content * BLOCK_BYTES * count), fua=False)
+        data = (content * BLOCK_BYTES * count)[: self.disks[disk].size_bytes - block * BLOCK_BYTES]
+        self._export(disk).write(answer, block * BLOCK_BYTES, memoryview(data), fua=fua)
         return answer
 
-    def svm_flush(self) -> Answer:
+    def svm_flush(self, disk: int = 0) -> Answer:
         answer = Answer()
-        self.exports.get(0, self.disk).flush(answer)
+        self._export(disk).flush(answer)
         return answer
 
     def svm_reads(self, block: int = 0, count: int = BLOCKS) -> bytes:
         answer = Answer()
-        self.exports.get(0, self.disk).read(answer, block * BLOCK_BYTES, count * BLOCK_BYTES)
+        self._export(0).read(answer, block * BLOCK_BYTES, count * BLOCK_BYTES)
         while answer.said is None:
             self.workers.run()
         assert isinstance(answer.said, bytes)

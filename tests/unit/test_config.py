@@ -86,7 +86,7 @@ DISK = '[[disks]]\nname = "root"\npath = "root.img"\n'
 
 def test_what_is_left_out_of_a_disk_has_its_documented_default(tmp_path: Path) -> None:
     vm = load_config(
-        write(tmp_path, VM, DISK + DISK.replace("root", "data") + 'size_mib = 5\nwerror = "stop"'), VmConfig
+        write(tmp_path, VM, DISK + DISK.replace("root", "data") + 'size_mib = 5\nwerror = "enospc"'), VmConfig
     )
     root, data = vm.disks
     assert (root.name, root.path, root.size_mib, root.format, root.werror) == (
@@ -96,7 +96,7 @@ def test_what_is_left_out_of_a_disk_has_its_documented_default(tmp_path: Path) -
         "auto",
         "stop",
     )
-    assert (data.name, data.size_mib, data.werror) == ("data", 5, "stop")
+    assert (data.name, data.size_mib, data.werror) == ("data", 5, "enospc")
     assert load_config(write(tmp_path, VM), VmConfig).disks == ()
     protection = vm.protection
     assert (protection.disk_buffer_mib_max, protection.disk_spill_mib_max) == (256, 1024)
@@ -133,6 +133,7 @@ def disks(count: int) -> str:
         ("[protection]\ndisk_spill_mib_max = -1", "protection.disk_spill_mib_max is -1: "),
         ("[protection]\ndisk_queue_mib_max = 0", "protection.disk_queue_mib_max is 0: "),
         ("[protection]\ndisk_stall_ms_max = 99", "protection.disk_stall_ms_max is 99: "),
+        ("[protection]\ndisk_stall_ms_max = 3001", "protection.disk_stall_ms_max is 3001: "),
         ("[protection]\ndisk_copy_mib_per_s_max = -1", "protection.disk_copy_mib_per_s_max is -1: "),
     ],
 )
@@ -186,3 +187,16 @@ def test_no_content_does_worse_than_a_sentence(tmp_path_factory: pytest.TempPath
         load_config(path, HostConfig)
     with pytest.raises(EnvironmentFault):
         load_config(path, VmConfig)
+
+
+@pytest.mark.parametrize("more", [disks(17), disks(3) + DISK.replace("root", "d1")])
+def test_what_is_wrong_with_a_whole_list_or_file_does_not_quote_all_of_it(tmp_path: Path, more: str) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(write(tmp_path, VM, more), VmConfig)
+    assert ".img" not in str(caught.value)
+    assert "{" not in str(caught.value)
+
+
+def test_the_longest_stall_is_allowed(tmp_path: Path) -> None:
+    vm = load_config(write(tmp_path, VM, "[protection]\ndisk_stall_ms_max = 3000"), VmConfig)
+    assert vm.protection.disk_stall_ms_max == 3000

@@ -76,6 +76,19 @@ def test_a_new_file_knows_of_no_session_and_is_for_us_alone(beside: Beside) -> N
     assert beside.path.stat().st_size == HEADER_BYTES + bitmap_bytes_of(SIZE)
 
 
+def test_a_new_file_is_there_whole_or_not_at_all(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, died)
+            with pytest.raises(EnvironmentFault, match=r"can't be used \(Input/output error\)"):
+                beside.open()
+        assert not beside.path.exists()
+    assert beside.open().session == ""
+
+
 def touch(beside: Beside) -> None:
     """Somebody writes to the image; the time moves on however coarse the clock is."""
     before = beside.image.stat().st_mtime_ns
@@ -125,6 +138,45 @@ def test_an_image_of_another_size_is_another_image(beside: Beside, size_bytes: i
     assert beside.open(size_bytes).session == SESSION
 
 
+def test_marks_that_changed_after_a_close_in_good_order_cost_the_session(beside: Beside) -> None:
+    for at in (HEADER_BYTES, HEADER_BYTES + bitmap_bytes_of(SIZE) - 1):
+        beside.left_as(Kind.SOURCE, closed=True)
+        content = bytearray(beside.path.read_bytes())
+        content[at] ^= 1
+        beside.path.write_bytes(content)
+        meta = beside.open()
+        assert (meta.kind, meta.session) == (Kind.SOURCE, "")
+        beside.close()
+
+
+def test_the_marks_of_a_file_that_is_open_may_change(beside: Beside) -> None:
+    beside.left_as(Kind.SOURCE, closed=True)
+    meta = beside.open()
+    meta.change(meta.kind, meta.session)
+    ChangedChunks(SIZE, meta.bits).note(0, 1)
+    beside.close()
+    again = beside.open()
+    assert (again.session, marked(again)) == (SESSION, [0, 3, 17])
+
+
+def test_who_shares_a_journal_is_written_with_the_next_change(beside: Beside) -> None:
+    meta = beside.open()
+    assert meta.group == []
+    meta.group = ["a.img.colo-journal", "a.img", "b.img"]
+    assert meta.group == ["a.img.colo-journal", "a.img", "b.img"]
+    beside.close()
+    assert beside.open().group == []
+    meta = beside.open()
+    meta.group = ["a.img.colo-journal", "a.img", "b.img"]
+    meta.change(Kind.SOURCE, SESSION)
+    beside.close()
+    for closed in (False, True):  # no later change forgets it, nor another image in its place
+        meta = beside.open(SIZE + 1)
+        assert (meta.group, meta.session) == (["a.img.colo-journal", "a.img", "b.img"], "")
+        meta.change(Kind.TARGET, "", closed=closed)
+        beside.close()
+
+
 def test_opened_again_it_is_not_closed_any_more(beside: Beside) -> None:
     beside.left_as(Kind.SOURCE, closed=True)
     meta = beside.open()
@@ -137,7 +189,10 @@ def test_opened_again_it_is_not_closed_any_more(beside: Beside) -> None:
 def spoiled(content: bytes) -> Iterator[bytes]:
     for at in (0, 7, 8, 15, 16, 19, 20, 25):
         yield content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    yield b""  # it is made whole, so this is no new one
     yield b"x"
+    yield content[:HEADER_BYTES]
+    yield content[:-1]
     yield content[:19]
     yield content[:40]
     yield content[:16] + b"\xff" * 4 + content[20:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +60,8 @@ def test_whatever_happens_the_books_are_right(steps: list[int | str]) -> None:
             asked |= due
         assert room.backlog_bytes == sent - applied
         assert room.full(0) is (sent - applied > 0.8 * ROOM)
+        assert room.full(QUEUE) is room.full(0)
+        assert room.full(QUEUE + 1)
 
 
 def test_one_that_gets_nowhere_is_given_up_after_the_limit() -> None:
@@ -65,6 +69,54 @@ def test_one_that_gets_nowhere_is_given_up_after_the_limit() -> None:
     room.count(ROOM)
     assert wait(room, STALL_S - 0.5) == pytest.approx(0.5)
     assert wait(room, 0.5, STALL_S - 0.5) == pytest.approx(0.0)
+
+
+def test_checkpoints_that_bring_no_room_do_not_set_the_clock_back_and_more_are_not_asked_for() -> None:
+    """16 requests are always in flight, `Applied` never comes, and a checkpoint for another reason every 100 ms."""
+    room = a_room()
+    room.count(round(0.8 * ROOM))
+    asked = int(room.asks(someone_waits=False))
+    room.turn(0.0, someone_waits=False, queued_bytes=0)
+    for epoch in itertools.count(2):
+        for _ in range(16):  # each is answered at the pause, and the next one waits
+            room.count(ROOM // 1000)
+            asked += room.asks(someone_waits=room.full(0))
+        assert room.full(0)
+        room.seal(epoch)
+        left_s = room.turn((epoch - 1) / 10, someone_waits=True, queued_bytes=0)
+        if left_s == pytest.approx(0.0):
+            break
+        assert epoch - 1 < STALL_S * 10
+    assert epoch - 1 == STALL_S * 10
+    assert asked == 1
+
+
+def test_time_in_which_nobody_waits_does_not_count_and_does_not_set_the_clock_back() -> None:
+    room = a_room()
+    room.count(ROOM)
+    wait(room, 1.0)
+    for number in range(100):
+        assert room.turn(1.0 + number / 10, someone_waits=False, queued_bytes=0) is None
+    assert room.turn(10.9, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S - 1.0)
+
+
+def test_an_epoch_that_was_applied_before_is_no_progress() -> None:
+    room = a_room()
+    room.count(ROOM)
+    wait(room, 1.5)
+    room.applied(1)
+    assert room.turn(1.5, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S - 1.5)
+
+
+def test_some_room_that_is_not_enough_is_progress() -> None:
+    room = a_room()
+    room.count(ROOM // 10)
+    room.seal(2)
+    room.count(ROOM)
+    wait(room, 1.5)
+    room.applied(2)
+    assert room.full(0)
+    assert room.turn(1.5, someone_waits=True, queued_bytes=0) == pytest.approx(STALL_S)
 
 
 def test_nobody_waits_nobody_is_given_up() -> None:

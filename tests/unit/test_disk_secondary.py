@@ -11,12 +11,15 @@ from secondary_script import BLOCKS, IMAGES, OVERLAY_BLOCKS, ROOM_BLOCKS, SESSIO
 
 from disk_tools import Answer
 from pycolo.agent.protocol import Wanted
+from pycolo.core import disk_journal
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
+from pycolo.disk.joined import JoinedImages
 from pycolo.disk.secondary import APPLY_EVERY_S, MARKS_MAX
 from pycolo.disk.self_check import checks_of
 from pycolo.edge.disk_meta import Kind
+from pycolo.edge.journal_file import JournalFile
 from pycolo.errors import PeerViolation
 
 
@@ -51,23 +54,44 @@ def test_it_says_what_it_has_and_then_takes_everything_directly(secondary: Secon
     assert secondary.side.used_blocks == 0
 
 
-def test_it_follows_when_both_images_have_been_written_out_once(secondary: Secondary) -> None:
+def watch_syncs(secondary: Secondary, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[Kind]]]:
+    """Which image is synced, and what the images are at that time."""
+    seen: list[tuple[int, set[Kind]]] = []
+    for number, source in enumerate(secondary.sources):
+
+        def sync(number: int = number, real: Callable[[], None] = source.image.sync) -> None:
+            seen.append((number, {disk.meta.kind for disk in secondary.disks}))
+            real()
+
+        monkeypatch.setattr(source.image, "sync", sync)
+    return seen
+
+
+def test_it_follows_when_both_images_have_been_written_out_once(
+    secondary: Secondary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = watch_syncs(secondary, monkeypatch)
     secondary.copying()
     secondary.say(wire.Copied(SESSION))
     secondary.side.turn(0.0)
     assert secondary.other.hears_nothing()
     secondary.workers.run()
+    assert syncs == [(0, {Kind.PARTIAL}), (1, {Kind.PARTIAL})]
     assert secondary.hear(1) == [wire.Following()]
     assert {disk.meta.kind for disk in secondary.disks} == {Kind.PARTIAL}
 
 
-def test_adopted_comes_before_applied_and_after_both_images(secondary: Secondary) -> None:
+def test_adopted_comes_before_applied_and_after_both_images(
+    secondary: Secondary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secondary.adopting()
     assert protocol.Marked(1) in secondary.notices
     secondary.side.turn(0.0)
     assert secondary.other.hears_nothing()
     assert [disk.meta.kind for disk in secondary.disks] == [Kind.PARTIAL, Kind.PARTIAL]
+    syncs = watch_syncs(secondary, monkeypatch)
     secondary.workers.run()
+    assert syncs == [(0, {Kind.PARTIAL}), (1, {Kind.PARTIAL})]  # none is a target before both are durable
     assert secondary.hear(2) == [wire.Adopted(), wire.Applied(1)]
     assert {(disk.meta.kind, disk.meta.session) for disk in secondary.disks} == {(Kind.TARGET, SESSION)}
 
@@ -343,6 +367,35 @@ def test_an_image_that_can_not_be_adopted_is_trouble(secondary: Secondary) -> No
     assert len(secondary.workers) == 0
     secondary.side.turn(10.0)
     assert secondary.other.hears_nothing()
+
+
+def test_a_second_image_that_can_not_be_written_keeps_the_first_one_from_counting(
+    secondary: Secondary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch for all disks: the journal has all of it, so the next start brings both to the epoch."""
+    secondary.following()
+    secondary.write(1)
+    secondary.send(secondary.written(0, b"Q" * 100, disk=1))
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+
+    def full(offset: int, data: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(secondary.sources[1].image, "write", full)
+        secondary.workers.run()
+    assert len(secondary.troubles()) == 1
+    assert all(str(source.image.path) in secondary.troubles()[0] for source in secondary.sources)
+    secondary.side.turn(20.0)
+    assert secondary.other.hear(1) == [wire.Working()]  # it has written, and there is no more to say
+    assert secondary.other.hears_nothing()
+    assert (secondary.side.applied_epoch, secondary.image(1)) == (1, IMAGES[1])
+    journal = JournalFile(secondary.folder / "journal")
+    disk_journal.replay(journal, JoinedImages([source.image for source in secondary.sources]))
+    journal.close()
+    assert secondary.image(0) == changed(IMAGES[0], (1, b"P"))
+    assert secondary.image(1) == b"Q" * 100 + IMAGES[1][100:]
 
 
 def test_a_secondary_that_is_busy_says_so_while_it_gets_on(secondary: Secondary) -> None:

@@ -53,10 +53,10 @@ def test_a_takeover_while_a_job_runs_waits_for_it(secondary: Secondary) -> None:
     secondary.side.turn(10.0)
     secondary.svm_write(1)
     secondary.take_over()
-    before_folding = len(secondary.workers)
-    assert before_folding == 1  # the batch under way; nothing else begins before it has ended
+    assert len(secondary.workers) == 1  # the batch under way; nothing else begins before it has ended
     secondary.workers.run()
     assert secondary.image() == changed(IMAGES[0], (1, b"P"))
+    assert {disk.meta.kind for disk in secondary.disks} == {Kind.TARGET}
     secondary.workers.run_all()
     assert secondary.image() == changed(IMAGES[0], (1, b"S"))
     assert folded(secondary)
@@ -67,10 +67,10 @@ def test_the_image_is_a_sources_before_anything_of_the_svm_reaches_it(secondary:
     secondary.svm_write(1)
     secondary.take_over()
     assert secondary.disk.meta.bits.any()  # marked before it is written
-    kinds = [secondary.disk.meta.kind]
+    kinds = [{disk.meta.kind for disk in secondary.disks}]
     secondary.workers.run()
-    kinds.append(secondary.disk.meta.kind)
-    assert kinds == [Kind.TARGET, Kind.SOURCE]
+    kinds.append({disk.meta.kind for disk in secondary.disks})
+    assert kinds == [{Kind.TARGET}, {Kind.SOURCE}]
     assert secondary.image() == IMAGES[0]
 
 
@@ -107,6 +107,45 @@ def test_a_flush_waits_for_its_round_and_not_for_the_end(secondary: Secondary) -
     assert flush.said == "done"
     assert secondary.image()[1000 * BLOCK_BYTES :][:BLOCK_BYTES] == b"1" * BLOCK_BYTES
     assert not folded(secondary)
+
+
+def test_a_flush_of_one_disk_and_a_write_with_fua_wait_for_the_same_rounds(secondary: Secondary) -> None:
+    secondary.following()
+    many = LAST_ROUND_BLOCKS_MAX + 10
+    secondary.svm_write(0, b"0", many)
+    secondary.take_over()
+    secondary.workers.run()
+    waiting = [secondary.svm_flush(1), secondary.svm_write(1999, b"F", fua=True)]
+    secondary.svm_write(0, b"2", many)
+    secondary.workers.run()
+    assert secondary.image() == changed(IMAGES[0], *((block, b"0") for block in range(many)))
+    assert [answer.said for answer in waiting] == [None] * 2
+    secondary.svm_write(0, b"3", many)
+    late = secondary.svm_flush()
+    secondary.workers.run()
+    assert secondary.image() == changed(IMAGES[0], *((block, b"2") for block in range(many)), (1999, b"F"))
+    assert [answer.said for answer in waiting] == ["done"] * 2
+    assert late.said is None
+    secondary.workers.run()
+    assert late.said == "done"
+
+
+def test_all_disks_end_together(secondary: Secondary) -> None:
+    """The small one has nothing left, but a batch for all is under way."""
+    secondary.following()
+    many = LAST_ROUND_BLOCKS_MAX + 10
+    secondary.svm_write(0, b"0", many)
+    secondary.take_over()
+    secondary.workers.run()
+    secondary.svm_write(0, b"1", many)
+    while not folded(secondary):
+        assert isinstance(secondary.exports[1], FoldingDisk)
+        secondary.workers.run()
+    assert secondary.exports == dict(enumerate(secondary.sources))
+    flush = secondary.svm_flush(1)
+    assert flush.said is None  # its own fdatasync is under way
+    secondary.workers.run_all()
+    assert flush.said == "done"
 
 
 def test_writes_go_on_in_rounds_and_those_of_the_last_one_wait_and_are_not_lost(secondary: Secondary) -> None:
@@ -163,18 +202,42 @@ def test_an_image_that_fails_in_a_takeover_gives_errors_and_never_hangs(secondar
     secondary.checkpoint(2)
     secondary.side.turn(10.0)
     secondary.svm_write(2)
-    secondary.sources[1].replica = None
-    del secondary.disks[1:]
     secondary.take_over()
-    before = secondary.svm_flush()
+    before = [secondary.svm_flush(disk) for disk in range(2)]
     secondary.workers.run(failing)
     secondary.workers.fail()
-    assert before.said == errno.EIO
-    assert secondary.svm_flush().said == errno.EIO
-    assert secondary.svm_write(5).said == errno.EIO
+    assert [answer.said for answer in before] == [errno.EIO] * 2  # no batch reaches one without the other
+    for disk in range(2):
+        assert secondary.svm_flush(disk).said == errno.EIO
+        assert secondary.svm_write(0, disk=disk).said == errno.EIO
     assert len(secondary.troubles()) == 1
     assert secondary.svm_reads(1, 2) == b"P" * BLOCK_BYTES + b"S" * BLOCK_BYTES
     assert len(secondary.workers) == 0
+
+
+def full(offset: int, data: memoryview) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_spill_file_that_fails_in_a_takeover_fails_its_own_disk_alone(
+    secondary: Secondary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secondary.following()
+    secondary.svm_write(2)
+    secondary.svm_write(0, b"T", disk=1)
+    secondary.take_over()
+    before = [secondary.svm_flush(disk) for disk in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(secondary.disks[0].core, "write", full)
+        assert secondary.svm_write(5).said == errno.EIO
+    assert ["spill file can't be written" in why for why in secondary.troubles()] == [True]
+    assert [answer.said for answer in before] == [errno.EIO, None]
+    assert secondary.svm_flush().said == errno.EIO
+    later = secondary.svm_write(0, b"U", disk=1, fua=True)
+    secondary.workers.run_all()
+    assert (before[1].said, later.said) == ("done", "done")
+    assert secondary.image(1) == b"U" * len(IMAGES[1])
+    assert secondary.image(0) == changed(IMAGES[0], (2, b"S"))  # what was answered before is there
 
 
 def test_an_image_that_failed_before_a_takeover_gives_errors_and_never_hangs(secondary: Secondary) -> None:

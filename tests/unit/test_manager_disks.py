@@ -21,7 +21,7 @@ from pycolo.manager.disks import VmDisks
 
 MIB = 1 << 20
 ROOT = DiskConfig(name="root", path=Path("root.img"), size_mib=4)
-DATA = DiskConfig(name="data", path=Path("data.img"), size_mib=3, format="raw", werror="stop")
+DATA = DiskConfig(name="data", path=Path("data.img"), size_mib=3, format="raw", werror="enospc")
 
 
 def host(folder: Path, disk_dir: Path | None) -> HostConfig:
@@ -36,10 +36,10 @@ def host(folder: Path, disk_dir: Path | None) -> HostConfig:
     )
 
 
-def vm_disks(folder: Path, role: Role, *disks: DiskConfig, has_dir: bool = True) -> VmDisks:
+def vm_disks(folder: Path, role: Role, *disks: DiskConfig, has_dir: bool = True, older_disk: bool = False) -> VmDisks:
     protection = ProtectionConfig(disk_spill_mib_max=0, disk_copy_mib_per_s_max=7, disk_stall_ms_max=500)
     vm = VmConfig(name="vm", kernel=folder, initrd=folder, accel="tcg", disks=disks, protection=protection)
-    return VmDisks(host(folder, folder if has_dir else None), vm, role, "token")
+    return VmDisks(host(folder, folder if has_dir else None), vm, role, "token", older_disk=older_disk)
 
 
 def ignore(trouble: protocol.Trouble) -> None:
@@ -77,6 +77,11 @@ def test_the_command_has_bytes_and_absolute_paths(tmp_path: Path) -> None:
     )
 
 
+def test_the_command_says_whether_an_older_disk_will_do(tmp_path: Path) -> None:
+    assert vm_disks(tmp_path, Role.PRIMARY, ROOT, older_disk=True)._open_command().older_disk
+    assert not vm_disks(tmp_path, Role.PRIMARY, ROOT)._open_command().older_disk
+
+
 async def test_a_relative_path_without_a_folder_is_said_before_anything_is_started(tmp_path: Path) -> None:
     disks = vm_disks(tmp_path, Role.PRIMARY, ROOT, has_dir=False)
     with pytest.raises(EnvironmentFault, match=r"set `disk_dir` in host\.toml"):
@@ -89,7 +94,7 @@ async def test_the_images_are_opened_in_order_and_qemu_gets_an_end_for_each(tmp_
     await disks.start(ignore)
     try:
         assert disks.shapes == (wire.DiskShape("root", 4 * MIB), wire.DiskShape("data", 3 * MIB))
-        assert disks.for_qemu == (QemuDisk("root", "stop"), QemuDisk("data", "stop"))
+        assert disks.for_qemu == (QemuDisk("root", "stop"), QemuDisk("data", "enospc"))
         assert len(disks.qemu_ends) == 2
         port, token = disks.channel
         assert token == "token"
