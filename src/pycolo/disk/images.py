@@ -46,8 +46,7 @@ class OpenImages:
 
     def _open(self, number: int, file: DiskFile, undo: ExitStack) -> None:
         path = Path(file.path)
-        if file.size_bytes:
-            _make(path, file.size_bytes)
+        made = bool(file.size_bytes) and _make(path, file.size_bytes)
         image = DiskImage(path, format=file.format or None)
         undo.callback(image.close)
         if file.size_bytes not in (0, image.size_bytes):
@@ -57,6 +56,8 @@ class OpenImages:
             )
         meta = DiskMeta(self._beside(path, file.name, ".colo"), path, image.size_bytes)
         undo.callback(meta.close)
+        if made:  # what is known of an image that is gone says nothing of a new one
+            meta.forget()
         self.sources.append(SourceDisk(number, file.name, image, meta, self._workers))
 
     def _beside(self, image: Path, name: str, ending: str) -> Path:
@@ -73,8 +74,14 @@ class OpenImages:
         group = [journal.name, *(source.image.path.name for source in self.sources)]
         for source in self.sources:
             _check(source, journal, group, speaks=speaks, older_disk=self._command.older_disk)
+        equal = [source.meta.group == group for source in self.sources]
+        if any(equal) and not all(equal) and journal.stat().st_size > 0:
+            raise EnvironmentFault(
+                f"{journal} may be unfinished, and one of its disks is another than it was: put the old image and its "
+                "`.colo` file back, or delete the images of this host and the journal for a whole copy"
+            )
         try:
-            if all(source.meta.group == group for source in self.sources):
+            if all(equal):
                 disk_journal.replay(self._journal, JoinedImages([source.image for source in self.sources]))
             else:
                 self._journal.forget()  # of others, and finished
@@ -145,12 +152,12 @@ class OpenImages:
         return spill
 
 
-def _make(path: Path, size_bytes: int) -> None:
-    """A new, empty, sparse image where there is none."""
+def _make(path: Path, size_bytes: int) -> bool:
+    """A new, empty, sparse image where there is none; False when there is one."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        return
+        return False
     except OSError as problem:
         raise EnvironmentFault(
             f"the disk image {path} can't be made ({problem.strerror}): choose another path"
@@ -159,6 +166,7 @@ def _make(path: Path, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)
     finally:
         os.close(fd)
+    return True
 
 
 def _check(source: SourceDisk, journal: Path, group: list[str], *, speaks: bool, older_disk: bool) -> None:

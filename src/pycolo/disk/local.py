@@ -63,8 +63,14 @@ class LocalExport:
             self._in_sync.clear()
             self._unsynced.clear()
             for ticket in waiting:
-                ticket.done()
+                self._answer_early(ticket)
             self._sync_next()
+
+    def _answer_early(self, ticket: Ticket) -> None:
+        if self._sync_error:
+            ticket.failed(self._sync_error)
+        else:
+            ticket.done()
 
     def block_status(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         return self._image.extents(offset, length)
@@ -91,7 +97,7 @@ class LocalExport:
             return
         if self._hurried:
             self._owed = True
-            ticket.done()
+            self._answer_early(ticket)
         else:
             self._unsynced.append(ticket)
         self._sync_next()

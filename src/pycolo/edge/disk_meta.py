@@ -91,6 +91,10 @@ class DiskMeta:
         """Written by the next `change`."""
         self._header.group = group
 
+    def forget(self) -> None:
+        """The image is a new one; written by the next `change`."""
+        self._header.kind, self._header.session, self._header.group = Kind.SOURCE, "", []
+
     def change(self, kind: Kind, session: str, *, closed: bool = False) -> None:
         """Write a new state, durably, the bitmap with it. Raises OSError."""
         header = self._header
