@@ -6,7 +6,8 @@ left everything stays held until `go_solo` (rule 5).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
@@ -16,6 +17,7 @@ from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
 
+FROZEN_S = 0.2  # no batch takes so long to be sent
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 
 
@@ -78,8 +80,19 @@ class PrimarySide(Side):
         """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak."""
         if self._dataplane is not None and self.channel is None:
             self._unspoken += frames
-        else:
+        elif self._dataplane is None:
             super().speak(frames)
+        else:
+            self.tap.send(self._fresh(frames))
+
+    def _fresh(self, frames: Sequence[bytes]) -> Iterator[bytes]:
+        """The frames one by one; a process that was frozen in between keeps the rest: the peer may speak by now."""
+        began_s = time.monotonic()
+        for number, frame in enumerate(frames):
+            if time.monotonic() - began_s > FROZEN_S:
+                self._unspoken += frames[number:]
+                return
+            yield frame
 
     # ---- the checkpoint's steps, in their order
 
