@@ -81,7 +81,7 @@ class HandWorkers(Workers):
 def make_image(path: Path, content: bytes) -> DiskImage:
     """A new image."""
     path.write_bytes(content)
-    return DiskImage(path, format="raw")
+    return DiskImage(path, image_format="raw")
 
 
 def make_source(folder: Path, content: bytes, workers: Workers, number: int = 0) -> SourceDisk:
@@ -89,13 +89,6 @@ def make_source(folder: Path, content: bytes, workers: Workers, number: int = 0)
     image = make_image(folder / f"disk{number}.img", content)
     meta = DiskMeta(folder / f"disk{number}.img.colo", image.path, image.size_bytes)
     return SourceDisk(number, f"disk{number}", image, meta, workers)
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        left = socket.create_connection(server.getsockname())
-        right, _ = server.accept()
-    return left, right
 
 
 class Partner:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from pycolo.edge.unix_listener import remove_stale
 from pycolo.errors import EnvironmentFault
 from pycolo.manager.common import Manager
 from pycolo.manager.primary import PrimaryManager
@@ -83,26 +83,14 @@ async def _listen(runner: web.AppRunner, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         await runner.setup()
-        _remove_stale(path)
+        if not remove_stale(path):
+            raise EnvironmentFault(f"another daemon serves {path}: choose another `state_dir` in host.toml")
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o600)
     except OSError as problem:
         raise EnvironmentFault(
             f"can't serve {path} ({problem.strerror or problem}): choose another `state_dir` in host.toml"
         ) from problem
-
-
-def _remove_stale(path: Path) -> None:
-    """Make way where a daemon was killed. Raises EnvironmentFault where one lives."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            return
-        else:
-            raise EnvironmentFault(f"another daemon serves {path}: choose another `state_dir` in host.toml")
 
 
 class Client:

@@ -45,8 +45,9 @@ def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool, older
     """Run one VM on this host, as half of a pair."""
     from pycolo.core.failover import Role
     from pycolo.daemon import run_daemon
+    from pycolo.manager.common import Known
 
-    run_daemon(host_toml, vm_toml, Role(role), no_copy_lives=no_copy_lives, older_disk=older_disk)
+    run_daemon(host_toml, vm_toml, Role(role), Known(no_copy_lives, older_disk))
 
 
 @cli.command()

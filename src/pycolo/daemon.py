@@ -19,7 +19,7 @@ from pycolo.core.failover import Role
 from pycolo.edge.preflight import check_host
 from pycolo.errors import DiskTrouble
 from pycolo.events import EventLog
-from pycolo.manager.common import Manager
+from pycolo.manager.common import Known, Manager
 from pycolo.manager.primary import PrimaryManager
 from pycolo.manager.secondary import SecondaryManager
 
@@ -30,22 +30,22 @@ ROOM_BYTES_MIN = 64 << 20
 _MANAGERS: dict[Role, type[Manager]] = {Role.PRIMARY: PrimaryManager, Role.SECONDARY: SecondaryManager}
 
 
-def run_daemon(host_file: Path, vm_file: Path, role: Role, *, no_copy_lives: bool, older_disk: bool) -> None:
+def run_daemon(host_file: Path, vm_file: Path, role: Role, known: Known) -> None:
     """Run until the end. Raises PycoloError with the sentence for the user."""
     host, vm = load_config(host_file, HostConfig), load_config(vm_file, VmConfig)
     check_host()
     _log_json()
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # the pause of the PVM ends when this process gets a core
-    asyncio.run(_serve(host, vm, role, no_copy_lives=no_copy_lives, older_disk=older_disk))
+    asyncio.run(_serve(host, vm, role, known))
 
 
-async def _serve(host: HostConfig, vm: VmConfig, role: Role, *, no_copy_lives: bool, older_disk: bool) -> None:
+async def _serve(host: HostConfig, vm: VmConfig, role: Role, known: Known) -> None:
     """Run one side to its end; a secondary that had no room for its disks begins again when there is."""
     stopped, events = asyncio.Event(), EventLog(host.name)
     waits_s = 0.0
     while not stopped.is_set():
-        manager = _MANAGERS[role](host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
+        manager = _MANAGERS[role](host, vm, known, events)
 
         def stop(running: Manager = manager) -> None:
             stopped.set()

@@ -208,6 +208,15 @@ class DiskPair:
         await secondary.link.commit(self.epoch)
         return self.epoch
 
+    async def returned(self, primary: DiskHost) -> DiskHost:
+        """A secondary that was killed is back for the few chunks that it missed, and follows again."""
+        again = await self.start("h2", Role.SECONDARY)
+        copied = await self.join(primary, again)
+        assert not copied.whole
+        assert 0 < copied.copied_bytes <= 4 * 65536
+        await self.checkpoint(primary, again)
+        return again
+
     async def applied(self, secondary: DiskHost, wait_s: float = 10.0) -> None:
         """Until the secondary's images hold the newest epoch."""
         deadline = asyncio.get_running_loop().time() + wait_s

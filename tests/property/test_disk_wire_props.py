@@ -10,12 +10,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from disk_tools import tcp_pair, until_readable
+from disk_tools import until_readable
 from pycolo.core import disk_wire as wire
 from pycolo.core.changed_chunks import CHUNKS_MAX
 from pycolo.core.wire import HEADER
 from pycolo.edge.message_stream import MessageStream
 from pycolo.errors import PeerViolation
+from tcp_pair import tcp_pair
 
 WHOLE = st.integers(0, (1 << 63) - 1)
 DISKS = st.integers(0, wire.DISKS_MAX - 1)

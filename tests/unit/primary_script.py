@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from disk_tools import Answer, HandWorkers, Partner, make_source, tcp_pair, until_readable
+from disk_tools import Answer, HandWorkers, Partner, make_source, until_readable
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
 from pycolo.disk.primary import PrimarySide
 from pycolo.disk.replica import ReplicaLimits
+from tcp_pair import tcp_pair
 
 MIB = 1 << 20
 SIZE = MIB + 512
@@ -53,7 +54,7 @@ class Primary:
         """The secondary speaks."""
         assert self.side.replica is not None
         self.other.say(*messages)
-        until_readable(self.side.replica._stream)
+        until_readable(self.side.replica.stream)
         self.side.replica.on_readable()
 
     def copied(self, states: tuple[wire.ImageState, ...] = (EMPTY, EMPTY)) -> list[wire.Message]:

@@ -37,7 +37,7 @@ class Secondary:
         self._journal = JournalFile(folder / "journal")
         self.disks = [TargetDisk(source, BlockStore(room_blocks), self.side) for source in self.sources]
         parts = [Part(disk.core, disk.source.image, disk.meta) for disk in self.disks]
-        self.applier = Applier(parts, self._journal, self.workers, lambda _: None)
+        self.applier = Applier(parts, self._journal, self.workers)
         self.side.serve(self.disks, self.applier)
         self.exports: dict[int, Export] = {}
         self._digest = wire.StreamDigest()

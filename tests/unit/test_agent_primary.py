@@ -13,6 +13,7 @@ from pycolo.edge.nic import Nic, nic_pair
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
 from pycolo.errors import PeerLost
+from tcp_pair import tcp_pair
 
 
 class Wire(Tap):
@@ -42,7 +43,7 @@ class Host:
         self.tap = Wire()
         ours, self.qemu = nic_pair()
         self.side = PrimarySide(self.tap, Nic(ours, self.qemu.dup()), lambda notice: None, DataplaneLimits())
-        near, self.peer = _tcp_pair()
+        near, self.peer = tcp_pair()
         self.side.attach(PacketChannel(near))
         self.side.pause_feed()
         self.side.seal(1, self.side.drain(), 0.0)
@@ -67,13 +68,6 @@ class Host:
                 self.side.on_channel(1.0)
         except PeerLost:
             self.side.leave_pair()
-
-
-def _tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    return near, far
 
 
 @pytest.fixture

@@ -130,6 +130,15 @@ async def test_a_living_daemon_keeps_its_socket(tmp_path: Path) -> None:
         assert [event["kind"] for event in await client.events(0)] == ["first"]
 
 
+async def test_a_file_that_is_no_socket_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / SOCKET_NAME
+    path.write_text("somebody's")
+    with pytest.raises(EnvironmentFault, match="exists and is not a socket: choose another path"):
+        async with serving(manager(tmp_path), tmp_path):
+            pass
+    assert path.read_text() == "somebody's"
+
+
 @pytest.mark.parametrize("folder", ["/proc/none/state", "/dev/null/state", "/tmp/" + "long" * 60])
 async def test_a_folder_that_will_not_do(tmp_path: Path, folder: str) -> None:
     try:

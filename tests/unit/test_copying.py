@@ -49,7 +49,7 @@ def sparse_image(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> D
             file.seek(offset)
             file.write(content)
     assert path.stat().st_size == size
-    return DiskImage(path, format="raw")
+    return DiskImage(path, image_format="raw")
 
 
 @pytest.fixture

@@ -85,8 +85,8 @@ def test_qcow2_is_refused_unless_it_is_said_to_be_raw(path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="colo disk import"):
         DiskImage(path)
     with pytest.raises(EnvironmentFault, match="only raw images"):
-        DiskImage(path, format="qcow2")
-    image = DiskImage(path, format="raw")
+        DiskImage(path, image_format="qcow2")
+    image = DiskImage(path, image_format="raw")
     assert image.read(0, 4) == QCOW2_MAGIC
     image.close()
 

@@ -7,6 +7,7 @@ import pytest
 from pycolo.config import HostConfig, VmConfig
 from pycolo.edge.state_file import FileArbiter
 from pycolo.errors import EnvironmentFault
+from pycolo.manager.common import Known
 from pycolo.manager.primary import PrimaryManager
 
 
@@ -20,7 +21,7 @@ def manager(tmp_path: Path, *, no_copy_lives: bool = False) -> PrimaryManager:
         bridge="br0",
     )
     vm = VmConfig(name="vm", kernel=tmp_path, initrd=tmp_path, accel="tcg")
-    return PrimaryManager(host, vm, no_copy_lives=no_copy_lives)
+    return PrimaryManager(host, vm, Known(no_copy_lives))
 
 
 async def test_the_first_start_takes_the_first_term(tmp_path: Path) -> None:

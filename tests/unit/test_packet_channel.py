@@ -12,15 +12,9 @@ from pycolo.core import wire
 from pycolo.edge import packet_channel
 from pycolo.edge.packet_channel import Incoming, PacketChannel
 from pycolo.errors import PeerLost, PeerViolation
+from tcp_pair import tcp_pair
 
 HELLO, BOUNDARY, CONFIRM = wire.ChannelHello("t" * 32), wire.Boundary(7), wire.Confirm([1, 2, 3])
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        left = socket.create_connection(server.getsockname())
-        right, _ = server.accept()
-    return left, right
 
 
 class Ends:

@@ -132,10 +132,10 @@ def test_the_copy_waits_while_the_secondary_does_not_read(tmp_path: Path) -> Non
         assert primary.hear(1) == [wire.Greeting(TOKEN)]
         replica.room.backlog_bytes_max = 0
         primary.say(wire.Images([EMPTY, EMPTY], ROOM_BLOCKS))
-        replica._stream.queue(bytes(64 * MIB))  # more than any socket takes
+        replica.stream.queue(bytes(64 * MIB))  # more than any socket takes
         assert primary.turn() is None  # the loop calls when more can be sent
-        assert replica.waiting
-        assert replica._stream.waiting_bytes > COPY_QUEUE_BYTES
+        assert replica.stream.waiting
+        assert replica.stream.waiting_bytes > COPY_QUEUE_BYTES
         assert replica.copying is not None
         assert replica.copying.looked_at_bytes == 0
     finally:
@@ -320,6 +320,6 @@ def test_a_secondary_that_goes_away_is_lost(primary: Primary) -> None:
     primary.other.close()
     replica = primary.side.replica
     assert replica is not None
-    until_readable(replica._stream)
+    until_readable(replica.stream)
     with pytest.raises(PeerLost, match="closed the disk channel"):
         replica.on_readable()

@@ -123,7 +123,7 @@ def test_a_queue_that_nobody_takes_makes_the_guest_wait(tmp_path: Path) -> None:
         primary.copied()  # without a mark: the room of the secondary does not count yet
         replica = primary.side.replica
         assert replica is not None
-        replica._stream.queue(bytes(64 * MIB))
+        replica.stream.queue(bytes(64 * MIB))
         primary.turn(0.0)
         answer = primary.write()
         assert answer.said is None

@@ -20,6 +20,7 @@ from pycolo.agent.side import Side
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
 from pycolo.core.overheard import Overheard
+from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
@@ -39,17 +40,16 @@ def now_ms() -> float:
 class Agent:
     """Everything that is readable, and what follows from it."""
 
-    def __init__(self, control: socket.socket, nic: Nic) -> None:
-        self._control, self._nic = control, nic
+    def __init__(self, daemon: DaemonLink, nic: Nic) -> None:
+        self._daemon, self._nic = daemon, nic
         self._side: Side | None = None
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._ended = False
 
     def run(self) -> None:
         """Serve until the daemon is gone."""
-        self._watch(self._control.fileno(), self._on_control)
-        while not self._ended:
+        self._watch(self._daemon.fileno(), self._on_command)
+        while not self._daemon.gone:
             self._turn(1000.0)
 
     def _turn(self, wait_ms: float) -> None:
@@ -117,17 +117,13 @@ class Agent:
             yield
         except PeerLost as lost:
             side.leave_pair()
-            self._say(protocol.ChannelLost(str(lost)))
+            self._daemon.say(protocol.ChannelLost(str(lost)))
 
     # ---- the daemon's commands
 
-    def _on_control(self) -> None:
-        try:
-            packet = self._control.recv(protocol.MESSAGE_BYTES_MAX)
-        except ConnectionResetError:  # the daemon died with something of ours unread
-            packet = b""
+    def _on_command(self) -> None:
+        packet = self._daemon.hear()
         if not packet:
-            self._ended = True
             return
         answer: protocol.Answer | None
         try:
@@ -137,7 +133,7 @@ class Agent:
         except PeerLost as lost:
             answer = protocol.Failed(str(lost), "peer")
         if answer is not None:
-            self._say(answer)
+            self._daemon.say(answer)
 
     def _carry_out(self, command: protocol.Command) -> protocol.Answer | None:
         """Carry out one command; None when it has been answered already."""
@@ -159,7 +155,8 @@ class Agent:
                 side.resume_feed()
             case protocol.Seal():
                 drained = side.drain()
-                self._say(protocol.Done(len(drained)))  # the PVM stays paused until this answer, so compare after it
+                # The PVM stays paused until this answer, so compare after it.
+                self._daemon.say(protocol.Done(len(drained)))
                 with self._channel_guard(side):  # nobody waits for a second answer
                     side.seal(command.epoch, drained, now_ms())
                 return None
@@ -197,11 +194,13 @@ class Agent:
         limits = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
         tap = Tap(command.tap, command.bridge)
         if command.role == "primary":
-            self._side = PrimarySide(tap, self._nic, self._say, limits)
+            self._side = PrimarySide(tap, self._nic, self._daemon.say, limits)
             return protocol.Started(0)
         try:
             overheard = Overheard(bytes.fromhex(command.mac.replace(":", "")))
-            side = SecondarySide(tap, self._nic, self._say, limits, overheard, command.listen_host, command.token)
+            side = SecondarySide(
+                tap, self._nic, self._daemon.say, limits, overheard, command.listen_host, command.token
+            )
         except OSError as error:
             raise EnvironmentFault(
                 f"the agent can't listen on {command.listen_host} ({error.strerror}): check `listen` in host.toml"
@@ -230,7 +229,7 @@ class Agent:
     def _turn_until(self, condition: Callable[[], bool], wait_ms_max: float) -> bool:
         """Go on with packets until the condition holds; False after `wait_ms_max`."""
         deadline_ms = now_ms() + wait_ms_max
-        self._want(self._control.fileno(), self._on_control, 0)  # commands come one at a time
+        self._want(self._daemon.fileno(), self._on_command, 0)  # commands come one at a time
         try:
             while not condition():
                 if now_ms() > deadline_ms:
@@ -238,13 +237,7 @@ class Agent:
                 self._turn(0.2)
             return True
         finally:
-            self._want(self._control.fileno(), self._on_control, select.EPOLLIN)
-
-    def _say(self, message: protocol.Answer | protocol.Notice) -> None:
-        try:
-            self._control.send(protocol.encoder.encode(message))
-        except OSError:  # the daemon is gone, and so is the reason for this process
-            self._ended = True
+            self._want(self._daemon.fileno(), self._on_command, select.EPOLLIN)
 
 
 def main() -> None:
@@ -252,7 +245,7 @@ def main() -> None:
     control, ours, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:4])
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # packets first: two guests compete for the same cores
-    Agent(control, Nic(ours, theirs)).run()
+    Agent(DaemonLink(control), Nic(ours, theirs)).run()
 
 
 if __name__ == "__main__":

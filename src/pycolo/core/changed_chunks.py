@@ -48,19 +48,15 @@ class ChangedChunks:
     def note(self, offset: int, length: int) -> None:
         """This range is about to be written."""
         first, last = offset // self._chunk_bytes, (offset + length - 1) // self._chunk_bytes
-        if not self._followed:
-            for chunk in range(first, last + 1):
-                self._bits[chunk >> 3] |= 1 << (chunk & 7)
-            return
-        if first == last:
-            if first not in self._running:
-                self._running.add(first)
-                self._bits[first >> 3] |= 1 << (first & 7)
-            return
         for chunk in range(first, last + 1):
-            if chunk not in self._running:
+            if chunk in self._running:  # and marked; empty while nobody follows
+                continue
+            if self._followed:
                 self._running.add(chunk)
-                self._bits[chunk >> 3] |= 1 << (chunk & 7)
+            self._mark(chunk)
+
+    def _mark(self, chunk: int) -> None:
+        self._bits[chunk >> 3] |= 1 << (chunk & 7)
 
     def seal(self, epoch: int) -> None:
         """What was written up to here belongs to the checkpoint that starts `epoch`."""
@@ -87,7 +83,7 @@ class ChangedChunks:
         self._level = True
         for chunks in (self._running, *(chunks for _, chunks in self._sealed)):
             for chunk in chunks:
-                self._bits[chunk >> 3] |= 1 << (chunk & 7)
+                self._mark(chunk)
 
     def begin(self) -> None:
         """A partner's image is being brought up to ours: what is noted from here on is not part of that."""

@@ -37,29 +37,6 @@ class NbdViolation(Exception):
     """The client sent what the protocol forbids; its connection ends, and nobody else's."""
 
 
-class Command(enum.IntEnum):
-    """Request types."""
-
-    READ = 0
-    WRITE = 1
-    DISC = 2
-    FLUSH = 3
-    TRIM = 4
-    CACHE = 5
-    WRITE_ZEROES = 6
-    BLOCK_STATUS = 7
-
-
-class Flag(enum.IntFlag):
-    """Command flags."""
-
-    FUA = 1
-    NO_HOLE = 2
-    DF = 4
-    REQ_ONE = 8
-    FAST_ZERO = 16
-
-
 class Feature(enum.IntFlag):
     """Transmission flags: what an export offers."""
 
@@ -72,21 +49,11 @@ class Feature(enum.IntFlag):
     SEND_DF = 128
 
 
-class Chunk(enum.IntEnum):
-    """Structured reply chunk types."""
-
-    NONE = 0
-    OFFSET_DATA = 1
-    OFFSET_HOLE = 2
-    BLOCK_STATUS = 5
-    ERROR = 0x8001
-    ERROR_OFFSET = 0x8002
-
-
 # Plain numbers: looking up a member of an enum costs as much as handling it.
 CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH = 0, 1, 2, 3
 CMD_TRIM, CMD_WRITE_ZEROES, CMD_BLOCK_STATUS = 4, 6, 7
 FLAG_FUA, FLAG_NO_HOLE, FLAG_DF, FLAG_REQ_ONE = 1, 2, 4, 8
+_OFFSET_DATA, _BLOCK_STATUS, _ERROR_CHUNK = 1, 5, 0x8001
 
 _ERRORS_KNOWN = frozenset(
     (errno.EPERM, errno.EIO, errno.ENOMEM, errno.EINVAL, errno.ENOSPC, errno.EOVERFLOW, errno.ENOTSUP, errno.ESHUTDOWN)
@@ -229,18 +196,18 @@ def simple_reply(cookie: int, error: int = 0) -> bytes:
 
 def read_chunk_head(cookie: int, offset: int, length: int) -> bytes:
     """The one and only chunk of a structured READ reply, without its data."""
-    return _READ_CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, Chunk.OFFSET_DATA, cookie, 8 + length, offset)
+    return _READ_CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, _OFFSET_DATA, cookie, 8 + length, offset)
 
 
 def error_chunk(cookie: int, error: int) -> bytes:
     """A structured reply that says that a request has failed."""
-    return _CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, Chunk.ERROR, cookie, _ERROR.size) + _ERROR.pack(error, 0)
+    return _CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, _ERROR_CHUNK, cookie, _ERROR.size) + _ERROR.pack(error, 0)
 
 
 def status_chunk(cookie: int, extents: Iterable[tuple[int, int]]) -> bytes:
     """The one chunk of a BLOCK_STATUS reply: (length, flags) in order, for base:allocation."""
     body = ALLOCATION_CONTEXT_ID.to_bytes(4) + b"".join(_EXTENT.pack(length, flags) for length, flags in extents)
-    return _CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, Chunk.BLOCK_STATUS, cookie, len(body)) + body
+    return _CHUNK.pack(CHUNK_MAGIC, CHUNK_IS_LAST, _BLOCK_STATUS, cookie, len(body)) + body
 
 
 def clipped(extents: Iterable[tuple[int, int]], length: int, only_one: bool) -> list[tuple[int, int]]:

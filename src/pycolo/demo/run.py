@@ -55,6 +55,8 @@ CHECKPOINT_EVERY_S = 0.75
 TAKEOVER_S_MAX = 10.0
 RUN_DIR_PREFIX = "colo-demo-"
 
+HOST_OF = dict(zip((Role.PRIMARY, Role.SECONDARY), HOSTS, strict=True))
+
 Victim = Literal["primary", "secondary"]
 ROUNDS: tuple[tuple[Victim, bool], ...] = (("primary", False), ("primary", True), ("secondary", False))
 """Who dies, and whether the guest has a database on a disk."""
@@ -183,7 +185,7 @@ class _RoundRun:
         try:
             self._folder.mkdir()
             if self._disk is not None:
-                self._disk.prepare(HOSTS[0])
+                self._disk.prepare(HOST_OF[Role.PRIMARY])
             await self._protect()
             played, series = await self._load_and_kill()
             if self._disk is not None:
@@ -216,7 +218,7 @@ class _RoundRun:
             phase.outcome = f"{copied}{first['pages']} pages, paused {first['pause_ms']:.1f} ms" if first else ""
 
     async def _start(self, role: Role) -> DaemonProcess:
-        name = HOSTS[0 if role is Role.PRIMARY else 1]
+        name = HOST_OF[role]
         state_dir = self._folder / name
         host_toml, vm_toml = self._folder / f"{name}.toml", self._folder / "vm.toml"
         disk_dir = self._disk.folders[name] if self._disk is not None else self._folder
@@ -243,10 +245,13 @@ class _RoundRun:
             f"{self._disk.vm_toml() if self._disk is not None else ''}"
         )
 
+    def _survivor(self) -> tuple[Role, DaemonProcess]:
+        return next((role, daemon) for role, daemon in self._daemons.items() if role != self._victim)
+
     async def _load_and_kill(self) -> tuple[Round, Series]:
         primary = self._daemons[Role.PRIMARY]
         victim = self._daemons[Role(self._victim)]
-        survivor = next(daemon for role, daemon in self._daemons.items() if role != self._victim)
+        _, survivor = self._survivor()
         workers = WORKERS if self._disk is not None else DEFAULT_WORKERS
         self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log", workers)
         with self._screen.phase("clients at work, VM protected") as phase:
@@ -283,12 +288,11 @@ class _RoundRun:
 
     async def _judge_disk(self, disk: DatabaseDisk, played: Round) -> Disk:
         """Let the guest end in good order, and look at what is on the survivor's image."""
-        role = Role.SECONDARY if self._victim == "primary" else Role.PRIMARY
-        survivor, host = self._daemons[role], HOSTS[0 if role is Role.PRIMARY else 1]
+        role, survivor = self._survivor()
         with self._screen.phase("guest shut down, disk checked") as phase:
             await power_off(self._lab.clients, GUEST_ADDRESS, survivor.state_dir / "console.log")
             await survivor.stop()
-            found = await asyncio.to_thread(fsck, disk.image(host))
+            found = await asyncio.to_thread(fsck, disk.image(HOST_OF[role]))
             phase.outcome = "e2fsck finds the survivor's image damaged" if found else "e2fsck: clean"
         copied = self._daemons[Role.PRIMARY].first("disks-copied") or {"bytes": 0, "total_ms": 0.0}
         transactions = played.client.requests_by_kind.get("database", 0)

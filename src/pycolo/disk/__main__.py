@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from select import EPOLLIN, EPOLLOUT
 
 from pycolo.agent.protocol import ChannelLost, Connect, Done, Failed, GetStats, LeavePair, Seal, TakeOver
-from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
 from pycolo.disk.doorway import Doorway
 from pycolo.disk.guest_disk import GuestDisk
@@ -24,12 +23,12 @@ from pycolo.disk.loop import NbdLoop
 from pycolo.disk.primary import PrimarySide
 from pycolo.disk.replica import ReplicaLimits
 from pycolo.disk.secondary import SecondarySide
+from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
 from pycolo.edge.nbd_export import Export
 from pycolo.edge.workers import Workers
 from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost
 
-MESSAGE_BYTES_MAX = 1 << 16
 WORKER_THREADS = 8
 CONNECT_S_MAX = 1.0
 NICE = -10
@@ -38,9 +37,9 @@ NICE = -10
 class DiskProcess:
     """Everything that is readable, and what follows from it."""
 
-    def __init__(self, control: socket.socket, guests: list[socket.socket]) -> None:
+    def __init__(self, daemon: DaemonLink, guests: list[socket.socket]) -> None:
         """`guests`: for each disk our end of the connection to QEMU."""
-        self._control, self._guests = control, guests
+        self._daemon, self._guests = daemon, guests
         self._workers = Workers(WORKER_THREADS)
         self._loop = NbdLoop()
         self._images: OpenImages | None = None
@@ -48,13 +47,12 @@ class DiskProcess:
         self._side: PrimarySide | SecondarySide | None = None
         self._doorway: Doorway | None = None
         self._channel_fd = -1
-        self._ended = False
 
     def run(self) -> None:
         """Serve until the daemon is gone."""
-        self._loop.watch(self._control.fileno(), self._on_control)
+        self._loop.watch(self._daemon.fileno(), self._on_command)
         self._loop.watch(self._workers.fileno(), self._workers.collect)
-        while not self._ended:
+        while not self._daemon.gone:
             self._turn(None)
 
     def _turn(self, wait_s_max: float | None) -> None:
@@ -71,20 +69,15 @@ class DiskProcess:
     def _follow_channel(self) -> None:
         """Ask for what the disk channel wants now."""
         side = self._side
-        stream = side.replica if isinstance(side, PrimarySide) else side.stream if side is not None else None
-        if stream is not None:
+        if side is not None and (stream := side.stream) is not None:
             self._channel_fd = stream.fileno()
-            reads = 0 if isinstance(side, SecondarySide) and side.troubled else EPOLLIN
-            self._loop.want(self._channel_fd, self._on_channel, reads | (EPOLLOUT if stream.waiting else 0))
+            events = (EPOLLIN if side.wants_read else 0) | (EPOLLOUT if stream.waiting else 0)
+            self._loop.want(self._channel_fd, self._on_channel, events)
 
     def _on_channel(self) -> None:
-        side = self._side
-        with self._channel_guard():
-            if isinstance(side, PrimarySide):
-                if side.replica is not None:
-                    side.replica.on_readable()
-            elif side is not None:
-                side.on_readable()
+        if self._side is not None:
+            with self._channel_guard():
+                self._side.on_readable()
 
     @contextlib.contextmanager
     def _channel_guard(self) -> Iterator[None]:
@@ -93,10 +86,10 @@ class DiskProcess:
             yield
         except PeerLost as lost:
             self._leave_pair()
-            self._say(ChannelLost(str(lost)))
+            self._daemon.say(ChannelLost(str(lost)))
         except OSError as problem:
             self._leave_pair()
-            self._say(ChannelLost(f"our own disks can't be copied: {problem}"))
+            self._daemon.say(ChannelLost(f"our own disks can't be copied: {problem}"))
 
     def _leave_pair(self) -> None:
         if self._channel_fd >= 0:
@@ -109,13 +102,9 @@ class DiskProcess:
 
     # ---- the daemon's commands
 
-    def _on_control(self) -> None:
-        try:
-            packet = self._control.recv(MESSAGE_BYTES_MAX)
-        except ConnectionResetError:  # the daemon died with something of ours unread
-            packet = b""
+    def _on_command(self) -> None:
+        packet = self._daemon.hear()
         if not packet:
-            self._ended = True
             return
         try:
             answer = self._carry_out(protocol.command_decoder.decode(packet))
@@ -127,7 +116,7 @@ class DiskProcess:
             answer = Failed(str(lost), "peer")
         except OSError as problem:
             answer = Failed(f"a disk, or a file beside it, fails ({problem})", "vm")
-        self._say(answer)
+        self._daemon.say(answer)
 
     def _carry_out(self, command: protocol.Command) -> protocol.Answer:
         if isinstance(command, protocol.Open):
@@ -171,7 +160,7 @@ class DiskProcess:
                 self._leave_pair()
                 side.take_over(self._switch)
             case GetStats():
-                return self._secondary_stats(side)
+                return side.stats()
             case _:
                 return Failed(f"a secondary's disks have no {type(command).__name__}", "environment")
         return Done()
@@ -184,9 +173,9 @@ class DiskProcess:
             limits = ReplicaLimits(
                 command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max, command.self_check
             )
-            self._side = PrimarySide(images.sources, limits, self._say)
+            self._side = PrimarySide(images.sources, limits, self._daemon.say)
         else:
-            side = SecondarySide(images.room_blocks(), self._say)
+            side = SecondarySide(images.room_blocks(), self._daemon.say)
             targets = images.targets(side)
             side.serve(targets, images.applier(targets))
             self._doorway = Doorway(command.listen_host, command.token, self._loop, side.greet)
@@ -206,7 +195,7 @@ class DiskProcess:
     def _turn_until(self, condition: Callable[[], bool], wait_s_max: float) -> bool:
         """Go on with the guest's requests until the condition holds; False after `wait_s_max`."""
         deadline_s = time.monotonic() + wait_s_max
-        self._loop.want(self._control.fileno(), self._on_control, 0)  # commands come one at a time
+        self._loop.want(self._daemon.fileno(), self._on_command, 0)  # commands come one at a time
         try:
             while not condition():
                 if time.monotonic() > deadline_s:
@@ -214,7 +203,7 @@ class DiskProcess:
                 self._turn(0.002)
             return True
         finally:
-            self._loop.watch(self._control.fileno(), self._on_control)
+            self._loop.watch(self._daemon.fileno(), self._on_command)
 
     def _close(self) -> Done:
         """The VM is gone: what is committed, or was written after a takeover, goes to the images."""
@@ -229,24 +218,8 @@ class DiskProcess:
         if self._images is not None and isinstance(side, SecondarySide) and side.troubled:
             self._images.give_up()  # a batch may be on an image in part: its journal is needed
         elif self._images is not None:
-            self._images.close(lambda why: self._say(protocol.Trouble(why, fatal=True)))
+            self._images.close(lambda why: self._daemon.say(protocol.Trouble(why, fatal=True)))
         return Done()
-
-    def _secondary_stats(self, side: SecondarySide) -> protocol.DiskStats:
-        return protocol.DiskStats(
-            written_bytes=sum(disk.source.written_bytes for disk in side.disks),
-            read_errors=sum(disk.source.read_errors for disk in side.disks),
-            write_errors=sum(disk.source.write_errors for disk in side.disks),
-            buffered_bytes=side.used_blocks * BLOCK_BYTES,
-            buffered_bytes_max=side.used_blocks_max * BLOCK_BYTES,
-            applied_epoch=side.applied_epoch,
-        )
-
-    def _say(self, message: protocol.Answer | protocol.Notice) -> None:
-        try:
-            self._control.send(protocol.encoder.encode(message))
-        except OSError:  # the daemon is gone, and so is the reason for this process
-            self._ended = True
 
 
 def main() -> None:
@@ -254,7 +227,7 @@ def main() -> None:
     control, *guests = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # a paused PVM waits for its disks
-    DiskProcess(control, guests).run()
+    DiskProcess(DaemonLink(control), guests).run()
 
 
 if __name__ == "__main__":

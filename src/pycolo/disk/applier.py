@@ -31,15 +31,14 @@ class Part:
 class Applier:
     """`idle` is called after each job that went well, `failed` with a sentence after one that did not."""
 
-    def __init__(
-        self, parts: Sequence[Part], journal: JournalFile, workers: Workers, failed: Callable[[str], None]
-    ) -> None:
-        self._parts, self._journal, self._workers, self.failed = parts, journal, workers, failed
+    def __init__(self, parts: Sequence[Part], journal: JournalFile, workers: Workers) -> None:
+        self._parts, self._journal, self._workers = parts, journal, workers
         self._images = JoinedImages([part.image for part in parts])
         self.busy = False
         self.broken = ""  # why nothing reaches the images any more
         self.applied_epoch = 0
         self.idle: Callable[[], None] = lambda: None
+        self.failed: Callable[[str], None] = lambda _: None
 
     @property
     def steps(self) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 
-from pycolo.core.block_store import StoreFull
 from pycolo.disk.applier import Applier
 from pycolo.disk.layered import LayeredDisk, Withheld
 from pycolo.disk.target import TargetDisk
@@ -55,24 +54,24 @@ class FoldingDisk(LayeredDisk):
 
     def _change(self, write: Withheld, *, fua: bool) -> None:
         """Into memory while there is room; else it waits for the end."""
-        if self._broken:
-            write.ticket.failed(errno.EIO)
-            return
-        if not self.last:
+        if not (self._broken or self.last):
             self._note(write.offset, write.length)
-            try:
-                write.into(self.core)
-            except StoreFull:
-                self.last = True
-            except OSError as problem:
-                self._tell(f"the spill file can't be written ({problem.strerror}): make room in `state_dir`")
-                self.fail()
-                write.ticket.failed(errno.EIO)
-                return
-            else:
+            if self.into_memory(write):
                 self._answer(write.ticket, fua)
                 return
-        self._writes.append((write, fua))
+        if self._broken:
+            write.ticket.failed(errno.EIO)
+        else:
+            self._writes.append((write, fua))
+
+    def no_room(self) -> None:
+        """This and all later writes wait for the end, which comes the sooner."""
+        self.last = True
+
+    def spill_failed(self, why: str) -> None:
+        """As if the image had failed."""
+        self._tell(why)
+        self.fail()
 
     def _answer(self, ticket: Ticket, fua: bool) -> None:
         if fua:

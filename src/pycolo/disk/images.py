@@ -47,7 +47,7 @@ class OpenImages:
     def _open(self, number: int, file: DiskFile, undo: ExitStack) -> None:
         path = Path(file.path)
         made = bool(file.size_bytes) and _make(path, file.size_bytes)
-        image = DiskImage(path, format=file.format or None)
+        image = DiskImage(path, image_format=file.format or None)
         undo.callback(image.close)
         if file.size_bytes not in (0, image.size_bytes):
             raise EnvironmentFault(
@@ -105,7 +105,7 @@ class OpenImages:
     def applier(self, targets: Sequence[TargetDisk]) -> Applier:
         """What brings committed writes to the images; its owner says who hears of it."""
         parts = [Part(target.core, target.source.image, target.meta) for target in targets]
-        return Applier(parts, self._journal, self._workers, lambda _: None)
+        return Applier(parts, self._journal, self._workers)
 
     def room_blocks(self) -> int:
         """What a primary may have under way at most, even if all of it is for one disk."""

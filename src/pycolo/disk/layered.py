@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pycolo.core.block_store import blocks_touched
+from pycolo.core.block_store import StoreFull, blocks_touched
 from pycolo.core.disk_epochs import OnImage, SecondaryDisk
-from pycolo.disk.source import TRIM_BYTES_MAX, SourceDisk
+from pycolo.disk.source import SourceDisk
+from pycolo.disk.trimming import TrimsAsZeros
 from pycolo.edge.nbd_export import Export, Ticket
 
 
@@ -41,8 +43,8 @@ class Withheld:
             export.write(self.ticket, self.offset, self.data, fua=fua)
 
 
-class LayeredDisk:
-    """Reads the layers of `core`, and from `source`'s image where they have nothing."""
+class LayeredDisk(TrimsAsZeros):
+    """Reads the layers of `core`, and from `source`'s image where they have nothing; writes to its top layer."""
 
     def __init__(self, core: SecondaryDisk, source: SourceDisk) -> None:
         self.size_bytes, self.read_only = source.size_bytes, False
@@ -59,15 +61,25 @@ class LayeredDisk:
         except OSError as problem:
             ticket.failed(problem.errno or errno.EIO)
 
-    def zero(self, ticket: Ticket, offset: int, length: int, *, fua: bool, may_trim: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def no_room(self) -> None:
+        """There was none in memory for a write."""
 
-    def trim(self, ticket: Ticket, offset: int, length: int, *, fua: bool) -> None:
-        """As the primary does it."""
-        if length > TRIM_BYTES_MAX:
-            ticket.done()
-        else:
-            self.zero(ticket, offset, length, fua=fua, may_trim=True)
+    @abstractmethod
+    def spill_failed(self, why: str) -> None:
+        """The spill file failed while a write should have gone to it."""
+
+    def into_memory(self, write: Withheld) -> bool:
+        """Whether the write is there now; one of the two above is called when it is not."""
+        try:
+            write.into(self.core)
+        except StoreFull:
+            self.no_room()
+            return False
+        except OSError as problem:
+            self.spill_failed(f"the spill file can't be written ({problem.strerror}): make room in `state_dir`")
+            return False
+        return True
 
     def block_status(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         """All is data: the layers change too fast to say more."""

@@ -63,10 +63,11 @@ class LocalExport:
             self._in_sync.clear()
             self._unsynced.clear()
             for ticket in waiting:
-                self._answer_early(ticket)
+                self._answer(ticket)
             self._sync_next()
 
-    def _answer_early(self, ticket: Ticket) -> None:
+    def _answer(self, ticket: Ticket) -> None:
+        """What was synced so far counts: once that has failed, nothing can be made to last."""
         if self._sync_error:
             ticket.failed(self._sync_error)
         else:
@@ -97,7 +98,7 @@ class LocalExport:
             return
         if self._hurried:
             self._owed = True
-            self._answer_early(ticket)
+            self._answer(ticket)
         else:
             self._unsynced.append(ticket)
         self._sync_next()
@@ -116,10 +117,7 @@ class LocalExport:
             self._sync_error = _number(result)
         tickets, self._in_sync = self._in_sync, []
         for ticket in tickets:
-            if self._sync_error:
-                ticket.failed(self._sync_error)
-            else:
-                ticket.done()
+            self._answer(ticket)
         self._sync_next()
 
 

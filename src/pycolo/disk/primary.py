@@ -32,6 +32,21 @@ class PrimarySide:
         stream.queue(wire.encode_control(wire.Greeting(token)))
         self.replica = Replica(self.disks, stream, self._limits, self.notify)
 
+    @property
+    def stream(self) -> MessageStream | None:
+        """The disk channel, while there is one."""
+        return self.replica.stream if self.replica is not None else None
+
+    @property
+    def wants_read(self) -> bool:
+        """What the secondary says is always heard."""
+        return True
+
+    def on_readable(self) -> None:
+        """The secondary's disk process spoke. Raises PeerLost."""
+        if self.replica is not None:
+            self.replica.on_readable()
+
     def leave(self) -> None:
         """The pair is over: the guest goes on with what is here."""
         if self.replica is not None:

@@ -102,6 +102,5 @@ Command = Open | Connect | ExpectPause | Seal | ExpectRequests | Commit | TakeOv
 Answer = Opened | Done | Failed | DiskStats
 Notice = Wanted | ChannelLost | Following | Marked | Trouble
 
-encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 answer_decoder: msgspec.msgpack.Decoder[Answer | Notice] = msgspec.msgpack.Decoder(Answer | Notice)

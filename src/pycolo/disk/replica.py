@@ -51,9 +51,9 @@ class Replica:
         limits: ReplicaLimits,
         notify: Callable[[protocol.Notice], None],
     ) -> None:
-        self._disks, self._stream, self._limits, self._notify = disks, stream, limits, notify
+        self._disks, self.stream, self._limits, self._notify = disks, stream, limits, notify
         self._digest = wire.StreamDigest()
-        self._copying: Copying | None = None
+        self.copying: Copying | None = None  # under way or done
         self._session = ""
         self._whole = False
         self.room = DiskRoom(limits.queue_bytes_max, limits.stall_ms_max / 1000)
@@ -71,14 +71,14 @@ class Replica:
             content = bytes(data[start : start + wire.DATA_BYTES_MAX])
             head = wire.data_header(len(content)) + wire.data_body(disk, offset + start)
             self._digest.add(head, content)
-            self._stream.queue(head, content)
+            self.stream.queue(head, content)
         self._count(blocks_touched(offset, len(data)))
 
     def zeroed(self, disk: int, offset: int, length: int) -> None:
         """A range of an image is zero."""
         message = wire.zeros_header() + wire.zeros_body(disk, offset, length)
         self._digest.add(message)
-        self._stream.queue(message)
+        self.stream.queue(message)
         self._count(blocks_touched(offset, length))  # zeros take a place as well
 
     def give_up(self, why: str) -> None:
@@ -87,7 +87,7 @@ class Replica:
 
     def answer(self, give: Callable[[], None]) -> None:
         """Answer a write, at once or when there is room again."""
-        if self._hurried or not self.room.full(self._stream.waiting_bytes):
+        if self._hurried or not self.room.full(self.stream.waiting_bytes):
             give()
             return
         self._withheld.append(give)
@@ -111,10 +111,10 @@ class Replica:
         for disk in self._disks:
             disk.changes.seal(epoch)
         checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
-        self._stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
+        self.stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
         self.room.seal(epoch)
         self._sealed_epoch = epoch
-        self._stream.flush()
+        self.stream.flush()
 
     def release(self) -> None:
         """Give every answer that waits."""
@@ -126,26 +126,12 @@ class Replica:
         """Answers that wait."""
         return len(self._withheld)
 
-    @property
-    def copying(self) -> Copying | None:
-        """The copy under way or done."""
-        return self._copying
-
     # ---------------------------------------------------------------- the loop
-
-    def fileno(self) -> int:
-        """Of the connection."""
-        return self._stream.fileno()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether bytes wait to be sent."""
-        return self._stream.waiting
 
     def on_readable(self) -> None:
         """The secondary's disk process spoke. Raises PeerLost."""
-        self._stream.read()
-        for kind, body in self._stream.messages():
+        self.stream.read()
+        for kind, body in self.stream.messages():
             self._handle(wire.decode(kind, body))
 
     def turn(self, now_s: float) -> float | None:
@@ -154,10 +140,10 @@ class Replica:
         if self._hopeless:
             raise PeerLost(self._hopeless)
         due_s = self._copy(now_s)
-        self._stream.flush()
+        self.stream.flush()
         self._note_progress()
         someone_waits = bool(self._withheld) or self._hurried
-        left_s = self.room.turn(now_s, someone_waits=someone_waits, queued_bytes=self._stream.waiting_bytes)
+        left_s = self.room.turn(now_s, someone_waits=someone_waits, queued_bytes=self.stream.waiting_bytes)
         if left_s is None:
             if self._withheld:
                 self.release()
@@ -168,9 +154,9 @@ class Replica:
 
     def _note_progress(self) -> None:
         """Tell what the secondary's kernel took."""
-        if self._stream.sent_bytes != self._sent_bytes:
-            self._sent_bytes = self._stream.sent_bytes
-            self.room.taken(self._stream.waiting_bytes)
+        if self.stream.sent_bytes != self._sent_bytes:
+            self._sent_bytes = self.stream.sent_bytes
+            self.room.taken(self.stream.waiting_bytes)
 
     def close(self) -> None:
         """End the replica: the guest goes on alone."""
@@ -178,18 +164,18 @@ class Replica:
             disk.replica = None
             disk.changes.lost()
         self.release()
-        self._stream.close()
+        self.stream.close()
 
     # ---------------------------------------------------------------- what the secondary says
 
     def _handle(self, message: wire.Message) -> None:
         match message:
-            case wire.Images() if self._copying is None:
+            case wire.Images() if self.copying is None:
                 self._begin(message)
-            case wire.Following() if self._copying is not None and self._copying.done and not self._follows:
+            case wire.Following() if self.copying is not None and self.copying.done and not self._follows:
                 self._follows = True
-                self._notify(protocol.Following(self._copying.sent_bytes, self._whole))
-            case wire.Working() if self._copying is not None:
+                self._notify(protocol.Following(self.copying.sent_bytes, self._whole))
+            case wire.Working() if self.copying is not None:
                 self.room.progressed()
             case wire.Adopted() if self._sealed_epoch and not self._adopted:
                 self._adopted = True
@@ -209,11 +195,11 @@ class Replica:
         tasks = [self._task(disk, image) for disk, image in zip(self._disks, images.images, strict=True)]
         whole = [task.changed is None for task in tasks]
         self._whole = any(whole)
-        self._stream.queue(wire.encode_control(wire.Begin(whole)))
+        self.stream.queue(wire.encode_control(wire.Begin(whole)))
         for disk in self._disks:
             disk.changes.begin()
             disk.replica = self
-        self._copying = Copying(tasks, self, self._limits.copy_bytes_per_s_max, self._now_s)
+        self.copying = Copying(tasks, self, self._limits.copy_bytes_per_s_max, self._now_s)
 
     def _task(self, disk: SourceDisk, image: wire.ImageState) -> CopyTask:
         theirs = np.frombuffer(image.changed, np.uint8)
@@ -222,16 +208,16 @@ class Replica:
         return CopyTask(disk.number, disk.image, changed)
 
     def _copy(self, now_s: float) -> float | None:
-        copying = self._copying
+        copying = self.copying
         if copying is None or copying.done:
             return None
         for _ in range(COPY_TURN_PIECES):
-            if self._stream.waiting_bytes > min(COPY_QUEUE_BYTES, self._limits.queue_bytes_max // 2):
-                self._stream.flush()
-                return None if self._stream.waiting else 0.0  # else the loop calls when more can be sent
+            if self.stream.waiting_bytes > min(COPY_QUEUE_BYTES, self._limits.queue_bytes_max // 2):
+                self.stream.flush()
+                return None if self.stream.waiting else 0.0  # else the loop calls when more can be sent
             wait_s = copying.step(now_s)
             if wait_s is None:
-                self._stream.queue(wire.encode_control(wire.Copied(self._session)))
+                self.stream.queue(wire.encode_control(wire.Copied(self._session)))
                 return None
             if wait_s:
                 return wait_s

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
-from pycolo.core.block_store import StoreFull
+from pycolo.core.block_store import BLOCK_BYTES, StoreFull
 from pycolo.disk import protocol
 from pycolo.disk.applier import Applier
 from pycolo.disk.folding import Folding
@@ -37,7 +37,7 @@ class SecondarySide:
         self._room_blocks, self.notify = room_blocks, notify
         self.stream: MessageStream | None = None
         self._digest = wire.StreamDigest()
-        self._begun = self._following = self._adopted = self._troubled = False
+        self._begun = self._troubled = False
         self._session = ""
         self._marked_epoch = self._committed_epoch = self._told_epoch = 0
         self._uncommitted: list[int] = []
@@ -69,8 +69,7 @@ class SecondarySide:
         epoch = self.applied_epoch
         if self.stream is None or epoch <= self._told_epoch:
             return
-        if not self._adopted:
-            self._adopted = True
+        if not self._told_epoch:
             self.stream.queue(wire.encode_control(wire.Adopted()))
         self._told_epoch = epoch
         self.stream.queue(wire.encode_control(wire.Applied(epoch)))
@@ -146,14 +145,13 @@ class SecondarySide:
     def _mark(self, mark: wire.Mark) -> None:
         if mark.digest != self._digest.take():
             raise PeerViolation(f"the digest of what was written before epoch {mark.epoch} is wrong")
-        self._marked_epoch = mark.epoch
+        first, self._marked_epoch = not self._marked_epoch, mark.epoch
         self._uncommitted.append(mark.epoch)
         if mark.checks:
             self._checks[mark.epoch] = mark.checks
         for disk in self.disks:
             disk.mark(mark.epoch)
-        if not self._following:
-            self._following = True
+        if first:
             self._applier.adopt(self._session, mark.epoch)
         self.notify(protocol.Marked(mark.epoch))
 
@@ -226,6 +224,23 @@ class SecondarySide:
         elif steps != self._told_steps and now_s >= self._told_at_s + APPLY_EVERY_S:
             self._told_steps, self._told_at_s = steps, now_s
             stream.queue(wire.encode_control(wire.Working()))
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether what the primary says is still heard."""
+        return not self._troubled
+
+    def stats(self) -> protocol.DiskStats:
+        """Counters and gauges."""
+        sources = [disk.source for disk in self.disks]
+        return protocol.DiskStats(
+            written_bytes=sum(source.written_bytes for source in sources),
+            read_errors=sum(source.read_errors for source in sources),
+            write_errors=sum(source.write_errors for source in sources),
+            buffered_bytes=self.used_blocks * BLOCK_BYTES,
+            buffered_bytes_max=self.used_blocks_max * BLOCK_BYTES,
+            applied_epoch=self.applied_epoch,
+        )
 
     @property
     def used_blocks(self) -> int:

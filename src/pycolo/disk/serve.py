@@ -47,7 +47,7 @@ def serve_image(
     with contextlib.ExitStack() as stack:
         stopping: list[int] = []
         wakeup = stack.enter_context(_stop_signals())
-        image = DiskImage(path, read_only=read_only, format=image_format)
+        image = DiskImage(path, read_only=read_only, image_format=image_format)
         stack.callback(image.close)
         listener = UnixListener(socket_path)
         stack.callback(listener.close)

@@ -14,14 +14,12 @@ from typing import Protocol
 
 from pycolo.core.changed_chunks import ChangedChunks
 from pycolo.disk.local import LocalExport
+from pycolo.disk.trimming import TrimsAsZeros
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta, Kind
 from pycolo.edge.nbd_export import Ticket
 from pycolo.edge.workers import Workers
 
-TRIM_BYTES_MAX = (
-    64 << 20
-)  # more is only advice that we need not take; each block of it would take room on the secondary
 TROUBLE_EVERY_S = 1.0
 
 
@@ -37,7 +35,7 @@ class Listeners(Protocol):
         """Answer a write, at once or when the secondary can take more."""
 
 
-class SourceDisk(LocalExport):
+class SourceDisk(TrimsAsZeros, LocalExport):
     """One disk; `replica` is set while there is a secondary that gets every write."""
 
     def __init__(self, number: int, name: str, image: DiskImage, meta: DiskMeta, workers: Workers) -> None:
@@ -71,13 +69,6 @@ class SourceDisk(LocalExport):
         if self.replica is not None:
             self.replica.zeroed(self.number, offset, length)
         self._finish(ticket, fua)
-
-    def trim(self, ticket: Ticket, offset: int, length: int, *, fua: bool) -> None:
-        """As zeros, so that it reads alike on both hosts."""
-        if length > TRIM_BYTES_MAX:
-            ticket.done()
-        else:
-            self.zero(ticket, offset, length, fua=fua, may_trim=True)
 
     def close(self) -> None:
         """Everything durable and in good order. Raises OSError."""

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Protocol
 
-from pycolo.core.block_store import BLOCK_BYTES, BlockStore, StoreFull
+from pycolo.core.block_store import BLOCK_BYTES, BlockStore
 from pycolo.core.disk_epochs import SecondaryDisk
 from pycolo.disk.layered import LayeredDisk, Withheld
 from pycolo.disk.source import SourceDisk
@@ -66,30 +66,24 @@ class TargetDisk(LayeredDisk):
         used = self.core.overlay_blocks
         full = used + write.blocks > self._overlay_blocks_max  # the rest of the store is the PVM's
         if full or used > self._overlay_blocks_max // 2:
-            self._want_checkpoint()
+            self.no_room()
         if self._hurried:
             write.ticket.done()  # it is being stopped to become another: what it writes is dropped anyway
-        elif self.withheld or full or not self._written(write):
+        elif self.withheld or full or not self.into_memory(write):
             data = None if write.data is None else memoryview(bytes(write.data))
             self.withheld.append(replace(write, data=data))
         else:
             write.ticket.done()
 
-    def _written(self, write: Withheld) -> bool:
-        try:
-            write.into(self.core)
-        except StoreFull:
-            self._want_checkpoint()
-            return False
-        except OSError as problem:
-            self._owner.trouble(f"the spill file can't be written ({problem.strerror}): make room in `state_dir`")
-            return False
-        return True
-
-    def _want_checkpoint(self) -> None:
+    def no_room(self) -> None:
+        """A checkpoint makes some; it is asked for once."""
         if not self._asked:
             self._asked = True
             self._owner.wanted(BACKLOG)
+
+    def spill_failed(self, why: str) -> None:
+        """This side is of no use any more, and the SVM waits for its end."""
+        self._owner.trouble(why)
 
     # ---------------------------------------------------------------- the PVM's writes
 

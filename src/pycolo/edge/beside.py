@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pycolo.edge.replace_file import replace_file
 from pycolo.errors import EnvironmentFault
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -21,20 +22,17 @@ def open_beside(path: Path, content: bytes = b"") -> int:
             _make(path, content)
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as problem:
-        raise EnvironmentFault(
-            f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
-        ) from problem
+        raise unusable(path, problem) from problem
+
+
+def unusable(path: Path, problem: OSError) -> EnvironmentFault:
+    """The sentence for a file beside an image that fails us at the start."""
+    return EnvironmentFault(f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image")
 
 
 def _make(path: Path, content: bytes) -> None:
     """So that whoever finds the file finds all of it."""
-    scratch = path.with_name(path.name + ".new")
-    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    replace_file(path, content)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -10,25 +10,24 @@ import asyncio
 import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from pycolo.agent.protocol import Failed
+from pycolo.agent.protocol import MESSAGE_BYTES_MAX, Failed, encoder
 from pycolo.edge.patience import wait_for_first
 from pycolo.edge.processes import send_signal
 from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PycoloError, VmLost
 
 ANSWER_S_MAX = 2.0
-MESSAGE_BYTES_MAX = 1 << 16
 _CAUSES: dict[str, type[PycoloError]] = {
     "environment": EnvironmentFault,
     "peer": PeerLost,
     "vm": VmLost,
     "disk": DiskTrouble,
 }
-_encoder = msgspec.msgpack.Encoder()
 
 MessageT = TypeVar("MessageT", covariant=True)
 AnyMessage = TypeVar("AnyMessage")
@@ -54,7 +53,7 @@ async def spawn(module: str, fds: Sequence[int]) -> tuple[asyncio.subprocess.Pro
     return process, control
 
 
-class ChildLink(Generic[AnyMessage]):
+class ChildLink(ABC, Generic[AnyMessage]):
     """One process; `name` is how failures call it. `notice` takes what it says unasked."""
 
     def __init__(
@@ -78,9 +77,9 @@ class ChildLink(Generic[AnyMessage]):
         """Process id."""
         return self.process.pid
 
+    @abstractmethod
     def notice(self, message: AnyMessage) -> bool:
         """Deal with a message that may be no answer; False when it is one."""
-        raise NotImplementedError
 
     async def command(self, command: msgspec.Struct, answer_s_max: float | None = None) -> AnyMessage:
         """Carry out one command.
@@ -95,7 +94,7 @@ class ChildLink(Generic[AnyMessage]):
             answer = asyncio.ensure_future(self._answers.get())
             sent = False
             try:
-                await asyncio.get_running_loop().sock_sendall(self._control, _encoder.encode(command))
+                await asyncio.get_running_loop().sock_sendall(self._control, encoder.encode(command))
                 sent = True
                 await wait_for_first((answer, self.gone), limit_s)
                 if answer.done():

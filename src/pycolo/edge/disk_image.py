@@ -14,7 +14,9 @@ import os
 import stat
 from pathlib import Path
 
+from pycolo.edge.holes import UNSUPPORTED, seek_extent
 from pycolo.edge.nbd_export import HOLE, ZERO
+from pycolo.edge.whole_io import read_whole, write_whole
 from pycolo.errors import EnvironmentFault
 
 QCOW2_MAGIC = b"QFI\xfb"
@@ -23,7 +25,6 @@ ZEROS = bytes(1 << 20)
 READ_NOW_BYTES_MAX = 1 << 20  # longer reads would hold up the loop for too long, cached or not
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # linux/falloc.h
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.EPERM)
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -32,14 +33,14 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 class DiskImage:
     """One open image. I/O raises plain OSError."""
 
-    def __init__(self, path: Path, *, read_only: bool = False, format: str | None = None) -> None:  # noqa: A002
-        """`format="raw"` takes the bytes as they are, whatever they look like. Raises EnvironmentFault."""
+    def __init__(self, path: Path, *, read_only: bool = False, image_format: str | None = None) -> None:
+        """`image_format="raw"` takes the bytes as they are, whatever they look like. Raises EnvironmentFault."""
         self.path, self.read_only = path, read_only
         self._fd = _open(path, read_only)
         try:
             _lock(self._fd, path)
             self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
-            _check_content(self._fd, path, self.size_bytes, format)
+            _check_content(self._fd, path, self.size_bytes, image_format)
         except BaseException:
             os.close(self._fd)
             raise
@@ -56,7 +57,7 @@ class DiskImage:
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return None
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._can_read_now = False
             return None
@@ -64,31 +65,21 @@ class DiskImage:
 
     def read(self, offset: int, length: int) -> bytes:
         """Waits for the disk."""
-        data = os.pread(self._fd, length, offset)
-        if len(data) == length:
-            return data
-        pieces = [data]
-        have = len(data)
-        while have < length:
-            piece = os.pread(self._fd, length - have, offset + have)
-            if not piece:
-                raise OSError(errno.EIO, "the image has become shorter")
-            pieces.append(piece)
-            have += len(piece)
-        return b"".join(pieces)
+        data = read_whole(self._fd, offset, length)
+        if len(data) < length:
+            raise OSError(errno.EIO, "the image has become shorter")
+        return data
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Into the page cache; `sync` makes it last."""
-        count = os.pwrite(self._fd, data, offset)
-        while count < len(data):
-            count += os.pwrite(self._fd, memoryview(data)[count:], offset + count)
+        write_whole(self._fd, offset, data)
 
     def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
         """Zeros, by the file system or the device where it can; `may_trim` gives the space back."""
         try:
             self._allocate(_PUNCH_HOLE if may_trim else _ZERO_RANGE, offset, length)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._write_zeros(offset, length)
 
@@ -97,7 +88,7 @@ class DiskImage:
         try:
             self._allocate(_PUNCH_HOLE, offset, length)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
 
     def sync(self) -> None:
@@ -109,10 +100,10 @@ class DiskImage:
         extents: list[tuple[int, int]] = []
         at, end = offset, offset + length
         while at < end and len(extents) < EXTENTS_MAX:
-            data = min(self._seek(at, os.SEEK_DATA, end), end)
+            data = min(seek_extent(self._fd, at, os.SEEK_DATA, end), end)
             if data > at:
                 extents.append((data - at, HOLE | ZERO))
-            hole = min(self._seek(data, os.SEEK_HOLE, end), end) if data < end else end
+            hole = min(seek_extent(self._fd, data, os.SEEK_HOLE, end), end) if data < end else end
             if hole > data:
                 extents.append((hole - data, 0))
             at = hole
@@ -120,24 +111,13 @@ class DiskImage:
 
     def hole_at(self, offset: int, length: int) -> int:
         """How many bytes from `offset` on are a hole, at most `length`; 0 when there is data."""
-        return min(self._seek(offset, os.SEEK_DATA, offset + length) - offset, length)
+        return min(seek_extent(self._fd, offset, os.SEEK_DATA, offset + length) - offset, length)
 
     def close(self) -> None:
         """Close it and let others open it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def _seek(self, offset: int, whence: int, end: int) -> int:
-        """Where the next data or hole begins; `end` where there is none. All is data where the system can't tell."""
-        try:
-            return os.lseek(self._fd, offset, whence)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return end
-            if error.errno in _UNSUPPORTED:
-                return offset if whence == os.SEEK_DATA else end
-            raise
 
     def _allocate(self, mode: int, offset: int, length: int) -> None:
         """On block devices the kernel turns this into write-zeroes or discard; it wants whole sectors there."""

@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from pycolo.core.changed_chunks import Bits, bitmap_bytes_of
-from pycolo.edge.beside import open_beside
+from pycolo.edge.beside import open_beside, unusable
 from pycolo.errors import EnvironmentFault
 
 HEADER_BYTES = 4096
@@ -65,9 +65,7 @@ class DiskMeta:
                 os.ftruncate(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
                 self._map = mmap.mmap(self._fd, HEADER_BYTES + bitmap_bytes_of(size_bytes))
             except OSError as problem:
-                raise EnvironmentFault(
-                    f"{path} can't be used ({problem.strerror}): it has to be writable, beside its image"
-                ) from problem
+                raise unusable(path, problem) from problem
             undo.pop_all()
         self.bits: Bits = np.frombuffer(self._map, np.uint8)[HEADER_BYTES:]
 

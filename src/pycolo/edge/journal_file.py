@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from pycolo.edge.beside import open_beside
+from pycolo.edge.whole_io import read_whole, write_whole
 
 
 class JournalFile:
@@ -21,19 +22,12 @@ class JournalFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """Shorter at the end of the file only."""
-        parts = []
-        while length and (part := os.pread(self._fd, length, offset)):
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return b"".join(parts)
+        return read_whole(self._fd, offset, length)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """All of it."""
         self.steps += 1
-        view = memoryview(data)
-        while view:
-            count = os.pwrite(self._fd, view, offset)
-            view, offset = view[count:], offset + count
+        write_whole(self._fd, offset, data)
 
     def zero(self, offset: int, length: int, *, may_trim: bool) -> None:
         """As `write`, with zeros."""

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from pycolo.edge.whole_io import read_whole, write_whole
+
 
 class SpillFile:
     """Implements Spill of core/block_store in a folder of a real file system."""
@@ -16,20 +18,14 @@ class SpillFile:
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Raises OSError, ENOSPC among others."""
-        while data:
-            written = os.pwrite(self._fd, data, offset_bytes)
-            data, offset_bytes = data[written:], offset_bytes + written
+        write_whole(self._fd, offset_bytes, data)
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Exactly `length_bytes`. Raises OSError."""
-        parts = []
-        while length_bytes:
-            part = os.pread(self._fd, length_bytes, offset_bytes)
-            if not part:
-                raise OSError(errno.EIO, "the spill file is shorter than what was written to it")
-            parts.append(part)
-            offset_bytes, length_bytes = offset_bytes + len(part), length_bytes - len(part)
-        return b"".join(parts)
+        data = read_whole(self._fd, offset_bytes, length_bytes)
+        if len(data) < length_bytes:
+            raise OSError(errno.EIO, "the spill file is shorter than what was written to it")
+        return data
 
     def reset(self) -> None:
         """Give the room back."""

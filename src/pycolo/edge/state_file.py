@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, decide_claim
+from pycolo.edge.replace_file import replace_file
 from pycolo.errors import PycoloError
 
 RECORD_BYTES_MAX = 4096
@@ -43,7 +44,7 @@ class FileArbiter:
             if given_up is not None and given_up.is_set():
                 raise ArbiterUnanswered(f"the claim of term {term} came too late")
             if answer.granted and answer.record is not None:
-                self._write(answer.record)
+                replace_file(self._path, msgspec.json.encode(answer.record))
             return answer
 
     def record(self) -> ClaimRecord | None:
@@ -67,15 +68,6 @@ class FileArbiter:
         if len(content) > RECORD_BYTES_MAX:
             raise msgspec.DecodeError(f"it has {len(content)} bytes, which no claim record has")
         return msgspec.json.decode(content, type=ClaimRecord)
-
-    def _write(self, record: ClaimRecord) -> None:
-        scratch = self._path.with_name(self._path.name + ".new")
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self._path)
 
 
 class _Lock:

@@ -25,7 +25,8 @@ class UnixListener:
         """Raises EnvironmentFault."""
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
             raise EnvironmentFault(f"the socket path {path} has more than {PATH_BYTES_MAX} bytes: choose a shorter one")
-        _remove_stale(path)
+        if not remove_stale(path):
+            raise EnvironmentFault(f"another process serves {path}: stop it or choose another path")
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -69,11 +70,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> bool:
+    """Make way where a server was killed; False where one lives. Raises EnvironmentFault for a file of another kind."""
     try:
         kind = path.lstat().st_mode
     except OSError:
-        return
+        return True
     if not stat.S_ISSOCK(kind):
         raise EnvironmentFault(f"{path} exists and is not a socket: choose another path")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -83,7 +85,7 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             with contextlib.suppress(OSError):
                 path.unlink()
-            return
+            return True
         except OSError:  # its queue is full, or it isn't ours to use: somebody is there
             pass
-    raise EnvironmentFault(f"another process serves {path}: stop it or choose another path")
+    return False

@@ -70,7 +70,7 @@ def _run(job: Callable[[], T], done: Callable[[T | OSError], None]) -> Completio
         return partial(done, job())
     except OSError as error:
         return partial(done, error)
-    except BaseException as bug:  # noqa: BLE001 - a thread has nobody to tell; the loop has
+    except BaseException as bug:  # noqa: BLE001 - `collect` raises it in the loop's thread, and the process ends
         return partial(_raise, bug)
 
 

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pycolo.edge.holes import seek_extent
 from pycolo.errors import EnvironmentFault
 from pycolo.guest import cache, initramfs, packages
 from pycolo.guest.cache import Progress, Recipe, silent
@@ -208,12 +209,6 @@ def _copy_data(source: int, target: int) -> None:
 
 def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
     end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
+    while (start := seek_extent(fd, end, os.SEEK_DATA, size)) < size:
+        end = seek_extent(fd, start, os.SEEK_HOLE, size)
         yield start, end

@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +38,27 @@ DISK_RETRY_S = 5.0
 CANCEL_AGAIN_S = 1.0
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the operator knows, whatever arbiter and images say."""
+
+    no_copy_lives: bool = False  # no copy of this VM runs anywhere
+    older_disk: bool = False  # the newer disk, on the other host, is lost
+
+
+NOTHING_KNOWN = Known()
+
+
 class Manager:
     """One side of a pair."""
 
     role: Role
 
     def __init__(
-        self,
-        host: HostConfig,
-        vm: VmConfig,
-        *,
-        no_copy_lives: bool = False,
-        older_disk: bool = False,
-        events: EventLog | None = None,
+        self, host: HostConfig, vm: VmConfig, known: Known = NOTHING_KNOWN, events: EventLog | None = None
     ) -> None:
-        """`no_copy_lives`: the operator knows that no copy of this VM runs anywhere, whatever the arbiter says.
-
-        `older_disk`: the newer disk, on the other host, is lost. `events`: the log to go on with, as a daemon has one
-        for all its life.
-        """
-        self.host, self.vm, self.no_copy_lives = host, vm, no_copy_lives
+        """`events`: the log to go on with, as a daemon has one for all its life."""
+        self.host, self.vm, self.known = host, vm, known
         self.events = events or EventLog(host.name)
         self.failover = Failover(self.role)
         self.arbiter = FileArbiter(host.arbiter_file)
@@ -67,7 +69,7 @@ class Manager:
         self.machine = ""
         self.qemu_version = ""
         self.started = False
-        self.disks = VmDisks(host, vm, self.role, self._new_token(), older_disk=older_disk)
+        self.disks = VmDisks(host, vm, self.role, self._new_token(), older_disk=known.older_disk)
         self._disk_slow = False
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._disk_pause_began_s = 0.0
@@ -329,8 +331,7 @@ class Manager:
         """Live until something ends this side; then leave in the order that lets the peer go on at once."""
         living = asyncio.create_task(self.live())
         stopped = asyncio.create_task(self._stop.wait())
-        disks = self.disks.link
-        gone = [self.qemu.lost, self.agent.gone, *([disks.gone] if disks is not None else [])]
+        gone = [self.qemu.lost, self.agent.gone, *self.disks.gone]
         ends: list[asyncio.Future[Any]] = [living, stopped, self._trouble, *gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         failure = await _ended(living)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -80,6 +81,31 @@ class VmDisks:
         except VmLost:  # this side is about to end; what else it knows is still worth showing
             stats = protocol.DiskStats()
         return {"disks": {name: getattr(stats, name) for name in stats.__struct_fields__}}
+
+    @property
+    def gone(self) -> list[asyncio.Future[str]]:
+        """Done when the disk process has ended, and why; none for a VM without disks."""
+        return [] if self.link is None else [self.link.gone]
+
+    def tie(self, on_wanted: Callable[[str], None], on_channel_lost: Callable[[str], None]) -> None:
+        """There is a session to the peer: who hears that a checkpoint is wanted, and that the disk channel is lost."""
+        if self.link is not None:
+            self.link.on_wanted, self.link.on_channel_lost = on_wanted, on_channel_lost
+
+    async def connect(self, host: str, port: int, token: str) -> None:
+        """Primary: begin to bring the secondary's images up to ours. Raises PeerLost, VmLost."""
+        if self.link is not None:
+            await self.link.connect(host, port, token)
+
+    def give_up(self, why: str) -> None:
+        """The session to the peer is over: who waits for its disks waits in vain."""
+        if self.link is not None:
+            self.link.give_up(why)
+
+    async def take_over(self) -> None:
+        """The SVM's disks are the disks now. Raises VmLost."""
+        if self.link is not None:
+            await self.link.take_over()
 
     async def leave_pair(self) -> None:
         """The pair is over. Raises VmLost only when the process is gone: one that is slow does it when it can."""

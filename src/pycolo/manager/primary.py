@@ -18,7 +18,7 @@ from pycolo.edge.state_file import ArbiterUnanswered
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
 from pycolo.events import EventLog
-from pycolo.manager.common import COPY_CHECK_S, Manager
+from pycolo.manager.common import COPY_CHECK_S, NOTHING_KNOWN, Known, Manager
 
 CONNECT_RETRY_S = 0.5
 WANTED_MAX = 8
@@ -34,15 +34,9 @@ class PrimaryManager(Manager):
     session: SessionWithSecondary | None
 
     def __init__(
-        self,
-        host: HostConfig,
-        vm: VmConfig,
-        *,
-        no_copy_lives: bool = False,
-        older_disk: bool = False,
-        events: EventLog | None = None,
+        self, host: HostConfig, vm: VmConfig, known: Known = NOTHING_KNOWN, events: EventLog | None = None
     ) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
+        super().__init__(host, vm, known, events)
         self._wanted: asyncio.Queue[str] = asyncio.Queue(maxsize=WANTED_MAX)
         self._ledger: EpochLedger | None = None
         self._refused = ""
@@ -68,8 +62,6 @@ class PrimaryManager(Manager):
         await self._claim_first_term()
         self._vm = PrimaryVmPort(self.qemu, self_check=self.vm.protection.self_check)
         self.agent.on_wanted = self.want_checkpoint
-        if self.disks.link is not None:
-            self.disks.link.on_wanted = self.want_checkpoint
         await self.qemu.cont()
         await self.qemu.announce()  # the network may still look for this VM where it ran last
         self.events.add("running")
@@ -89,7 +81,7 @@ class PrimaryManager(Manager):
         """A VM starts only where no other copy of it can live: under the first term, or by the operator's word."""
         try:
             record = await asyncio.to_thread(self.arbiter.record)
-            if record is not None and not self.no_copy_lives:
+            if record is not None and not self.known.no_copy_lives:
                 raise EnvironmentFault(
                     f"{record.holder} holds term {record.term} of VM {record.vm}, so a copy may live there: "
                     "if you know that none does, start with --no-copy-lives"
@@ -118,8 +110,7 @@ class PrimaryManager(Manager):
                 self._tie(session)  # heartbeats first: the packet channel may take its time
                 host = session.peer_host
                 await self.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token))
-                if self.disks.link is not None:
-                    await self.disks.link.connect(host, welcome.disk_port, welcome.disk_token)
+                await self.disks.connect(host, welcome.disk_port, welcome.disk_token)
                 self.events.add("paired", secondary=welcome.host)
                 return session
             except PeerLost as lost:
@@ -134,8 +125,7 @@ class PrimaryManager(Manager):
         session.resumed_ms_ago = self._vm.resumed_ms_ago
         session.on_wanted = self.want_checkpoint
         self.agent.on_channel_lost = session.close
-        if self.disks.link is not None:
-            self.disks.link.on_channel_lost = session.close
+        self.disks.tie(self.want_checkpoint, session.close)
         session.open()
         self.session = session
         self._ledger = EpochLedger(self.qemu.ram.page_count, last_used=self._last_epoch)

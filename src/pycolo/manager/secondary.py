@@ -17,7 +17,7 @@ from pycolo.edge.peer_link import SessionWithPrimary
 from pycolo.edge.vm_ports import SecondaryVmPort
 from pycolo.errors import PeerLost
 from pycolo.events import EventLog
-from pycolo.manager.common import COPY_CHECK_S, Manager
+from pycolo.manager.common import COPY_CHECK_S, NOTHING_KNOWN, Known, Manager
 
 
 class SecondaryManager(Manager):
@@ -27,15 +27,9 @@ class SecondaryManager(Manager):
     session: SessionWithPrimary | None
 
     def __init__(
-        self,
-        host: HostConfig,
-        vm: VmConfig,
-        *,
-        no_copy_lives: bool = False,
-        older_disk: bool = False,
-        events: EventLog | None = None,
+        self, host: HostConfig, vm: VmConfig, known: Known = NOTHING_KNOWN, events: EventLog | None = None
     ) -> None:
-        super().__init__(host, vm, no_copy_lives=no_copy_lives, older_disk=older_disk, events=events)
+        super().__init__(host, vm, known, events)
         self._pvm_resumed_at_s = 0.0
         self._cache = MemoryCache((self.vm.memory_mib << 20) // PAGE_BYTES)
         self._svm: SecondaryVmPort | None = None
@@ -64,10 +58,8 @@ class SecondaryManager(Manager):
             self.term = listener.term
             session.on_committed = self._committed
             self.agent.on_channel_lost = session.close
-            if self.disks.link is not None:
-                self.disks.link.on_channel_lost = session.close
-                self.disks.link.on_wanted = self._ask_primary
-                session.lost.add_done_callback(lambda lost: self._give_up_disks(lost.result()))
+            self.disks.tie(self._ask_primary, session.close)
+            session.lost.add_done_callback(lambda lost: self.disks.give_up(lost.result()))
             session.open()
             self.session = session
         await self.drive(Event.PEER_JOINED)
@@ -83,16 +75,11 @@ class SecondaryManager(Manager):
     async def go_alone(self) -> None:
         assert self._svm is not None
         await roll_forward(self._svm, self.agent, self.disks.ports, self._cache)
-        if self.disks.link is not None:
-            await self.disks.link.take_over()
+        await self.disks.take_over()
         answer = await self.agent.command(protocol.TakeOver())
         assert isinstance(answer, protocol.Done)
         self.events.add("solo", released=answer.frames)
         await self.qemu.announce()
-
-    def _give_up_disks(self, why: str) -> None:
-        if self.disks.link is not None:
-            self.disks.link.give_up(why)
 
     async def _follow(self, session: SessionWithPrimary, svm: SecondaryVmPort) -> str:
         """Follow the primary from checkpoint to checkpoint; returns why it is lost."""
