@@ -17,7 +17,6 @@ from typing import Any
 
 from pycolo.api import Client
 from pycolo.core.failover import Role
-from pycolo.demo.load import DEFAULT_WORKERS
 from pycolo.edge.namespaces import Namespace
 from pycolo.edge.processes import send_signal
 from pycolo.errors import DemoFailed, EnvironmentFault
@@ -143,12 +142,12 @@ class LoadProcess:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, namespace: Namespace, target: str, log: Path, workers: str = DEFAULT_WORKERS) -> LoadProcess:
-        """Start the load; it ends by `finish` or with the demo."""
+    async def start(cls, namespace: Namespace, target: str, log: Path, workers: str = "") -> LoadProcess:
+        """Start the load, its default without `workers`; it ends by `finish` or with the demo."""
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *_with_owner(namespace, outlives_us=False),
-                *("pycolo.demo.load", "--target", target, "--workers", workers),
+                *("pycolo.demo.load", "--target", target, *(["--workers", workers] if workers else [])),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,

@@ -23,7 +23,6 @@ from pycolo.core.failover import Role
 from pycolo.demo.accel import choose_accel
 from pycolo.demo.disk_round import WORKERS, DatabaseDisk, fsck, power_off
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab
-from pycolo.demo.load import DEFAULT_WORKERS
 from pycolo.demo.load_ledger import SET_UP
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.demo.report import (
@@ -252,7 +251,7 @@ class _RoundRun:
         primary = self._daemons[Role.PRIMARY]
         victim = self._daemons[Role(self._victim)]
         _, survivor = self._survivor()
-        workers = WORKERS if self._disk is not None else DEFAULT_WORKERS
+        workers = WORKERS if self._disk is not None else ""
         self._load = await LoadProcess.start(self._lab.clients, GUEST_ADDRESS, self._folder / "load.log", workers)
         with self._screen.phase("clients at work, VM protected") as phase:
             timer = asyncio.create_task(_checkpoints_by_timer(primary))
