@@ -139,6 +139,8 @@ class DiskPair:
         self.folder, self.sizes, self.limits = folder, sizes, limits
         self.epoch = 0
         self.order = tuple(range(len(sizes)))
+        self.running = asyncio.Event()  # a guest that is paused begins no request
+        self.running.set()
         self._hosts: list[DiskHost] = []
 
     def path(self, host: str, number: int = 0) -> Path:
@@ -198,11 +200,13 @@ class DiskPair:
     ) -> int:
         """The disks' part of a checkpoint; `cut` is called while the PVM stands still."""
         self.epoch += 1
+        self.running.clear()
         await primary.link.expect_pause()
         if cut is not None:
             await cut()
         await primary.link.seal(self.epoch)
         await primary.link.expect_requests()
+        self.running.set()
         await secondary.link.staged(self.epoch)
         await secondary.link.expect_pause()
         await secondary.link.commit(self.epoch)
@@ -217,12 +221,13 @@ class DiskPair:
         await self.checkpoint(primary, again)
         return again
 
-    async def applied(self, secondary: DiskHost, wait_s: float = 10.0) -> None:
-        """Until the secondary's images hold the newest epoch."""
+    async def applied(self, primary: DiskHost, secondary: DiskHost, wait_s: float = 10.0) -> None:
+        """Until the secondary's images hold the newest epoch, and the primary knows."""
         deadline = asyncio.get_running_loop().time() + wait_s
-        while (await secondary.link.stats()).applied_epoch < self.epoch:
-            assert asyncio.get_running_loop().time() < deadline, "the epoch does not reach the image"
-            await asyncio.sleep(0.02)
+        for host in (secondary, primary):
+            while (await host.link.stats()).applied_epoch < self.epoch:
+                assert asyncio.get_running_loop().time() < deadline, "the epoch does not reach the image"
+                await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """End every process."""

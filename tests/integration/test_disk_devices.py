@@ -69,7 +69,7 @@ async def test_copy_checkpoint_death_and_return_on_devices(pair: DevicePair, tmp
     await primary.guest.begin(TRIM, MIB, 65536)
     await secondary.guest.write(0, b"S" * 4096)
     await pair.checkpoint(primary, secondary)
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     assert primary.paths[0].read_bytes() == secondary.paths[0].read_bytes()
     await primary.guest.write(7 * MIB, b"b" * 4096)  # streamed, never committed
     secondary.kill()
@@ -79,7 +79,7 @@ async def test_copy_checkpoint_death_and_return_on_devices(pair: DevicePair, tmp
     await primary.guest.write(2 * MIB, b"c" * 4096)  # while alone
 
     again = await pair.returned(primary)
-    await pair.applied(again)
+    await pair.applied(primary, again)
     for host in (primary, again):
         await host.finish()
     assert primary.paths[0].read_bytes() == again.paths[0].read_bytes()

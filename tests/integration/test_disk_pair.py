@@ -115,7 +115,7 @@ async def test_after_each_of_100_checkpoints_under_load_both_disks_are_the_same(
             await writer.stop()
         assert (await primary.link.stats()).written_bytes > 20 * MIB
         await pair.checkpoint(primary, secondary, cut)
-        await pair.applied(secondary)
+        await pair.applied(primary, secondary)
         assert [path.read_bytes() for path in secondary.paths] == images
     finally:
         await pair.close()
@@ -130,7 +130,7 @@ async def test_copy_under_load_then_the_images_agree(pair: DiskPair) -> None:
     await writer.stop()
     assert copied.whole
     await pair.checkpoint(primary, secondary)
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     for host in (primary, secondary):
         await host.finish()
     compare = await asyncio.create_subprocess_exec(
@@ -219,7 +219,7 @@ async def test_a_killed_secondary_returns_for_what_it_missed(pair: DiskPair) -> 
     await pair.checkpoint(primary, secondary)
     await primary.guest.write(0, b"a" * 4096)
     await pair.checkpoint(primary, secondary)
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     await primary.guest.write(MIB, b"b" * 4096)  # streamed, never committed
     secondary.kill()
     await until(lambda: primary.lost, 10.0, "the news")
@@ -254,7 +254,7 @@ async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair) -> None:
     await primary.guest.write(0, random.Random(1).randbytes(6 * MIB))
     await pair.join(primary, secondary)
     await pair.checkpoint(primary, secondary)
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     await primary.guest.write(0, b"lost" * 1024)
     await secondary.guest.write(MIB, b"kept" * 1024)
     primary.kill()
@@ -316,7 +316,7 @@ async def test_a_disk_that_was_a_secondarys_is_no_primarys_by_mistake(pair: Disk
     primary, secondary = await following(pair)
     await primary.guest.write(0, b"old" * 1000)
     await pair.checkpoint(primary, secondary)
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     await secondary.finish()
     await primary.guest.write(0, b"new" * 1000)
     await primary.finish()
@@ -405,7 +405,7 @@ async def test_disks_in_another_order_are_refused_while_a_journal_may_be_unfinis
         primary, secondary = await following(pair)
         await asyncio.gather(*(guest.write(0, b"x" * 4096) for guest in primary.guests))
         await pair.checkpoint(primary, secondary)
-        await pair.applied(secondary)
+        await pair.applied(primary, secondary)
         secondary.kill()
         await secondary.close()
         pair.order = (1, 0)
@@ -471,6 +471,7 @@ async def test_2_gib_in_one_epoch_force_checkpoints_and_memory_stays_bounded(tmp
 
         async def load() -> None:
             for at in range(0, total, 8 * MIB):
+                await pair.running.wait()
                 await asyncio.gather(*(primary.guest.write((at + n * MIB) % size, piece) for n in range(8)))
 
         loading = asyncio.create_task(load())
@@ -491,7 +492,7 @@ async def test_2_gib_in_one_epoch_force_checkpoints_and_memory_stays_bounded(tmp
         assert not primary.lost
         assert not secondary.troubles
         await pair.checkpoint(primary, secondary)
-        await pair.applied(secondary, 30)
+        await pair.applied(primary, secondary, 30)
         with primary.paths[0].open("rb") as ours, secondary.paths[0].open("rb") as theirs:
             for _ in range(size // MIB):
                 assert ours.read(MIB) == theirs.read(MIB)
@@ -517,6 +518,7 @@ async def test_zeros_on_all_of_a_large_disk_take_checkpoints_and_no_more_room_th
 
         async def load() -> None:
             for at in range(0, size, 32 * MIB):
+                await pair.running.wait()
                 await primary.guest.zero(at, 32 * MIB)
 
         loading = asyncio.create_task(load())
@@ -628,7 +630,7 @@ async def test_spilling_to_disk_works_and_is_given_back(tmp_path: Path) -> None:
         await pair.checkpoint(primary, secondary)
         assert (await secondary.link.stats()).buffered_bytes_max > 32 * MIB
         assert blocks_that_differ(primary.paths[0].read_bytes(), await secondary.guest.read_all(64 * MIB)) == []
-        await pair.applied(secondary)
+        await pair.applied(primary, secondary)
         assert (await secondary.link.stats()).buffered_bytes == 0
     finally:
         await pair.close()

@@ -41,7 +41,7 @@ async def test_a_batch_that_is_on_the_image_in_part_is_finished_at_the_next_star
     primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
     await pair.join(primary, secondary)
     await stamp(pair, primary, secondary, 2, b"1")
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     await stamp(pair, primary, secondary, 5, b"2")  # its journal has room, but not the image as well
     await until(lambda: secondary.troubles, 10.0, "the news")
     await (secondary.finish() if end == "finish" else secondary.close())
@@ -57,7 +57,7 @@ async def test_after_a_takeover_without_room_the_guest_gets_errors_and_is_not_le
     primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
     await pair.join(primary, secondary)
     await stamp(pair, primary, secondary, 2, b"1")
-    await pair.applied(secondary)
+    await pair.applied(primary, secondary)
     await stamp(pair, primary, secondary, 5, b"2")
     await until(lambda: secondary.troubles, 10.0, "the news")
     primary.kill()

@@ -142,6 +142,28 @@ def test_the_copy_waits_while_the_secondary_does_not_read(tmp_path: Path) -> Non
         primary.close()
 
 
+@pytest.mark.parametrize("left", [[0], [COPY_QUEUE_BYTES + 1, 0], [1, 0]])
+def test_a_copy_that_waits_is_always_called_again(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch, left: list[int]
+) -> None:
+    """`left` bytes wait after each attempt to send: whenever none do, nobody but the clock would call."""
+    replica = primary.side.replica
+    assert replica is not None
+    assert primary.hear(1) == [wire.Greeting(TOKEN)]
+    primary.say(wire.Images([EMPTY, EMPTY], ROOM_BLOCKS))
+    stream = replica.stream
+    stream.queue(bytes(2 * COPY_QUEUE_BYTES))
+
+    def flush() -> None:
+        stream.waiting_bytes = left.pop(0)
+        if not stream.waiting_bytes:
+            stream._out.clear()
+
+    monkeypatch.setattr(stream, "flush", flush)
+    assert primary.turn() == 0.0 or stream.waiting
+    monkeypatch.undo()
+
+
 # ---------------------------------------------------------------- what has to be copied
 
 

@@ -96,4 +96,5 @@ class PrimarySide:
             backlog_bytes=replica.room.backlog_bytes if replica is not None else 0,
             backlog_bytes_max=max(past.backlog_bytes_max, replica.room.backlog_bytes_max if replica is not None else 0),
             withheld=replica.withheld if replica is not None else 0,
+            applied_epoch=replica.applied_epoch if replica is not None else 0,
         )

@@ -75,7 +75,7 @@ class DiskStats(msgspec.Struct, frozen=True, tag="disk-stats"):
     buffered_bytes: int = 0  # secondary: in memory and spill file
     buffered_bytes_max: int = 0
     withheld: int = 0  # answers that wait for the secondary
-    applied_epoch: int = 0
+    applied_epoch: int = 0  # safely on the secondary's images, as either side knows it
 
 
 class Following(msgspec.Struct, frozen=True, tag="disks-following"):

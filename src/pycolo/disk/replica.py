@@ -58,6 +58,7 @@ class Replica:
         self._whole = False
         self.room = DiskRoom(limits.queue_bytes_max, limits.stall_ms_max / 1000)
         self._sealed_epoch = self._sent_bytes = 0
+        self.applied_epoch = 0  # what the secondary said to have on its images
         self._withheld: deque[Callable[[], None]] = deque()
         self._hurried = self._follows = self._adopted = False
         self._now_s = 0.0
@@ -141,6 +142,8 @@ class Replica:
             raise PeerLost(self._hopeless)
         due_s = self._copy(now_s)
         self.stream.flush()
+        if due_s == 0.0 and self._copy_is_ahead:
+            due_s = None  # the loop calls when more can be sent
         self._note_progress()
         someone_waits = bool(self._withheld) or self._hurried
         left_s = self.room.turn(now_s, someone_waits=someone_waits, queued_bytes=self.stream.waiting_bytes)
@@ -208,13 +211,13 @@ class Replica:
         return CopyTask(disk.number, disk.image, changed)
 
     def _copy(self, now_s: float) -> float | None:
+        """Queue pieces of the copy; returns the seconds until the next ones, None when there are none."""
         copying = self.copying
         if copying is None or copying.done:
             return None
         for _ in range(COPY_TURN_PIECES):
-            if self.stream.waiting_bytes > min(COPY_QUEUE_BYTES, self._limits.queue_bytes_max // 2):
-                self.stream.flush()
-                return None if self.stream.waiting else 0.0  # else the loop calls when more can be sent
+            if self._copy_is_ahead:
+                return 0.0
             wait_s = copying.step(now_s)
             if wait_s is None:
                 self.stream.queue(wire.encode_control(wire.Copied(self._session)))
@@ -223,7 +226,13 @@ class Replica:
                 return wait_s
         return 0.0
 
+    @property
+    def _copy_is_ahead(self) -> bool:
+        """Whether so much waits to be sent that the copy waits as well."""
+        return self.stream.waiting_bytes > min(COPY_QUEUE_BYTES, self._limits.queue_bytes_max // 2)
+
     def _applied(self, epoch: int) -> None:
+        self.applied_epoch = epoch
         self.room.applied(epoch)
         for disk in self._disks:
             disk.changes.applied(epoch)
