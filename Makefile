@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
 GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
-TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio
+TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client
 
 .DEFAULT_GOAL := help
 
@@ -38,7 +38,7 @@ demo: setup ## Two hosts, real clients, one death each: shows that no client not
 
 .PHONY: test
 test: setup test-packages ## Unit, property, simulation and integration tests with real QEMU
-	@$(BIN)/python -m pytest $(ARGS)
+	@scripts/run-tests $(BIN)/python $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
@@ -55,6 +55,14 @@ sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
 bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/disk.py $(ARGS)
 
+.PHONY: bench-failover
+bench-failover: setup ## 20 deaths under load: how long clients wait, how soon it is safe again (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/failover.py $(ARGS)
+
+.PHONY: bench-tls
+bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/tls.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-disk.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-disk.json bench-failover.json bench-tls.json src/*.egg-info

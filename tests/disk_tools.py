@@ -16,6 +16,7 @@ from pycolo.disk.source import SourceDisk
 from pycolo.edge.disk_image import DiskImage
 from pycolo.edge.disk_meta import DiskMeta
 from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.transport import PlainTransport
 from pycolo.edge.workers import Workers
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Partner:
     """The other host's disk process, as a script: it says what the test says and takes apart what it hears."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.stream = MessageStream(connection, "the test's channel", wire.decode_header)
+        self.stream = MessageStream(PlainTransport(connection), "the test's channel", wire.decode_header)
         self._heard: list[tuple[int, bytes]] = []
 
     def say(self, *messages: wire.Control) -> None:

@@ -1,42 +1,65 @@
-"""The daemon's HTTP interface on a unix socket that only its owner may open; and the client for it.
+"""The HTTP interface of one VM copy, on a unix socket that only its owner may open; and the client for it.
 
-GET /status; GET /events?since=N (waits up to 10 s for news); POST /checkpoint.
+GET /status; GET /events?since=N (waits up to 10 s for news); POST /checkpoint; POST /peer {"address": "HOST:PORT"} (a
+primary looks for its secondary there; "": for nobody); POST /unprotect; POST /withdraw {"term": "N"};
+POST /end {"reason": "..."}; POST /switchover; POST /peer-lost {"reason": "..."}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+from pycolo.edge.peer_greeting import address
 from pycolo.edge.unix_listener import remove_stale
-from pycolo.errors import EnvironmentFault
-from pycolo.manager.common import Manager
-from pycolo.manager.primary import PrimaryManager
+from pycolo.errors import EnvironmentFault, WrongState
+from pycolo.manager.manager import Manager
 
 SOCKET_NAME = "api.sock"
 EVENT_WAIT_S = 10.0
 ANSWER_S_MAX = 15.0
 NUMBER_DIGITS_MAX = 18
+ADDRESS_CHARS_MAX = 300
+REASON_CHARS_MAX = 200
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def application(manager: Manager) -> web.Application:
-    """The routes of one daemon."""
+    """The routes of one VM copy."""
     routes = _Routes(manager)
-    app = web.Application(client_max_size=4096)
+    app = web.Application(client_max_size=4096, middlewares=[_refusals])
+    app.on_shutdown.append(routes.leave)
     app.add_routes(
         [
             web.get("/status", routes.status),
             web.get("/events", routes.events),
             web.post("/checkpoint", routes.checkpoint),
+            web.post("/peer", routes.peer),
+            web.post("/unprotect", routes.unprotect),
+            web.post("/withdraw", routes.withdraw),
+            web.post("/end", routes.end),
+            web.post("/switchover", routes.switchover),
+            web.post("/peer-lost", routes.peer_lost),
         ]
     )
     return app
+
+
+@web.middleware
+async def _refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except WrongState as refusal:
+        raise web.HTTPConflict(text=str(refusal)) from None
 
 
 class _Routes:
@@ -54,14 +77,63 @@ class _Routes:
             raise web.HTTPBadRequest(text=f"since is {since!r}: give the number of an event")
         return web.json_response(await self._manager.events.wait(int(since), EVENT_WAIT_S))
 
+    async def leave(self, _: web.Application) -> None:
+        """Nobody who waits for events holds up the end of this process."""
+        self._manager.events.wake()
+
     async def checkpoint(self, request: web.Request) -> web.Response:
         reason = request.query.get("reason", "by-hand")
         if not re.fullmatch("[a-z-]{1,20}", reason):
             raise web.HTTPBadRequest(text="a reason is up to 20 small letters and hyphens: give another")
-        if not isinstance(self._manager, PrimaryManager) or not self._manager.protected:
-            raise web.HTTPConflict(text="this host is not the primary of a protected VM: ask the primary")
         self._manager.want_checkpoint(reason)
         return web.json_response({"wanted": True})
+
+    async def peer(self, request: web.Request) -> web.Response:
+        where = await _text(request, "address", ADDRESS_CHARS_MAX)
+        try:
+            if where:
+                address(where)
+        except ValueError as problem:
+            raise web.HTTPBadRequest(text=f"{problem}: give HOST:PORT, or nothing for nobody") from None
+        self._manager.call_peer(where)
+        return web.json_response({"address": where})
+
+    async def unprotect(self, _: web.Request) -> web.Response:
+        await self._manager.unprotect()
+        return web.json_response({"parting": True})
+
+    async def withdraw(self, request: web.Request) -> web.Response:
+        term = await _text(request, "term", NUMBER_DIGITS_MAX)
+        if not term.isdecimal():
+            raise web.HTTPBadRequest(text=f"term is {term!r}: give a number")
+        self._manager.withdraw(int(term))
+        return web.json_response({"ending": True})
+
+    async def end(self, request: web.Request) -> web.Response:
+        self._manager.end_vm(await _text(request, "reason", REASON_CHARS_MAX))
+        return web.json_response({"ending": True})
+
+    async def switchover(self, _: web.Request) -> web.Response:
+        await self._manager.switchover()
+        return web.json_response({"switching": True})
+
+    async def peer_lost(self, request: web.Request) -> web.Response:
+        self._manager.peer_lost(await _text(request, "reason", REASON_CHARS_MAX))
+        return web.json_response({"lost": True})
+
+
+async def _text(request: web.Request, key: str, chars_max: int) -> str:
+    """One text from a JSON body of nothing else."""
+    try:
+        body = json.loads(await request.text())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or body.keys() != {key}:
+        raise web.HTTPBadRequest(text=f'the body has to be {{"{key}": "..."}}: correct it')
+    value = body[key]
+    if not isinstance(value, str) or len(value) > chars_max:
+        raise web.HTTPBadRequest(text=f"{key} has to be a text of at most {chars_max} characters: correct it")
+    return value
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +166,7 @@ async def _listen(runner: web.AppRunner, path: Path) -> None:
 
 
 class Client:
-    """Talks to one daemon."""
+    """Talks to the process of one VM copy."""
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / SOCKET_NAME
@@ -105,6 +177,10 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all connections."""
         await self._session.close()
 
     async def status(self) -> dict[str, Any]:
@@ -121,11 +197,35 @@ class Client:
         """Ask for a checkpoint; `reason` stands in the events."""
         await self._call("POST", f"/checkpoint?reason={reason}")
 
-    async def _call(self, method: str, path: str) -> Any:
+    async def call_peer(self, peer_address: str) -> None:
+        """Let a primary look for its secondary there, or for nobody."""
+        await self._call("POST", "/peer", {"address": peer_address})
+
+    async def unprotect(self) -> None:
+        """Send the secondary away; the VM goes on alone. Raises WrongState."""
+        await self._call("POST", "/unprotect")
+
+    async def withdraw(self, term: int) -> None:
+        """The primary, which holds that term, does not need this copy. Raises WrongState: it may be the only one."""
+        await self._call("POST", "/withdraw", {"term": str(term)})
+
+    async def end(self, reason: str) -> None:
+        """End both copies of the VM. Raises WrongState."""
+        await self._call("POST", "/end", {"reason": reason})
+
+    async def switchover(self) -> None:
+        """Let the partner take over in good order; this side ends. Raises WrongState."""
+        await self._call("POST", "/switchover")
+
+    async def peer_lost(self, reason: str) -> None:
+        """Somebody who knows says that the partner is dead. Raises WrongState."""
+        await self._call("POST", "/peer-lost", {"reason": reason})
+
+    async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> Any:
         try:
-            async with self._session.request(method, f"http://daemon{path}") as response:
+            async with self._session.request(method, f"http://copy{path}", json=body) as response:
                 if response.status != 200:
-                    raise EnvironmentFault(await response.text())
+                    raise (WrongState if response.status == 409 else EnvironmentFault)(await response.text())
                 return await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
             why = problem.os_error.strerror if isinstance(problem, aiohttp.ClientConnectorError) else str(problem)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import click
 
 from pycolo import __version__
-from pycolo.errors import PycoloError
+from pycolo.errors import EnvironmentFault, PycoloError
 
 EXIT_INTERRUPTED = 130
 
@@ -22,53 +20,30 @@ def cli() -> None:
     """Non-stop virtual machines on stock QEMU."""
 
 
-@cli.command()
-@click.argument("host_toml", type=click.Path(path_type=Path, readable=False))
-@click.argument("vm_toml", type=click.Path(path_type=Path, readable=False))
-@click.option(
-    "--role",
-    type=click.Choice(["primary", "secondary"]),
-    required=True,
-    help="This host's role at the start.",
-)
-@click.option(
-    "--no-copy-lives",
-    is_flag=True,
-    help="Start although the arbiter names a holder. Only if you know that no copy of the VM is running.",
-)
-@click.option(
-    "--older-disk",
-    is_flag=True,
-    help="Start from a disk that was a secondary's. Only if the primary's, which is newer, is lost.",
-)
-def daemon(host_toml: Path, vm_toml: Path, role: str, no_copy_lives: bool, older_disk: bool) -> None:
-    """Run one VM on this host, as half of a pair."""
-    from pycolo.core.failover import Role
-    from pycolo.daemon import run_daemon
-    from pycolo.manager.common import Known
-
-    run_daemon(host_toml, vm_toml, Role(role), Known(no_copy_lives, older_disk))
+@cli.group()
+def config() -> None:
+    """Look at configuration files."""
 
 
-@cli.command()
-@click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
-def status(state_dir: Path) -> None:
-    """Show what the daemon of STATE_DIR says, as JSON."""
-    click.echo(json.dumps(asyncio.run(_ask(state_dir, "status")), indent=2))
+@config.command("check")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.option("--kind", type=click.Choice(["host", "vm"]), help="What the files are; without it, their content tells.")
+def config_check(files: tuple[Path, ...], kind: str | None) -> None:
+    """Name everything that is wrong with host.toml or vm.toml files."""
+    from pycolo.config_check import check_file
 
-
-@cli.command()
-@click.argument("state_dir", type=click.Path(path_type=Path, readable=False))
-def checkpoint(state_dir: Path) -> None:
-    """Ask the primary of STATE_DIR for a checkpoint."""
-    asyncio.run(_ask(state_dir, "checkpoint"))
-
-
-async def _ask(state_dir: Path, what: str) -> Any:
-    from pycolo.api import Client
-
-    async with Client(state_dir) as client:
-        return await (client.status() if what == "status" else client.checkpoint())
+    wrong = 0
+    for path in files:
+        found = check_file(path, kind)
+        wrong += len(found.errors)
+        for error in found.errors:
+            click.echo(f"error: {error}", err=True)
+        for warning in found.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        if not found.errors:
+            click.echo(f"{path}: a good {found.kind}.toml")
+    if wrong:
+        raise EnvironmentFault(f"{wrong} {'error' if wrong == 1 else 'errors'} found: correct what is named above")
 
 
 @cli.command()
@@ -115,9 +90,11 @@ def main() -> None:
     """Entry point of `colo`."""
     from pycolo.disk.cli import disk
     from pycolo.guest.cli import guest
+    from pycolo.host.cli import COMMANDS
+    from pycolo.pki.cli import pki
 
-    cli.add_command(disk)
-    cli.add_command(guest)
+    for command in (disk, guest, pki, *COMMANDS):
+        cli.add_command(command)
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except PycoloError as failure:

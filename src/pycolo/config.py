@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pycolo.edge.peer_greeting import address
+from pycolo.edge.tls import TlsFiles
 from pycolo.errors import EnvironmentFault
 
 
-def _host_port(text: str) -> str:
+def _host_and_maybe_port(text: str) -> str:
     address(text)
     return text
 
 
+_ENDPOINT = re.compile(r"https?://(?P<host_port>(\[[0-9A-Fa-f:.]+\]|[\w-]{1,63}(\.[\w-]{1,63})*):[0-9]{1,5})", re.ASCII)
+
+
+def _endpoint(text: str) -> str:
+    match = _ENDPOINT.fullmatch(text)
+    if match is None:
+        raise ValueError("it is not https://HOST:PORT")
+    _host_port(match["host_port"])
+    return text
+
+
+def _host_port(text: str) -> str:
+    if address(text)[1] == 0:
+        raise ValueError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
+    return text
+
+
+def _reachable(text: str) -> str:
+    if address(text)[0] in ("0.0.0.0", "::", "*"):  # noqa: S104 - it is refused
+        raise ValueError("other hosts are told this address, so it has to be one of this host's own")
+    return text
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+BindAddress = Annotated[str, AfterValidator(_host_and_maybe_port)]
+HOST_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+Name = Annotated[str, Field(pattern=HOST_NAME)]
 Device = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
 Mac = Annotated[str, Field(pattern=r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")]
 
@@ -27,21 +56,146 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HostConfig(_Model):
-    """One host of a pair; `disk_dir` is where relative paths of disks lie."""
+class FileArbiterConfig(_Model):
+    """The arbiter of hosts that share one machine: a folder that both reach."""
+
+    kind: Literal["file"]
+    path: Path
+
+
+class EtcdArbiterConfig(_Model):
+    """An etcd cluster as arbiter. `insecure` allows http endpoints, on which anybody may read the password."""
+
+    kind: Literal["etcd"]
+    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=9)]
+    prefix: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_.-]{1,64}){1,8}$")] = "/pycolo"
+    insecure: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    user: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    password_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> EtcdArbiterConfig:
+        for one in self.endpoints:
+            if one.startswith("http://") and not self.insecure:
+                raise ValueError(f"the endpoint {one} is not encrypted: use https, or set insecure = true")
+            if self.endpoints.count(one) > 1:
+                raise ValueError(f"the endpoint {one} stands there twice: name each member once")
+        for one_key, other_key in (("cert", "key"), ("user", "password_file")):
+            if (getattr(self, one_key) is None) != (getattr(self, other_key) is None):
+                raise ValueError(f"{one_key} and {other_key} belong together: give both or none")
+        return self
+
+
+ArbiterConfig = FileArbiterConfig | EtcdArbiterConfig
+
+
+class TlsConfig(_Model):
+    """PEM files by which hosts know each other: the CA's certificate, this host's certificate, and its key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class PeerConfig(_Model):
+    """Another host, and where its daemon listens."""
 
     name: Name
-    listen: HostPort
-    peer: HostPort
+    address: HostPort
+
+
+class _HostShared(_Model):
+    """What the daemon of a host and each of its VM copies have to know alike."""
+
+    name: Name
     state_dir: Path
-    arbiter_file: Path
+    arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
     bridge: Device
-    tap: Device = "colo0"
     disk_dir: Path | None = None
+    log: Literal["json", "console"] = "json"
+    tls: TlsConfig | None = None
+    insecure: bool = False  # without TLS: whoever reaches the ports can be the peer
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if (self.tls is not None) == self.insecure:
+            if self.insecure:
+                raise ValueError("it has a table [tls] and `insecure = true`: remove one of them")
+            raise ValueError(
+                "it has neither a table [tls] nor `insecure = true`: make certificates with `colo pki init` and "
+                "`colo pki issue`, and name them in [tls] as ca, cert and key"
+            )
+        return self
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """Where this host's certificates are; None when it runs without."""
+        if self.tls is None:
+            return None
+        return TlsFiles(str(self.tls.ca), str(self.tls.cert), str(self.tls.key))
+
+
+class HostConfig(_HostShared):
+    """One host, as host.toml describes it; `disk_dir` is where relative paths of disks lie.
+
+    `cpus` and `memory_mib` are what VMs may have here; None: all that the machine has.
+    """
+
+    name: Name
+    state_dir: Path
+    arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
+    bridge: Device
+    disk_dir: Path | None = None
+    listen: Annotated[HostPort, AfterValidator(_reachable)]
+    cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
+    memory_mib: Annotated[int, Field(ge=32, le=1 << 26)] | None = None
+    peers: Annotated[tuple[PeerConfig, ...], Field(max_length=64)] = ()
+    token_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _peers_are_others(self) -> HostConfig:
+        names = [peer.name for peer in self.peers]
+        for name in names:
+            if name == self.name:
+                raise ValueError(f"the host {name} is named as its own peer: list the other hosts only")
+            if names.count(name) > 1:
+                raise ValueError(f"two peers are named {name}: give each host its own name")
+        return self
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon serves its API to its owner."""
+        return self.state_dir / "api.sock"
+
+    def for_copy(self, state_dir: Path, tap: str, primary: str = "") -> CopyConfig:
+        """What one VM copy on this host gets; a secondary listens on a port that the kernel chooses."""
+        shared = {key: getattr(self, key) for key in _HostShared.model_fields} | {"state_dir": state_dir}
+        host, _ = address(self.listen)
+        listen = f"[{host}]:0" if ":" in host else f"{host}:0"
+        return CopyConfig(**shared, listen=listen, tap=tap, primary=primary)
+
+
+class CopyConfig(_HostShared):
+    """One VM copy's view of its host: `state_dir` is its own folder.
+
+    `peer` is whom a primary calls first ("": nobody), `primary` the host that a secondary is for ("": any that fits).
+    """
+
+    listen: BindAddress
+    tap: Device
+    peer: HostPort | Literal[""] = ""
+    primary: Name | Literal[""] = ""
 
 
 class ProtectionConfig(_Model):
-    """How one VM is protected; defaults as in the design."""
+    """How one VM is protected; defaults as in the design.
+
+    `secondaries`: hosts that may hold the second copy, the best first; none named: any peer.
+    `external_heartbeat_ms_max` counts only once somebody has sent an external heartbeat.
+    """
 
     heartbeat_ms: Annotated[int, Field(ge=10, le=10_000)] = 100
     heartbeat_lost_max: Annotated[int, Field(ge=2, le=100)] = 3
@@ -56,11 +210,16 @@ class ProtectionConfig(_Model):
     disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 16
     disk_stall_ms_max: Annotated[int, Field(ge=100, le=3000)] = 2000
     disk_copy_mib_per_s_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    protect: bool = True
+    secondaries: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    external_heartbeat_ms_max: Annotated[int, Field(ge=100, le=600_000)] = 1000
 
     @model_validator(mode="after")
     def _ordered(self) -> ProtectionConfig:
         if self.hold_ms_min > self.hold_ms_max:
             raise ValueError(f"hold_ms_min ({self.hold_ms_min}) must not exceed hold_ms_max ({self.hold_ms_max})")
+        if len(set(self.secondaries)) < len(self.secondaries):
+            raise ValueError("a host stands twice in `secondaries`: name each once")
         return self
 
 
@@ -75,14 +234,14 @@ class DiskConfig(_Model):
 
 
 class VmConfig(_Model):
-    """One VM, the same on both hosts."""
+    """One VM, the same on both hosts; without a `kernel` it boots from its first disk."""
 
     name: Name
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     memory_mib: Annotated[int, Field(ge=32, le=1 << 20)] = 256
     mac: Mac = "52:54:00:00:00:02"
-    kernel: Path
-    initrd: Path
+    kernel: Path | None = None
+    initrd: Path | None = None
     append: str = ""
     accel: Literal["tcg", "kvm"]
     qemu: str = "qemu-system-x86_64"
@@ -97,8 +256,26 @@ class VmConfig(_Model):
                 raise ValueError(f"two disks are named {name}: give each its own name")
         return self
 
+    @model_validator(mode="after")
+    def _boots(self) -> VmConfig:
+        if self.kernel is None and (self.initrd is not None or self.append):
+            raise ValueError("`initrd` and `append` belong to a `kernel`: name it, or leave them out to boot the disk")
+        if self.kernel is None and not self.disks:
+            raise ValueError("there is nothing to boot: name a `kernel`, or a disk that has a boot loader")
+        return self
 
-def disk_path(host: HostConfig, disk: DiskConfig) -> Path:
+
+class CopyDocument(_Model):
+    """All that the process of one VM copy has to be told: one JSON document."""
+
+    host: CopyConfig
+    vm: VmConfig
+    role: Literal["primary", "secondary"]
+    no_copy_lives: bool = False
+    older_disk: bool = False
+
+
+def disk_path(host: CopyConfig, disk: DiskConfig) -> Path:
     """Where the image of a disk lies on a host. Raises EnvironmentFault."""
     if disk.path.is_absolute():
         return disk.path
@@ -109,31 +286,57 @@ def disk_path(host: HostConfig, disk: DiskConfig) -> Path:
     return host.disk_dir / disk.path
 
 
-_Config = TypeVar("_Config", HostConfig, VmConfig)
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 def load_config(path: Path, model: type[_Config]) -> _Config:
-    """Read one TOML file. Raises EnvironmentFault with one sentence for everything that can be wrong with it."""
+    """Read one TOML file. Raises EnvironmentFault with one sentence for the first thing that is wrong with it."""
+    values = read_toml(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return model.model_validate(values)
+    except ValidationError as problem:
+        raise EnvironmentFault(f"{path}: {sentences(problem)[0]}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises EnvironmentFault."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name one that can be read") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise EnvironmentFault(f"{path} is not TOML ({problem}): correct it") from None
+
+
+def load_document(path: Path) -> CopyDocument:
+    """Read the JSON document of a VM copy. Raises EnvironmentFault."""
     try:
-        return model.model_validate(values)
+        return CopyDocument.model_validate_json(path.read_bytes())
+    except OSError as problem:
+        raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name one that can be read") from None
     except ValidationError as problem:
-        raise EnvironmentFault(_sentence(path, problem)) from None
+        raise EnvironmentFault(f"{path}: {sentences(problem)[0]}") from None
 
 
-def _sentence(path: Path, problem: ValidationError) -> str:
-    first = problem.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
-    if first["type"] == "missing":
-        return f"{path}: the key {key} is missing: add it"
-    if first["type"] == "extra_forbidden":
-        return f"{path}: the key {key} is unknown: remove it or correct its spelling"
-    message = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], dict | list | tuple):  # all of it is too much to be read
-        return f"{path}: {key}: {message}" if first["loc"] else f"{path}: {message}"
-    return f"{path}: {key} is {first['input']!r}: {message}"
+def sentences(problem: ValidationError) -> list[str]:
+    """Each thing that is wrong: the key, what was found, and what was expected."""
+    return [_sentence(error) for error in problem.errors()]
+
+
+def _sentence(error: ErrorDetails) -> str:
+    place = error["loc"]
+    if place[:1] == ("arbiter",):  # what follows is the kind, which is no key of the file
+        place = place[:1] + place[2:]
+    key = ".".join(str(part) for part in place) or "the file"
+    if error["type"] == "union_tag_not_found":
+        return f'the key {key}.kind is missing: add kind = "file" or kind = "etcd"'
+    if error["type"] == "union_tag_invalid":
+        return f'{key}.kind is {error["ctx"]["tag"]!r}: it should be "file" or "etcd"'
+    if error["type"] == "missing":
+        return f"the key {key} is missing: add it"
+    if error["type"] == "extra_forbidden":
+        return f"the key {key} is unknown: remove it or correct its spelling"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], BaseModel | dict | list | tuple):  # all of it is too much to be read
+        return f"{key}: {message}" if place else message
+    return f"{key} is {error['input']!r:.200}: {message}"

@@ -14,10 +14,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pycolo.agent.protocol import Connect
+from pycolo.core import peer
 from pycolo.core.failover import Role
 from pycolo.disk import protocol
 from pycolo.edge.disk_link import DiskLink
+from pycolo.edge.tls import TlsFiles
 from pycolo.errors import PycoloError
+from pycolo.pki.authority import init_authority, issue
 
 MIB = 1 << 20
 READ, WRITE, FLUSH, TRIM, ZEROES, FUA = 0, 1, 3, 4, 6, 1
@@ -98,13 +102,15 @@ class Guest:
 class DiskHost:
     """One side: a disk process and its guest."""
 
-    def __init__(self, link: DiskLink, role: Role, paths: list[Path]) -> None:
-        self.link, self.role, self.paths = link, role, paths
+    def __init__(self, link: DiskLink, name: str, role: Role, paths: list[Path], tls: TlsFiles) -> None:
+        self.link, self.name, self.role, self.paths, self.tls = link, name, role, paths, tls
         self.guests: list[Guest] = []
         self.port = 0
         self.wanted: list[str] = []
         self.lost: list[str] = []
         self.troubles: list[protocol.Trouble] = []
+        self.refusals: list[str] = []
+        link.on_refused = self.refusals.append
         link.on_wanted = self.wanted.append
         link.on_channel_lost = self.lost.append
         link.on_trouble = self.troubles.append
@@ -113,6 +119,12 @@ class DiskHost:
     def guest(self) -> Guest:
         """The guest on the first disk."""
         return self.guests[0]
+
+    async def call(self, secondary: DiskHost, **changed: Any) -> None:
+        """As a primary: connect to the secondary's disk process."""
+        token = peer.channel_token(TOKEN, self.name)
+        values = {"host": "127.0.0.1", "port": secondary.port, "token": token, "peer_name": secondary.name}
+        await self.link.connect(Connect(**{**values, "tls": self.tls, **changed}))
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -142,6 +154,9 @@ class DiskPair:
         self.running = asyncio.Event()  # a guest that is paused begins no request
         self.running.set()
         self._hosts: list[DiskHost] = []
+        init_authority(folder / "pki")
+        for host in ("h1", "h2"):
+            issue(folder / "pki", host, folder / "pki")
 
     def path(self, host: str, number: int = 0) -> Path:
         """An image."""
@@ -154,7 +169,8 @@ class DiskPair:
         link = await DiskLink.start([theirs for _, theirs in pairs])
         for _, theirs in pairs:
             theirs.close()
-        started = DiskHost(link, role, [self.path(host, number) for number in range(len(self.sizes))])
+        paths = [self.path(host, number) for number in range(len(self.sizes))]
+        started = DiskHost(link, host, role, paths, self.tls(host))
         self._hosts.append(started)
         try:
             opened = await link.open(self._command(host, role, limits))
@@ -166,11 +182,17 @@ class DiskPair:
         started.guests = [await Guest.connect(ours) for ours, _ in pairs]
         return started
 
+    def tls(self, host: str) -> TlsFiles:
+        """A host's certificate."""
+        folder = self.folder / "pki"
+        return TlsFiles(*(str(folder / name) for name in ("ca.crt", f"{host}.crt", f"{host}.key")))
+
     def _command(self, host: str, role: Role, limits: dict[str, Any]) -> protocol.Open:
         values: dict[str, Any] = {
             "state_dir": str(self.folder / host),
             "listen_host": "127.0.0.1",
             "token": TOKEN,
+            "tls": self.tls(host),
             "buffer_bytes_max": 64 * MIB,
             "spill_bytes_max": 0,
             "queue_bytes_max": 16 * MIB,
@@ -188,7 +210,7 @@ class DiskPair:
 
     async def join(self, primary: DiskHost, secondary: DiskHost, wait_s: float = 20.0) -> protocol.Following:
         """First copy; returns what it was."""
-        await primary.link.connect("127.0.0.1", secondary.port, TOKEN)
+        await primary.call(secondary)
         deadline = asyncio.get_running_loop().time() + wait_s
         while not await primary.link.wait_following(1.0):
             assert asyncio.get_running_loop().time() < deadline, "the copy takes too long"
@@ -228,6 +250,20 @@ class DiskPair:
             while (await host.link.stats()).applied_epoch < self.epoch:
                 assert asyncio.get_running_loop().time() < deadline, "the epoch does not reach the image"
                 await asyncio.sleep(0.02)
+
+    async def reunite(self, primary: DiskHost, secondary: DiskHost) -> protocol.Following:
+        """A pair that has lost its channel, and nothing else, goes on."""
+        await primary.link.leave_pair()
+        await secondary.link.leave_pair()
+        secondary.port = await secondary.link.listen()
+        return await self.join(primary, secondary)
+
+    async def folded(self, survivor: DiskHost, wait_s: float = 10.0) -> None:
+        """Until a takeover has come to its end and the survivor may get another secondary."""
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while (await survivor.link.stats()).folding:
+            assert asyncio.get_running_loop().time() < deadline, "the takeover does not come to its end"
+            await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """End every process."""

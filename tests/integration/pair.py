@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pycolo.core.failover import Role
-from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab
+from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, file_arbiter, make_pki
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
@@ -55,13 +55,16 @@ class Pair:
         self.disks = list(disks)
         for name in HOSTS:
             (folder / f"disks-{name}").mkdir(exist_ok=True)
+        (folder / "arbiter").mkdir(exist_ok=True)
         self.image, self.folder = image, folder
         self.memory_mib, self.protection = memory_mib, protection
+        self.pki = make_pki((folder / "pki").absolute())
         self.lab = build_lab()
         self.load: LoadProcess | None = None
         self._daemons: list[DaemonProcess] = []
         self._closed = False
         self._shm_before = set(os.listdir("/dev/shm"))
+        self.join_arbiter(*HOSTS)
 
     @property
     def primary(self) -> DaemonProcess:
@@ -81,21 +84,43 @@ class Pair:
         """The image of a disk on the host with that role at the start."""
         return self.folder / f"disks-{_host_name(role)}" / path
 
-    async def start(self, role: Role, **vm: Any) -> DaemonProcess:
-        """Start a daemon; `vm` replaces values of vm.toml."""
-        name = _host_name(role)
+    async def start(self, role: Role, on: str = "", **vm: Any) -> DaemonProcess:
+        """Start a daemon, on the host of its role unless `on` names one; `vm` replaces values of vm.toml."""
+        name = on or _host_name(role)
         number = len(self._daemons)
         state_dir = self.folder / f"{name}-{number}"
         host_toml, vm_toml = self.folder / f"{name}-{number}.toml", self.folder / f"vm-{number}.toml"
         disk_dir = self.folder / f"disks-{name}"
-        host_toml.write_text(self.lab.host_toml(name, state_dir, self.folder / "arbiter.json", disk_dir))
+        host_toml.write_text(self.lab.copy_toml(name, state_dir, self.arbiter_toml(name), disk_dir, self.pki))
         vm_toml.write_text(self._vm_toml(vm))
-        with _environment(MARK, str(self.folder)):
+        with environment_of_pair(self.folder):
             daemon = await DaemonProcess.start(
                 self.lab.hosts[name], role, host_toml, vm_toml, state_dir, outlives_us=False
             )
         self._daemons.append(daemon)
         return daemon
+
+    def _arbiter(self, name: str) -> Path:
+        """The arbiter's folder, as a host reaches it."""
+        return self.folder / f"arbiter-{name}"
+
+    def arbiter_toml(self, name: str) -> str:
+        """The arbiter in a host's configuration."""
+        return file_arbiter(self._arbiter(name))
+
+    def cut_arbiter(self, *names: str) -> None:
+        """From now on these hosts get no answer from the arbiter."""
+        for name in names:
+            self._arbiter(name).unlink()
+
+    def join_arbiter(self, *names: str) -> None:
+        """These hosts reach the arbiter."""
+        for name in names:
+            self._arbiter(name).symlink_to(self.folder / "arbiter")
+
+    def link(self, state: str) -> None:
+        """Set the link between the hosts up or down."""
+        self.lab.hosts[HOSTS[0]].ip("link", "set", "peer0", state)
 
     async def boot_primary(self) -> None:
         """Start the primary; returns when the guest serves."""
@@ -116,6 +141,15 @@ class Pair:
         """The whole start: boot, then sync."""
         await self.boot_primary()
         await self.join_secondary()
+
+    async def protect_again(self, survivor: DaemonProcess, on: str) -> DaemonProcess:
+        """Start a secondary on that host; returns when it could take over from the survivor and its SVM runs."""
+        joining_ms = now_ms()
+        secondary = await self.start(Role.SECONDARY, on)
+        await secondary.wait_for(lambda: secondary.first("loaded"), SYNC_S_MAX, "protection again")
+        await survivor.wait_for(lambda: survivor.first("checkpoint", joining_ms), SYNC_S_MAX, "the first checkpoint")
+        await until(lambda: "pids" in secondary.status, 5.0, "a status of the new secondary")
+        return secondary
 
     async def load_on(self, warm_s: float = 1.5) -> None:
         """Start the clients and let them come into their stride."""
@@ -199,7 +233,7 @@ class Pair:
             self.lab.close()
 
         def in_them() -> set[int]:
-            return {pid for pid, inode in _namespaces_of_processes() if inode in identities}
+            return {pid for pid, inode in namespaces_of_processes() if inode in identities}
 
         # A dying process gives up its memory, and with it what marks it as ours, before its namespaces.
         with contextlib.suppress(TimeoutError):
@@ -221,8 +255,7 @@ class Pair:
 
     def _processes(self) -> list[int]:
         """Living processes that descend from a daemon of this pair."""
-        mark = f"{MARK}={self.folder}".encode()
-        return [pid for pid, environment in _environments() if mark in environment.split(b"\0") and pid != os.getpid()]
+        return processes_of(self.folder)
 
     def _taps(self) -> list[str]:
         return [
@@ -275,8 +308,13 @@ def log_of(daemon: DaemonProcess) -> str:
 
 def failures_in(daemon: DaemonProcess) -> list[str]:
     """What must never stand in a log, whatever the fault."""
+    return failures_in_text(log_of(daemon))
+
+
+def failures_in_text(log: str) -> list[str]:
+    """As `failures_in`."""
     bad = ("Traceback", "self-check", "UnexpectedEvent", "never retrieved", "never awaited")
-    return [line for line in log_of(daemon).splitlines() if any(word in line for word in bad)]
+    return [line for line in log.splitlines() if any(word in line for word in bad)]
 
 
 def output_of(namespace: Namespace, *command: str) -> list[str]:
@@ -335,17 +373,24 @@ def _environments() -> Iterator[tuple[int, bytes]]:
                 yield int(entry), Path(f"/proc/{entry}/environ").read_bytes()
 
 
-def _namespaces_of_processes() -> Iterator[tuple[int, int]]:
+def namespaces_of_processes() -> Iterator[tuple[int, int]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 yield int(entry), os.stat(f"/proc/{entry}/ns/net").st_ino
 
 
+def processes_of(folder: Path) -> list[int]:
+    """Living processes that descend from one that was started under `environment_of_pair`."""
+    mark = f"{MARK}={folder}".encode()
+    return [pid for pid, environment in _environments() if mark in environment.split(b"\0") and pid != os.getpid()]
+
+
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    os.environ[name] = value
+def environment_of_pair(folder: Path) -> Iterator[None]:
+    """What is started under it can be found again by `processes_of`."""
+    os.environ[MARK] = str(folder)
     try:
         yield
     finally:
-        del os.environ[name]
+        del os.environ[MARK]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from disk_pair import FUA, MIB, TOKEN, TRIM, WRITE, DiskHost, DiskPair, Guest, run, small_file_system
+from disk_pair import FUA, MIB, TRIM, WRITE, DiskHost, DiskPair, Guest, run, small_file_system
 from pair import until
 
 from pycolo.core import disk_wire
 from pycolo.core.failover import Role
 from pycolo.edge.disk_meta import HEADER_BYTES
-from pycolo.errors import EnvironmentFault, PeerLost
+from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted
+from pycolo.pki.authority import issue
 
 P, S = Role.PRIMARY, Role.SECONDARY
 SIZE = 8 * MIB
@@ -234,7 +235,7 @@ async def test_a_copy_that_was_cut_short_leaves_no_image_that_looks_good(pair: D
     primary = await pair.start("h1", P, copy_bytes_per_s_max=MIB)
     secondary = await pair.start("h2", S)
     await primary.guest.write(0, random.Random(1).randbytes(4 * MIB))
-    await primary.link.connect("127.0.0.1", secondary.port, TOKEN)
+    await primary.call(secondary)
     await asyncio.sleep(0.5)
     assert 0 < (await primary.link.stats()).sent_bytes < 2 * MIB
     secondary.kill()
@@ -248,7 +249,8 @@ async def test_a_copy_that_was_cut_short_leaves_no_image_that_looks_good(pair: D
     assert blocks_that_differ(primary.paths[0].read_bytes(), await again.guest.read_all(SIZE)) == []
 
 
-async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair, restarted: bool) -> None:
     """Its image has writes that the survivor never got: they must go, and not the whole disk travel for that."""
     primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
     await primary.guest.write(0, random.Random(1).randbytes(6 * MIB))
@@ -262,15 +264,76 @@ async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair) -> None:
     await secondary.link.take_over()
     await secondary.guest.write(2 * MIB, b"more" * 1024)
     await secondary.guest.flush()
-    await secondary.finish()
-
-    survivor, old = await pair.start("h2", P), await pair.start("h1", S)
+    if restarted:
+        await secondary.finish()
+    survivor = await pair.start("h2", P) if restarted else secondary
+    old = await pair.start("h1", S)
+    await pair.folded(survivor)
     copied = await pair.join(survivor, old)
     assert not copied.whole
     assert 0 < copied.copied_bytes <= 6 * 65536
     await pair.checkpoint(survivor, old)
     assert blocks_that_differ(survivor.paths[0].read_bytes(), await old.guest.read_all(SIZE)) == []
     assert (await old.guest.read(0, 4)) != b"lost"
+
+
+async def test_a_pair_that_has_lost_itself_goes_on_and_could_take_over_all_the_time(pair: DiskPair) -> None:
+    """What is copied at a reunion is staged: the secondary's image stays that of its memory until the commit."""
+    primary, secondary = await following(pair)
+    for turn in range(4):
+        await primary.guest.write(turn * MIB, b"before" * 1024)
+        await pair.checkpoint(primary, secondary)
+        committed = await primary.guest.read_all(SIZE)
+        await primary.guest.write(MIB // 2, turn.to_bytes(2) * 2048)  # staged, never committed
+        await primary.link.leave_pair()
+        await primary.guest.write(3 * MIB + turn * 4096, b"alone!" * 1024)
+        copied = await pair.reunite(primary, secondary)
+        assert not copied.whole
+        assert 0 < copied.copied_bytes <= MIB
+        assert blocks_that_differ(committed, await secondary.guest.read_all(SIZE)) == []
+        if turn % 2:
+            await pair.checkpoint(primary, secondary)
+            assert blocks_that_differ(await primary.guest.read_all(SIZE), await secondary.guest.read_all(SIZE)) == []
+            await pair.applied(primary, secondary)
+    await primary.guest.write(0, b"lost" * 1024)
+    expected = await secondary.guest.read_all(SIZE)
+    primary.kill()
+    await primary.close()
+    await secondary.link.take_over()
+    await pair.folded(secondary)
+    assert blocks_that_differ(expected, await secondary.guest.read_all(SIZE)) == []
+    old = await pair.start("h1", S)
+    copied = await pair.join(secondary, old)
+    assert not copied.whole, "both have adopted the last session"
+    await pair.checkpoint(secondary, old)
+    assert blocks_that_differ(expected, await old.guest.read_all(SIZE)) == []
+
+
+async def test_one_takeover_after_the_other_under_load(pair: DiskPair) -> None:
+    """Each survivor becomes a primary as it is, gets a new secondary, and dies in its turn."""
+    primary, secondary = await following(pair)
+    for turn, name in enumerate(("h1", "h2", "h1", "h2")):
+        load = Writer(primary.guest, turn, SIZE)
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            await pair.checkpoint(primary, secondary)
+        await load.stop()
+        await pair.checkpoint(primary, secondary)
+        expected = await primary.guest.read_all(SIZE)
+        primary.kill()
+        await primary.close()
+        await secondary.link.take_over()
+        assert blocks_that_differ(expected, await secondary.guest.read_all(SIZE)) == []
+        load = Writer(secondary.guest, turn, SIZE)
+        await asyncio.sleep(0.1)
+        await load.stop()
+        assert load.writes
+        primary, secondary = secondary, await pair.start(name, S)
+        await pair.folded(primary)
+        copied = await pair.join(primary, secondary)
+        assert not copied.whole
+        await pair.checkpoint(primary, secondary)
+        assert blocks_that_differ(await primary.guest.read_all(SIZE), await secondary.guest.read_all(SIZE)) == []
 
 
 @pytest.mark.parametrize("spoil", ["touched", "rebooted", "no file"])
@@ -585,7 +648,7 @@ async def test_no_space_on_the_secondary_is_its_trouble_and_not_the_guests(tmp_p
         await primary.link.leave_pair()
         # Still no room: the same again. With room: it comes back, for what it missed.
         again = await pair.start("h2", S)
-        await primary.link.connect("127.0.0.1", again.port, TOKEN)
+        await primary.call(again)
         await until(lambda: again.troubles, 10.0, "the news")
         await again.close()
         await primary.link.leave_pair()
@@ -680,3 +743,16 @@ async def test_silent_strangers_do_not_stand_in_the_primarys_way(pair: DiskPair)
     finally:
         for stranger in silent:
             stranger.close()
+
+
+async def test_only_the_host_that_the_token_is_for_comes_in(pair: DiskPair) -> None:
+    secondary, primary = await pair.start("h2", S), await pair.start("h1", P)
+    issue(pair.folder / "pki", "h3", pair.folder / "pki")
+    with pytest.raises(PeerUntrusted, match="shows a certificate of h2 instead of h4"):
+        await primary.call(secondary, peer_name="h4")
+    await primary.call(secondary, tls=pair.tls("h3"))  # with the token of h1
+    await until(lambda: primary.lost and secondary.refusals, 5.0, "the refusal")
+    assert secondary.refusals == ["somebody called for the disk channel without the token of this pair"]
+    await primary.link.leave_pair()
+    await pair.join(primary, secondary)
+    await pair.checkpoint(primary, secondary)

@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import itertools
+import json
 import random
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,9 +20,13 @@ from pair import GUEST_MAC, SYNC_S_MAX, Pair, failures_in, log_of, now_ms, outpu
 from pycolo.api import Client
 from pycolo.core import wire
 from pycolo.core.failover import Role
-from pycolo.demo.lab import PEER_PORT
-from pycolo.errors import EnvironmentFault
+from pycolo.demo.lab import HOSTS, PEER_PORT
+from pycolo.demo.processes import DaemonProcess
+from pycolo.edge.tls import TlsFiles, client_context
+from pycolo.errors import EnvironmentFault, WrongState
+from pycolo.events import REFUSED_NEXT_S
 from pycolo.guest.builder import GuestImage
+from pycolo.pki.authority import issue
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHECKPOINTS = 50
@@ -85,7 +94,7 @@ async def test_every_checkpoint_under_load_is_an_exact_copy(checked: Pair) -> No
 
 async def test_a_secondary_takes_no_checkpoints(checked: Pair) -> None:
     async with Client(checked.secondary.state_dir) as client:
-        with pytest.raises(EnvironmentFault, match="ask the primary"):
+        with pytest.raises(WrongState, match="ask the primary"):
             await client.checkpoint()
 
 
@@ -202,6 +211,7 @@ def hello(channel: str, **changed: object) -> bytes:
         "accel": "tcg",
         "token": "",
         "version": 99,
+        "version_min": wire.PROTOCOL_VERSION + 1,
         "channel": channel,
     } | changed
     return wire.encode_control(msgspec.convert({"type": "hello", **fields}, wire.Hello))
@@ -219,8 +229,15 @@ STRANGERS = {
     "early": wire.encode_control(wire.Heartbeat()),
     "version": hello("control"),
     "channel": hello("other"),
-    "bulk": hello("bulk", version=wire.PROTOCOL_VERSION, token="0" * 32),
+    "bulk": hello("bulk", version_min=wire.PROTOCOL_VERSION, token="0" * 32),
+    "another's name": hello("control", version_min=wire.PROTOCOL_VERSION, host="h1"),
     "token": wire.encode_control(wire.ChannelHello("0" * 32)),
+}
+
+
+TOLD = {
+    "version": "the primary speaks protocol 4 to 99, the secondary 3:",
+    "another's name": "its certificate is for stranger",
 }
 
 
@@ -232,26 +249,56 @@ async def test_strangers_on_the_ports_do_no_harm(empty: Pair) -> None:
     assert LISTEN in addresses
     assert len(addresses) == 2, lines
     connections = []
+    certificate = issue(empty.pki, "stranger", empty.pki)
+    known = client_context(TlsFiles(str(empty.pki / "ca.crt"), str(certificate.cert), str(certificate.key)))
     for address in addresses:
-        for said in STRANGERS.values():
+        for said, context in itertools.product(STRANGERS.values(), (None, known)):
             connection = socket_in(empty.host(Role.PRIMARY), socket.AF_INET, socket.SOCK_STREAM)
-            connections.append(connection)
-            await asyncio.get_running_loop().run_in_executor(None, speak, connection, address, said)
+            connections.append(await asyncio.to_thread(speak, connection, address, said, context))
     try:
+        for name, sentence in TOLD.items():
+            await asyncio.sleep(REFUSED_NEXT_S)  # no more of them get into the log
+            connection = socket_in(empty.host(Role.PRIMARY), socket.AF_INET, socket.SOCK_STREAM)
+            connections.append(await asyncio.to_thread(speak, connection, LISTEN, STRANGERS[name], known))
+            await until(partial(is_told, secondary, sentence), 5.0, sentence)
         await empty.boot_primary()
         await secondary.wait_for(lambda: secondary.first("loaded"), SYNC_S_MAX, "the first sync")
         await empty.load_on(0.5)
         await take_checkpoints(empty, 1)
         await empty.load_off()
         await still_protected(empty)
+        await nothing_secret_is_told(empty)
     finally:
         for connection in connections:
             connection.close()
 
 
-def speak(connection: socket.socket, address: tuple[str, int], said: bytes) -> None:
+def is_told(daemon: DaemonProcess, sentence: str) -> bool:
+    """Whether that is why somebody was not let in."""
+    return any(sentence in event["reason"] for event in daemon.events if event["kind"] == "refused")
+
+
+def speak(
+    connection: socket.socket, address: tuple[str, int], said: bytes, context: ssl.SSLContext | None
+) -> socket.socket:
     """Connect, say it, and leave the connection open; being thrown out is fine."""
     connection.settimeout(2.0)
     connection.connect(address)
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        if context is not None:
+            connection = context.wrap_socket(connection)
         connection.sendall(said)
+        if said:
+            connection.recv(1)
+    return connection
+
+
+async def nothing_secret_is_told(pair: Pair) -> None:
+    """Neither keys nor a name of a key stand in a log, an event, a status or an argument."""
+    told = [log_of(daemon) for daemon in (pair.primary, pair.secondary)]
+    for daemon in (pair.primary, pair.secondary):
+        async with Client(daemon.state_dir) as client:
+            told.append(json.dumps(await client.status()) + json.dumps(daemon.events))
+    told += [Path(f"/proc/{pid}/cmdline").read_text() for pid in pair.pids().values()]
+    keys = [line for name in HOSTS for line in (pair.pki / f"{name}.key").read_text().splitlines()]
+    assert not [key for key in keys for text in told if key in text]

@@ -16,7 +16,7 @@ from pycolo.api import Client
 from pycolo.core.failover import Role
 from pycolo.demo.disk_round import fsck, power_off
 from pycolo.demo.lab import GUEST_ADDRESS
-from pycolo.demo.processes import LoadProcess
+from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.errors import VmLost
 from pycolo.guest.builder import GuestImage
 from pycolo.guest.disk_image import build_disk, copy_disk
@@ -60,15 +60,14 @@ async def transact(pair: Pair, seconds: float) -> None:
     assert (load.latest["failed"], load.latest["reset"], load.latest["wrong_bytes"]) == (0, 0, 0), load.latest
 
 
-async def judge(pair: Pair, survivor: Role) -> None:
+async def judge(pair: Pair, daemon: DaemonProcess, host: str) -> None:
     """Every acknowledged transaction is there, the guest ends in good order, and its file system is clean."""
     result = await pair.load_off()
     assert result["by_kind"]["database"]["requests"] > 10
-    daemon = pair.primary if survivor is P else pair.secondary
     assert "not properly shut down" not in (daemon.state_dir / "console.log").read_text(errors="replace")
     await power_off(pair.lab.clients, GUEST_ADDRESS, daemon.state_dir / "console.log")
     await daemon.stop()
-    assert fsck(pair.disk(survivor, "data.img")) == ""
+    assert fsck(pair.folder / f"disks-{host}" / "data.img") == ""
 
 
 async def test_100_checkpoints_under_transactions_are_exact_copies(pair: Pair) -> None:
@@ -96,7 +95,7 @@ async def test_100_checkpoints_under_transactions_are_exact_copies(pair: Pair) -
     killed_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
     await pair.secondary.wait_for(lambda: pair.secondary.first("solo", killed_ms), 20.0, "taking over")
     await transact(pair, 1.0)
-    await judge(pair, S)
+    await judge(pair, pair.secondary, "h2")
 
 
 @pytest.mark.parametrize("names", [EVERYTHING, ("disks",)], ids=["host", "disk process"])
@@ -109,7 +108,7 @@ async def test_the_primary_dies_and_no_transaction_is_lost(pair: Pair, names: tu
     assert pair.secondary.status["disks"]["written_bytes"] > 0  # what was in memory is on the image, and it serves
     if names != EVERYTHING:
         assert await pair.exit_status(pair.primary) == VmLost.exit_status
-    await judge(pair, S)
+    await judge(pair, pair.secondary, "h2")
 
 
 async def test_a_secondary_returns_for_what_it_missed_and_takes_over(pair: Pair) -> None:
@@ -129,7 +128,52 @@ async def test_a_secondary_returns_for_what_it_missed_and_takes_over(pair: Pair)
     killed_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
     await pair.secondary.wait_for(lambda: pair.secondary.first("solo", killed_ms), 20.0, "taking over")
     await transact(pair, 1.0)
-    await judge(pair, S)
+    await judge(pair, pair.secondary, "h2")
+
+
+async def test_a_pair_that_has_lost_link_and_arbiter_finds_itself_again(pair: Pair) -> None:
+    """Disks, too, go on from where they were; then the primary dies, and every transaction is there."""
+    await pair.protect()
+    await transact(pair, 1.0)
+    primary, secondary = pair.primary, pair.secondary
+    pair.cut_arbiter("h1", "h2")
+    pair.link("down")
+    waiting = ["waiting-for-arbiter"] * 2
+    await until(lambda: [one.status["state"] for one in (primary, secondary)] == waiting, 8.0, "waiting")
+    await asyncio.sleep(0.5)
+    back_ms = now_ms()
+    pair.link("up")
+    await primary.wait_for(lambda: primary.first("checkpoint", back_ms), 15.0, "the pair")
+    copied = primary.first("disks-copied", back_ms)
+    assert copied is not None
+    assert not copied["whole"]
+    await transact(pair, 1.0)
+    pair.join_arbiter("h1", "h2")
+    killed_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
+    await secondary.wait_for(lambda: secondary.first("solo", killed_ms), 20.0, "taking over")
+    await transact(pair, 1.0)
+    await judge(pair, secondary, "h2")
+
+
+async def test_one_host_dies_and_then_the_other(pair: Pair) -> None:
+    """The survivor is protected again on the dead one's host, with the changed blocks only, and dies in its turn."""
+    await pair.protect()
+    await transact(pair, 2.0)
+    survivor = pair.secondary
+    killed_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
+    await survivor.wait_for(lambda: survivor.first("solo", killed_ms), 20.0, "taking over")
+    await transact(pair, 1.0)
+    last = await pair.protect_again(survivor, on="h1")
+    copied = survivor.first("disks-copied", killed_ms)
+    assert copied is not None
+    assert not copied["whole"]
+    assert 0 < copied["bytes"] < 30 * MIB
+    await transact(pair, 2.0)
+    killed_ms = now_ms()
+    survivor.kill_all()
+    await last.wait_for(lambda: last.first("solo", killed_ms), 20.0, "taking over")
+    await transact(pair, 1.0)
+    await judge(pair, last, "h1")
 
 
 async def test_no_room_on_the_secondary_ends_the_pair_and_room_brings_it_back(pair: Pair) -> None:
@@ -154,7 +198,7 @@ async def test_no_room_on_the_secondary_ends_the_pair_and_room_brings_it_back(pa
         killed_ms = pair.signal(P, EVERYTHING, signal.SIGKILL)
         await secondary.wait_for(lambda: secondary.first("solo", killed_ms), 20.0, "taking over")
         await transact(pair, 1.0)
-        await judge(pair, S)
+        await judge(pair, pair.secondary, "h2")
     finally:
         await pair.close()
         await run("umount", str(folder))
@@ -181,7 +225,7 @@ async def test_a_full_disk_pauses_a_vm_without_a_partner_and_room_lets_it_go_on(
         await primary.wait_for(lambda: primary.first("disk-resumed"), 20.0, "the end of the pause")
         pair.load = load
         await transact(pair, 1.0)
-        await judge(pair, P)
+        await judge(pair, pair.primary, "h1")
     finally:
         await pair.close()
         await run("umount", str(folder))
@@ -209,7 +253,7 @@ async def test_a_failing_disk_of_a_protected_primary_hands_over_to_the_partner(
         assert await pair.exit_status(pair.primary) == VmLost.exit_status
         assert "No space left on device" in log_of(pair.primary)
         await transact(pair, 1.0)
-        await judge(pair, S)
+        await judge(pair, pair.secondary, "h2")
     finally:
         await pair.close()
         await run("umount", str(folder))
@@ -237,7 +281,7 @@ async def test_a_stalled_disk_process_of_the_secondary_never_stalls_the_guest(pa
     primary = pair.primary
     await primary.wait_for(lambda: primary.first("solo", stalled_ms), 30.0, "going on alone")
     await transact(pair, 1.0)
-    await judge(pair, P)
+    await judge(pair, pair.primary, "h1")
 
 
 async def test_an_image_in_use_or_missing_is_said_in_a_sentence(pair: Pair) -> None:

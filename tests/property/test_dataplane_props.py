@@ -350,7 +350,7 @@ def test_the_clients_view_is_one_stream(
     newest = pvm_clock + 100 + behind_ms
     first_unacked = min(1 + acked, 1 + sum(sizes[:split]))
     plane.client_frames([of_client(first_unacked, newest)])
-    shown = plane.take_over() + plane.outbound(after)
+    shown = plane.take_over() + plane.translator.outbound(after)
     has, value = first_unacked, newest % 2**32
     for frame in shown:
         parsed = parse_tcp(frame)
@@ -366,7 +366,7 @@ def test_the_clients_view_is_one_stream(
         assert distance(found[0], value) >= 0, "PAWS"
         value = found[0]
     assert has == max(first_unacked, at)
-    (back,) = plane.inbound([of_client(at, value)])
+    (back,) = plane.translator.inbound([of_client(at, value)])
     parsed = parse_tcp(back)
     assert parsed is not None
     assert checksum_is_right(back, parsed[5])
@@ -455,12 +455,12 @@ def test_no_bytes_make_the_secondary_raise(script: list[tuple[int, list[bytes]]]
             plane.take_over()
             taken_over = True
         elif taken_over:
-            assert len(plane.inbound(batch)) == len(plane.outbound(batch)) == len(batch)
+            assert len(plane.translator.inbound(batch)) == len(plane.translator.outbound(batch)) == len(batch)
         elif op < 2:
             assert [len(frame) for frame in plane.client_frames(batch)] == [len(frame) for frame in batch]
         elif op < 4:
             plane.svm_frames(batch, no * 10)
         else:
             plane.confirm(range(no * 10))
-        assert not small or len(plane._translator.connections) <= 2
+        assert not small or len(plane.translator.connections) <= 2
     assert all(low <= high for low, high in pairwise([0, len(plane.take_over()), 10**6]))

@@ -15,6 +15,7 @@ from pycolo.core import disk_wire as wire
 from pycolo.core.changed_chunks import CHUNKS_MAX
 from pycolo.core.wire import HEADER
 from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerViolation
 from tcp_pair import tcp_pair
 
@@ -291,7 +292,7 @@ def test_a_stream_cut_anywhere_gives_the_same_messages(messages: list[wire.Messa
     whole = b"".join(map(encoded, messages))
     cuts = sorted(draw.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
     ours, theirs = tcp_pair()
-    stream = MessageStream(ours, "the channel", wire.decode_header)
+    stream = MessageStream(PlainTransport(ours), "the channel", wire.decode_header)
     try:
         got: list[wire.Message] = []
         for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):

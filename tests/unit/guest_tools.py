@@ -137,6 +137,8 @@ class Tools:
             f"{kernel}/drivers/virtio/virtio_pci.ko": module("virtio"),
             f"{kernel}/drivers/net/virtio_net.ko": module("virtio"),
             f"{kernel}/drivers/block/virtio_blk.ko.xz": lzma.compress(module("virtio")),
+            f"{kernel}/drivers/misc/pvpanic/pvpanic.ko": module(),
+            f"{kernel}/drivers/misc/pvpanic/pvpanic-pci.ko": module("pvpanic"),
             f"{kernel}/fs/big.ko": b"not wanted",
         })  # fmt: skip
         self.deb("nginx", {"usr/sbin/nginx": elf("libone.so.1"), "usr/share/doc/nginx": b"not wanted"})

@@ -11,6 +11,7 @@ from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.disk import protocol
 from pycolo.disk.primary import PrimarySide
 from pycolo.disk.replica import ReplicaLimits
+from pycolo.edge.transport import PlainTransport
 from tcp_pair import tcp_pair
 
 MIB = 1 << 20
@@ -35,7 +36,7 @@ class Primary:
         self.side = PrimarySide(self.disks, limits, self.notices.append)
         ours, theirs = tcp_pair()
         self.other = Partner(theirs)
-        self.side.attach(ours, TOKEN)
+        self.side.attach(PlainTransport(ours), TOKEN)
         self.digest = wire.StreamDigest()
 
     def turn(self, now_s: float = 0.0) -> float | None:

@@ -16,6 +16,7 @@ from pycolo.disk.target import TargetDisk
 from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nbd_export import Export
+from pycolo.edge.transport import PlainTransport
 
 BLOCKS = 2000
 SIZE = BLOCKS * BLOCK_BYTES
@@ -47,7 +48,7 @@ class Secondary:
         """The primary comes in."""
         partner = Partner(socket.create_connection(self.listener.getsockname()))
         connection, _ = self.listener.accept()
-        self.side.greet(MessageStream(connection, "the disk channel", wire.decode_header))
+        self.side.greet(MessageStream(PlainTransport(connection), "the disk channel", wire.decode_header))
         return partner
 
     # ---- the primary speaks
@@ -94,6 +95,11 @@ class Secondary:
         """All of both disks is being copied."""
         self.say(wire.Begin([True, True]))
         self.hear(1)
+
+    def begin_again(self) -> None:
+        """The pair has found itself again: only what was written meanwhile is copied."""
+        self._digest = wire.StreamDigest()
+        self.say(wire.Begin([False, False]))
 
     def adopting(self) -> None:
         """The first mark has come; a job waits: that makes the images the session's."""

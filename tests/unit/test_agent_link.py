@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pycolo.agent import protocol
-from pycolo.edge import child_link
+from pycolo.edge import agent_link
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
 from pycolo.errors import EnvironmentFault, VmLost
 
-START = protocol.Start("primary", "colotest0", "no-such-bridge", "127.0.0.1", "", "52:54:00:00:00:02", 50, 1000)
+START = protocol.Start("primary", "colotest0", "no-such-bridge", "127.0.0.1", "", "52:54:00:00:00:02", 50, 1000, None)
 
 
 @contextlib.asynccontextmanager
@@ -89,11 +89,12 @@ async def test_an_agent_that_dies_at_work() -> None:
 
 
 async def test_a_hanging_agent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_link, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(agent_link, "STATS_S_MAX", 0.2)
     async with agent() as link:
         os.kill(link.pid, signal.SIGSTOP)
         with pytest.raises(VmLost, match=r"did not answer GetStats in 0.2 s"):
             await asyncio.wait_for(link.stats(), 2)
+        assert "did not answer" in await asyncio.wait_for(link.gone, 0.1)  # nor by whoever comes next
 
 
 async def test_an_agent_ends_with_its_daemon() -> None:

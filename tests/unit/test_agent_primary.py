@@ -9,9 +9,12 @@ from tcp_frames import arp, udp
 from pycolo.agent.primary import PrimarySide
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.translation_chain import TranslatorChain
+from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic, nic_pair
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
+from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerLost
 from tcp_pair import tcp_pair
 
@@ -42,9 +45,11 @@ class Host:
     def __init__(self) -> None:
         self.tap = Wire()
         ours, self.qemu = nic_pair()
-        self.side = PrimarySide(self.tap, Nic(ours, self.qemu.dup()), lambda notice: None, DataplaneLimits())
+        nic = Nic(ours, self.qemu.dup())
+        self.side = PrimarySide(self.tap, nic, lambda notice: None, DataplaneLimits(), TranslatorChain(100, 5000))
         near, self.peer = tcp_pair()
-        self.side.attach(PacketChannel(near))
+        stream = MessageStream(PlainTransport(near), "the packet channel", wire.decode_header)
+        self.side.attach(PacketChannel(stream, receiver_is_primary=True), 0.0)
         self.side.pause_feed()
         self.side.seal(1, self.side.drain(), 0.0)
         self.side.resume_feed()

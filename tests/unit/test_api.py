@@ -10,30 +10,49 @@ from pathlib import Path
 import pytest
 
 from pycolo.api import SOCKET_NAME, Client, serving
-from pycolo.config import HostConfig, VmConfig
-from pycolo.core.failover import State
-from pycolo.errors import EnvironmentFault
-from pycolo.manager.common import Manager
-from pycolo.manager.primary import PrimaryManager
-from pycolo.manager.secondary import SecondaryManager
+from pycolo.config import CopyConfig, FileArbiterConfig, VmConfig
+from pycolo.core.failover import Role, State
+from pycolo.errors import EnvironmentFault, WrongState
+from pycolo.manager.manager import Manager
 
 
-def manager(folder: Path, kind: type[Manager] = PrimaryManager) -> Manager:
+def manager(folder: Path, role: Role = Role.PRIMARY, arbiter: Path | None = None) -> Manager:
     """A manager that has not been started: it knows its events and its role."""
-    host = HostConfig(
+    host = CopyConfig(
         name="h1",
         listen="127.0.0.1:7700",
         peer="127.0.0.1:7701",
         state_dir=folder,
-        arbiter_file=folder / "arbiter.json",
+        arbiter=FileArbiterConfig(kind="file", path=arbiter or folder),
         bridge="br0",
+        insecure=True,
+        tap="colo0",
     )
-    return kind(host, VmConfig(name="vm", kernel=Path("k"), initrd=Path("i"), accel="tcg", memory_mib=32))
+    return Manager(host, VmConfig(name="vm", kernel=Path("k"), initrd=Path("i"), accel="tcg", memory_mib=32), role)
+
+
+class Primary:
+    """The primary's story, as far as the interface goes."""
+
+    def __init__(self) -> None:
+        self.wanted: list[str] = []
+
+    def want_checkpoint(self, reason: str) -> None:
+        self.wanted.append(reason)
+
+    def unprotect(self) -> None:
+        self.wanted.append("unprotect")
+
+    def hand_over(self) -> None:
+        self.wanted.append("hand-over")
+
+    def call_peer(self, address: str) -> None:
+        self.wanted.append(address)
 
 
 @contextlib.asynccontextmanager
 async def served(one: Manager) -> AsyncIterator[Client]:
-    async with serving(one, one.host.state_dir), Client(one.host.state_dir) as client:
+    async with serving(one, one._copy.host.state_dir), Client(one._copy.host.state_dir) as client:
         yield client
 
 
@@ -55,24 +74,60 @@ async def test_events_come_as_they_happen(tmp_path: Path) -> None:
         assert (event["no"], event["kind"], event["answer"]) == (2, "second", 42)
 
 
-async def test_a_checkpoint_by_hand_needs_a_protected_primary(tmp_path: Path) -> None:
-    one = manager(tmp_path)
-    assert isinstance(one, PrimaryManager)
+async def test_who_waits_for_events_is_answered_at_the_end_and_does_not_hold_it_up(tmp_path: Path) -> None:
+    async with Client(tmp_path) as client:
+        async with serving(manager(tmp_path), tmp_path):
+            waiting = asyncio.create_task(client.events(0))
+            await asyncio.sleep(0.05)
+        assert await waiting == []
+
+
+async def test_a_checkpoint_by_hand_needs_a_protected_primary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, primary = manager(tmp_path), Primary()
     async with served(one) as client:
-        with pytest.raises(EnvironmentFault, match="not the primary of a protected VM: ask the primary"):
-            await client.checkpoint()
-        assert one._wanted.empty()
-        one.failover.state = State.PROTECTED
+        for state, story in ((State.PROTECTED, None), (State.SOLO, primary)):
+            one._copy.failover.state = state
+            monkeypatch.setattr(one, "_primary", story)
+            with pytest.raises(WrongState, match="not the primary of a protected VM: ask the primary"):
+                await client.checkpoint()
+        assert primary.wanted == []
+        one._copy.failover.state = State.PROTECTED
         await client.checkpoint()
-        assert one._wanted.get_nowait() == "by-hand"
+        assert primary.wanted == ["by-hand"]
 
 
-async def test_a_secondary_takes_no_checkpoint(tmp_path: Path) -> None:
-    one = manager(tmp_path, SecondaryManager)
-    one.failover.state = State.PROTECTED
+async def test_what_an_operator_wants_reaches_the_primary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, primary = manager(tmp_path), Primary()
+    monkeypatch.setattr(one, "_primary", primary)
+    one._copy.failover.state = State.PROTECTED
     async with served(one) as client:
-        with pytest.raises(EnvironmentFault, match="ask the primary"):
-            await client.checkpoint()
+        await client.call_peer("10.0.0.2:7700")
+        await client.unprotect()
+        await client.switchover()
+        await client.end("the operator stops the VM")
+        assert primary.wanted == ["10.0.0.2:7700", "unprotect", "hand-over"]
+        assert one._copy.ending == "the operator stops the VM"
+        with pytest.raises(WrongState, match="no partner here that could be lost"):
+            await client.peer_lost("says the cluster manager")
+        with pytest.raises(EnvironmentFault, match="is not HOST:PORT"):
+            await client.call_peer("nowhere")
+
+
+async def test_without_an_arbiter_nobody_is_sent_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The VM could not go on alone without the claim."""
+    one, primary = manager(tmp_path, arbiter=tmp_path / "no-such-folder"), Primary()
+    monkeypatch.setattr(one, "_primary", primary)
+    async with served(one) as client:
+        with pytest.raises(WrongState, match="wait until the arbiter answers"):
+            await client.unprotect()
+        assert primary.wanted == []
+
+
+async def test_a_secondary_refuses_what_only_a_primary_can(tmp_path: Path) -> None:
+    async with served(manager(tmp_path, Role.SECONDARY)) as client:
+        for asking in (client.unprotect(), client.end("x"), client.switchover(), client.call_peer("h:1")):
+            with pytest.raises(WrongState, match="ask the primary"):
+                await asking
 
 
 @pytest.mark.parametrize("since", ["x", "-1", "1.5", "²", "", "9" * 5000])

@@ -1,8 +1,10 @@
 """`colo` as a user meets it: exit statuses, and one sentence on stderr for everything that can be wrong."""
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,8 @@ def colo(*arguments: str | Path, prefix: tuple[str, ...] = ()) -> tuple[int, str
 def host_toml(tmp_path: Path) -> Path:
     path = tmp_path / "host.toml"
     path.write_text(
-        'name = "h1"\nlisten = "127.0.0.1:7700"\npeer = "127.0.0.1:7701"\nbridge = "no-such-bridge"\n'
-        f'state_dir = "{tmp_path}/state"\narbiter_file = "{tmp_path}/arbiter.json"\n'
+        'name = "h1"\nlisten = "127.0.0.1:7700"\nbridge = "no-such-bridge"\ninsecure = true\n'
+        f'state_dir = "{tmp_path}/state"\narbiter = {{ kind = "file", path = "{tmp_path}" }}\n'
     )
     return path
 
@@ -59,13 +61,17 @@ def refused(*arguments: str | Path, prefix: tuple[str, ...] = ()) -> str:
 def test_help_and_version() -> None:
     status, out, err = colo("--help")
     assert (status, err) == (0, "")
-    for command in ("daemon", "status", "checkpoint", "demo", "guest"):
+    for command in (
+        *("daemon", "protect", "unprotect", "status", "stop", "checkpoint", "events", "logs", "switchover"),
+        *("test-failover", "host", "config", "token", "demo", "guest", "disk", "pki"),
+    ):
         assert f"  {command} " in out
     assert colo("--version")[0] == 0
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("daemon",), ("daemon", "a", "b", "--role", "boss"), ("demo", "--accel", "xen")]
+    "arguments",
+    [("nonsense",), ("daemon",), ("daemon", "a", "b", "--role", "primary"), ("demo", "--accel", "xen"), ("stop",)],
 )
 def test_bad_usage(arguments: tuple[str, ...]) -> None:
     status, out, err = colo(*arguments)
@@ -74,30 +80,37 @@ def test_bad_usage(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("role", ["primary", "secondary"])
-def test_a_file_that_is_not_there(role: str, tmp_path: Path, vm_toml: Path) -> None:
-    sentence = refused("daemon", tmp_path / "none.toml", vm_toml, "--role", role)
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    sentence = refused("daemon", tmp_path / "none.toml")
     assert sentence == f"{tmp_path}/none.toml can't be read (No such file or directory): name one that can be read"
 
 
-def test_a_file_that_may_not_be_read(host_toml: Path, vm_toml: Path) -> None:
-    sentence = refused("daemon", host_toml.parent, vm_toml, "--role", "primary")
+def test_a_file_that_may_not_be_read(host_toml: Path) -> None:
+    sentence = refused("daemon", host_toml.parent)
     assert sentence == f"{host_toml.parent} can't be read (Is a directory): name one that can be read"
 
 
 def test_a_bad_key(host_toml: Path, vm_toml: Path) -> None:
+    host_toml.write_text(host_toml.read_text() + 'tap = "colo0"\n')
+    assert refused("daemon", host_toml) == f"{host_toml}: the key tap is unknown: remove it or correct its spelling"
     vm_toml.write_text(vm_toml.read_text() + "memory_gib = 4\n")
-    sentence = refused("daemon", host_toml, vm_toml, "--role", "primary")
+    sentence = refused("protect", vm_toml)
     assert sentence == f"{vm_toml}: the key memory_gib is unknown: remove it or correct its spelling"
 
 
-def test_a_qemu_that_is_not_there(host_toml: Path, vm_toml: Path) -> None:
-    vm_toml.write_text(vm_toml.read_text() + 'qemu = "qemu-system-none"\n')
-    assert "can't run qemu-system-none" in refused("daemon", host_toml, vm_toml, "--role", "primary")
+def test_a_key_that_others_may_read(host_toml: Path) -> None:
+    pki = host_toml.parent / "pki"
+    for arguments in (("init", pki), ("issue", pki, "h1")):
+        assert colo("pki", *arguments)[0] == 0
+    (pki / "h1.key").chmod(0o644)
+    tables = f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/h1.crt"\nkey = "{pki}/h1.key"\n'
+    host_toml.write_text(host_toml.read_text().replace("insecure = true\n", "") + tables)
+    sentence = refused("daemon", host_toml)
+    assert sentence == f"{pki}/h1.key is open to others than its owner (mode 0644): run `chmod 600 {pki}/h1.key`"
 
 
-def test_a_daemon_without_root(host_toml: Path, vm_toml: Path) -> None:
-    sentence = refused("daemon", host_toml, vm_toml, "--role", "primary", prefix=(*NOBODY, *READ_ANYWHERE))
+def test_a_daemon_without_root(host_toml: Path) -> None:
+    sentence = refused("daemon", host_toml, prefix=(*NOBODY, *READ_ANYWHERE))
     assert sentence.endswith("run it as root")
 
 
@@ -113,22 +126,52 @@ def test_a_demo_without_qemu(tmp_path: Path) -> None:
     assert "can't run qemu-system-none" in sentence
 
 
-def test_asking_where_no_daemon_is(tmp_path: Path) -> None:
-    for command in ("status", "checkpoint"):
-        sentence = refused(command, tmp_path)
-        assert sentence.startswith(f"no daemon answers on {tmp_path}/api.sock (")
-        assert sentence.endswith("start one with `colo daemon`")
+def test_asking_where_no_daemon_is(tmp_path: Path, vm_toml: Path) -> None:
+    socket = tmp_path / "api.sock"
+    asked = (("status",), ("host", "list"), ("stop", "vm"), ("events", "vm"), ("logs", "vm"), ("protect", vm_toml))
+    for arguments in asked:
+        sentence = refused(*arguments, "--host-socket", socket)
+        assert sentence.startswith(f"the daemon at {socket} does not answer (")
+        assert sentence.endswith("start it with `colo daemon`, or name another with --host-socket")
 
 
-def test_a_daemon_that_can_not_start_leaves_nothing(host_toml: Path, vm_toml: Path) -> None:
-    for path in ("kernel", "initrd"):
-        (host_toml.parent / path).touch()
-    vm_toml.write_text(vm_toml.read_text().replace("/none/vmlinuz", f"{host_toml.parent}/kernel"))
-    status, out, err = colo("daemon", host_toml, vm_toml, "--role", "primary")
-    last = err.splitlines()[-1]
-    assert (status, out) == (2, "")
-    assert last.startswith("colo: ")
+def test_the_configuration_tells_where_to_ask(host_toml: Path) -> None:
+    sentence = refused("status", "--config", host_toml)
+    assert sentence.startswith(f"the daemon at {host_toml.parent}/state/api.sock does not answer (")
+
+
+def test_a_token_is_printed_once_and_only_its_hash_kept(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    status, out, err = colo("token", "new", path, "--scope", "admin", "--comment", "for  me")
+    assert (status, err) == (0, "")
+    assert out.strip() not in path.read_text()
+    assert path.read_text().startswith("admin ")
+    assert path.read_text().endswith(" for me\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def copy_process(document: dict[str, object], folder: Path) -> tuple[int, str]:
+    """(exit status, stderr) of the process of one VM copy."""
+    path = folder / "copy.json"
+    path.write_text(json.dumps(document))
+    command = [sys.executable, "-m", "pycolo.manager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_a_copy_that_can_not_start_leaves_nothing(host_toml: Path, vm_toml: Path) -> None:
+    folder = host_toml.parent
+    (folder / "initrd").touch()
+    host = tomllib.loads(host_toml.read_text()) | {"tap": "colo0"}
+    vm = tomllib.loads(vm_toml.read_text()) | {"kernel": str(folder / "initrd")}
+    status, last = copy_process({"host": host, "vm": vm, "role": "primary"}, folder)
+    assert (status, last[:6]) == (2, "colo: ")
     assert "no-such-bridge" in last
-    assert "Traceback" not in err
-    assert not (host_toml.parent / "state" / "api.sock").exists()
+    assert not (folder / "state" / "api.sock").exists()
     assert not Path("/sys/class/net/colo0").exists()
+    status, last = copy_process({"host": host, "vm": vm | {"qemu": "qemu-none"}, "role": "secondary"}, folder)
+    assert (status, "can't run qemu-none" in last) == (2, True)
+    status, last = copy_process({"host": host, "vm": vm, "role": "boss"}, folder)
+    assert (status, "role is 'boss'" in last) == (2, True)

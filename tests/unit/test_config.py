@@ -6,17 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycolo.config import DiskConfig, HostConfig, VmConfig, disk_path, load_config
+from pycolo.config import (
+    CopyDocument,
+    DiskConfig,
+    EtcdArbiterConfig,
+    HostConfig,
+    VmConfig,
+    disk_path,
+    load_config,
+    load_document,
+)
 from pycolo.core.disk_wire import DISKS_MAX
+from pycolo.edge.tls import TlsFiles
 from pycolo.errors import EnvironmentFault
 
 HOST = {
     "name": '"h1"',
     "listen": '"10.0.0.1:7700"',
-    "peer": '"[fd00::2]:7700"',
     "state_dir": '"/run/colo"',
-    "arbiter_file": '"/run/colo.json"',
+    "arbiter": '{ kind = "file", path = "/run/colo" }',
     "bridge": '"br0"',
+    "insecure": "true",
 }
 VM = {"name": '"web"', "kernel": '"/boot/vmlinuz"', "initrd": '"/boot/initrd"', "accel": '"tcg"'}
 
@@ -35,7 +45,9 @@ def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
     assert (protection.hold_ms_min, protection.hold_ms_max, protection.qmp_deadline_ms) == (50, 1000, 2000)
     assert (protection.dirty_pages, protection.self_check) == ("auto", False)
     host = load_config(write(tmp_path, HOST), HostConfig)
-    assert (host.tap, host.state_dir) == ("colo0", Path("/run/colo"))
+    assert (host.cpus, host.memory_mib, host.peers, host.log) == (None, None, (), "json")
+    assert host.socket == Path("/run/colo/api.sock")
+    assert (protection.protect, protection.secondaries, protection.external_heartbeat_ms_max) == (True, (), 1000)
 
 
 @pytest.mark.parametrize(
@@ -44,17 +56,83 @@ def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
         ("listen", None, "the key listen is missing: add it"),
         ("listem", '"x"', "the key listem is unknown: remove it or correct its spelling"),
         ("listen", '"10.0.0.1"', "listen is '10.0.0.1': "),
+        ("listen", '"0.0.0.0:7700"', "listen is '0.0.0.0:7700': other hosts are told this address"),
+        ("listen", '"[::]:7700"', "listen is '[::]:7700': other hosts are told this address"),
         ("listen", '"10.0.0.1:0"', "listen is '10.0.0.1:0': "),
-        ("peer", '":7700"', "peer is ':7700': "),
-        ("peer", '"h:65536"', "peer is 'h:65536': "),
+        ("peers", '[{name = "h2", address = ":7700"}]', "peers.0.address is ':7700': "),
+        ("peers", '[{name = "h2", address = "h:65536"}]', "peers.0.address is 'h:65536': "),
+        ("peers", '[{name = "h2"}]', "the key peers.0.address is missing: add it"),
+        ("peers", '[{name = "h1", address = "h:1"}]', "the host h1 is named as its own peer: list the other"),
+        ("peers", '[{name = "x", address = "h:1"}, {name = "x", address = "i:1"}]', "two peers are named x: "),
+        ("cpus", "0", "cpus is 0: "),
+        ("memory_mib", "31", "memory_mib is 31: "),
+        ("log", '"xml"', "log is 'xml': "),
         ("name", '"../x"', "name is '../x': "),
         ("bridge", '"a-name-too-long-for-linux"', "bridge is "),
-        ("tap", '"a b"', "tap is 'a b': "),
+        ("tap", '"colo0"', "the key tap is unknown: remove it"),
+        ("arbiter", None, "the key arbiter is missing: add it"),
+        ("arbiter", '"/run/colo"', "arbiter is '/run/colo': "),
+        ("arbiter", '{ path = "x" }', 'the key arbiter.kind is missing: add kind = "file" or kind = "etcd"'),
+        ("arbiter", '{ kind = "zk" }', 'arbiter.kind is \'zk\': it should be "file" or "etcd"'),
+        ("arbiter", '{ kind = "file" }', "the key arbiter.path is missing: add it"),
+        ("arbiter", '{ kind = "file", path = "x", user = "y" }', "the key arbiter.user is unknown"),
     ],
 )
 def test_a_host_that_will_not_do(tmp_path: Path, key: str, value: str | None, says: str) -> None:
     values = {**HOST, key: value} if value is not None else {k: v for k, v in HOST.items() if k != key}
     path = write(tmp_path, {k: v for k, v in values.items() if v is not None})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+ETCD = {"kind": '"etcd"', "endpoints": '["https://10.0.0.1:2379", "https://[fd00::2]:2379", "https://e3.example:2379"]'}
+
+
+def etcd_host(folder: Path, values: dict[str, str]) -> Path:
+    table = "".join(f"{key} = {value}\n" for key, value in (ETCD | values).items())
+    return write(folder, {k: v for k, v in HOST.items() if k != "arbiter"}, f"[arbiter]\n{table}")
+
+
+def test_etcd_as_arbiter(tmp_path: Path) -> None:
+    arbiter = load_config(etcd_host(tmp_path, {}), HostConfig).arbiter
+    assert isinstance(arbiter, EtcdArbiterConfig)
+    assert (len(arbiter.endpoints), arbiter.prefix, arbiter.insecure) == (3, "/pycolo", False)
+    assert (arbiter.ca, arbiter.cert, arbiter.key, arbiter.user, arbiter.password_file) == (None,) * 5
+    more = {name: f'"/etc/{name}"' for name in ("ca", "cert", "key", "password_file")} | {"user": '"colo"'}
+    arbiter = load_config(etcd_host(tmp_path, {**more, "prefix": '"/a/b-1"'}), HostConfig).arbiter
+    assert isinstance(arbiter, EtcdArbiterConfig)
+    assert (arbiter.key, arbiter.user, arbiter.prefix) == (Path("/etc/key"), "colo", "/a/b-1")
+    plain = {"endpoints": '["http://10.0.0.1:2379"]', "insecure": "true"}
+    arbiter = load_config(etcd_host(tmp_path, plain), HostConfig).arbiter
+    assert isinstance(arbiter, EtcdArbiterConfig)
+    assert arbiter.insecure
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"endpoints": "[]"}, "arbiter.endpoints: "),
+        ({"endpoints": '["10.0.0.1:2379"]'}, "arbiter.endpoints.0 is '10.0.0.1:2379': it is not https://HOST:PORT"),
+        ({"endpoints": '["https://e"]'}, "arbiter.endpoints.0 is 'https://e': "),
+        ({"endpoints": '["https://e:2379/x"]'}, "arbiter.endpoints.0 is 'https://e:2379/x': it is not https://"),
+        ({"endpoints": '["https://u:p@e:2379"]'}, "arbiter.endpoints.0 is 'https://u:p@e:2379': it is not https://"),
+        ({"endpoints": '["https://a..b:1"]'}, "arbiter.endpoints.0 is 'https://a..b:1': it is not https://HOST:PORT"),
+        ({"endpoints": '["https://e:0"]'}, "arbiter.endpoints.0 is 'https://e:0': 'e:0' is not HOST:PORT"),
+        ({"endpoints": f'["https://{"e" * 64}:1"]'}, "arbiter.endpoints.0 is 'https://eee"),
+        ({"endpoints": '["ftp://e:2379"]'}, "arbiter.endpoints.0 is 'ftp://e:2379': it is not https://HOST:PORT"),
+        ({"endpoints": '["http://e:2379"]'}, "arbiter: the endpoint http://e:2379 is not encrypted: use https, or"),
+        ({"endpoints": '["https://e:1", "https://e:1"]'}, "arbiter: the endpoint https://e:1 stands there twice"),
+        ({"prefix": '"pycolo"'}, "arbiter.prefix is 'pycolo': "),
+        ({"prefix": '"/pycolo/"'}, "arbiter.prefix is '/pycolo/': "),
+        ({"cert": '"c.pem"'}, "arbiter: cert and key belong together: give both or none"),
+        ({"user": '"u"'}, "arbiter: user and password_file belong together: give both or none"),
+        ({"password": '"p"'}, "the key arbiter.password is unknown"),
+        ({"path": '"p"'}, "the key arbiter.path is unknown"),
+    ],
+)
+def test_an_etcd_that_will_not_do(tmp_path: Path, values: dict[str, str], says: str) -> None:
+    path = etcd_host(tmp_path, values)
     with pytest.raises(EnvironmentFault) as caught:
         load_config(path, HostConfig)
     assert str(caught.value).startswith(f"{path}: {says}")
@@ -70,6 +148,8 @@ def test_a_host_that_will_not_do(tmp_path: Path, key: str, value: str | None, sa
         ({}, "[protection]\nheartbeat_lost_max = 1", "protection.heartbeat_lost_max is 1: "),
         ({}, "[protection]\nself_chek = true", "the key protection.self_chek is unknown"),
         ({}, '[protection]\ndirty_pages = "uffd"', "protection.dirty_pages is 'uffd': "),
+        ({}, '[protection]\nsecondaries = ["h2", "h2"]', "protection: a host stands twice in `secondaries`"),
+        ({}, '[protection]\nsecondaries = ["h 2"]', "protection.secondaries.0 is 'h 2': "),
         ({}, "[protection]\nhold_ms_min = 9\nhold_ms_max = 8", "protection: hold_ms_min (9) must not"),
     ],
 )
@@ -160,13 +240,35 @@ def test_as_many_disks_as_the_channel_has_numbers_for(tmp_path: Path) -> None:
 
 
 def test_where_an_image_lies(tmp_path: Path) -> None:
-    bare = load_config(write(tmp_path, HOST), HostConfig)
-    host = load_config(write(tmp_path, HOST | {"disk_dir": '"/var/lib/colo"'}), HostConfig)
+    bare = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, "colo0")
+    with_folder = load_config(write(tmp_path, HOST | {"disk_dir": '"/var/lib/colo"'}), HostConfig)
+    host = with_folder.for_copy(tmp_path, "colo0")
     here, there = DiskConfig(name="a", path=Path("x/a.img")), DiskConfig(name="b", path=Path("/dev/vg/b"))
     assert disk_path(host, here) == Path("/var/lib/colo/x/a.img")
     assert disk_path(host, there) == disk_path(bare, there) == Path("/dev/vg/b")
     with pytest.raises(EnvironmentFault, match=r"the disk a of vm.toml has the relative path x/a.img: set `disk_dir`"):
         disk_path(bare, here)
+
+
+@pytest.mark.parametrize(
+    ("listen", "copy_listen"), [("10.0.0.1:7700", "10.0.0.1:0"), ("[fd00::1]:7700", "[fd00::1]:0")]
+)
+def test_a_copy_has_a_folder_a_tap_and_a_port_of_its_own(tmp_path: Path, listen: str, copy_listen: str) -> None:
+    host = load_config(write(tmp_path, HOST | {"listen": f'"{listen}"'}), HostConfig)
+    copy = host.for_copy(tmp_path / "vms" / "web", "colo3")
+    assert (copy.name, copy.bridge, copy.arbiter) == (host.name, host.bridge, host.arbiter)
+    assert (copy.state_dir, copy.tap, copy.listen, copy.peer) == (tmp_path / "vms" / "web", "colo3", copy_listen, "")
+
+
+def test_the_document_of_a_copy_comes_back_as_it_was(tmp_path: Path) -> None:
+    host = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, "colo0")
+    document = CopyDocument(host=host, vm=load_config(write(tmp_path, VM, DISK), VmConfig), role="secondary")
+    path = tmp_path / "copy.json"
+    path.write_text(document.model_dump_json())
+    assert load_document(path) == document
+    path.write_text(path.read_text().replace('"secondary"', '"boss"'))
+    with pytest.raises(EnvironmentFault, match="role is 'boss'"):
+        load_document(path)
 
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
@@ -200,3 +302,54 @@ def test_what_is_wrong_with_a_whole_list_or_file_does_not_quote_all_of_it(tmp_pa
 def test_the_longest_stall_is_allowed(tmp_path: Path) -> None:
     vm = load_config(write(tmp_path, VM, "[protection]\ndisk_stall_ms_max = 3000"), VmConfig)
     assert vm.protection.disk_stall_ms_max == 3000
+
+
+# ---------------------------------------------------------------- who the peer is
+
+BARE = {key: value for key, value in HOST.items() if key != "insecure"}
+TLS = '[tls]\nca = "/etc/colo/ca.crt"\ncert = "/etc/colo/h1.crt"\nkey = "/etc/colo/h1.key"\n'
+
+
+def test_the_peer_is_known_by_a_certificate(tmp_path: Path) -> None:
+    host = load_config(write(tmp_path, BARE, TLS), HostConfig)
+    assert host.tls_files == TlsFiles("/etc/colo/ca.crt", "/etc/colo/h1.crt", "/etc/colo/h1.key")
+    assert load_config(write(tmp_path, HOST), HostConfig).tls_files is None
+
+
+NEITHER = "it has neither a table [tls] nor `insecure = true`: make certificates with `colo pki init` and"
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "says"),
+    [
+        (BARE, "", NEITHER),
+        (BARE | {"insecure": "false"}, "", NEITHER),
+        (HOST, TLS, "it has a table [tls] and `insecure = true`: remove one of them"),
+        (BARE, TLS.replace("key =", "keys ="), "the key tls.key is missing: add it"),
+        (BARE, TLS + "password = 'x'", "the key tls.password is unknown"),
+    ],
+)
+def test_exactly_one_way_to_know_the_peer(tmp_path: Path, values: dict[str, str], more: str, says: str) -> None:
+    path = write(tmp_path, values, more)
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "more", "says"),
+    [
+        (("kernel",), DISK, "`initrd` and `append` belong to a `kernel`"),
+        (("kernel", "initrd"), 'append = "quiet"\n' + DISK, "`initrd` and `append` belong to a `kernel`"),
+        (("kernel", "initrd"), "", "there is nothing to boot: name a `kernel`, or a disk"),
+    ],
+)
+def test_what_can_not_boot_is_refused(tmp_path: Path, left_out: tuple[str, ...], more: str, says: str) -> None:
+    values = {key: value for key, value in VM.items() if key not in left_out}
+    with pytest.raises(EnvironmentFault, match=says):
+        load_config(write(tmp_path, values, more), VmConfig)
+
+
+def test_a_disk_is_booted_without_a_kernel(tmp_path: Path) -> None:
+    values = {key: value for key, value in VM.items() if key not in ("kernel", "initrd")}
+    assert load_config(write(tmp_path, values, DISK), VmConfig).kernel is None

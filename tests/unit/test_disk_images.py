@@ -40,6 +40,7 @@ class Host:
             state_dir=str(self.folder),
             listen_host="127.0.0.1",
             token="token",
+            tls=None,
             buffer_bytes_max=16 << 20,
             spill_bytes_max=0,
             queue_bytes_max=1 << 20,

@@ -123,6 +123,30 @@ def test_marks_of_a_source_end_when_it_is_adopted(secondary: Secondary) -> None:
     assert not secondary.disk.meta.bits.any()
 
 
+def test_after_a_reunion_adopted_waits_for_the_images_and_not_only_for_the_commit(secondary: Secondary) -> None:
+    """What was copied came staged: it is on the images when it has been applied, and then the job has to run."""
+    secondary.following()
+    secondary.write(1)
+    secondary.side.leave()
+    secondary.other.close()
+    secondary.other = secondary.call()
+    secondary.begin_again()
+    secondary.write(2)
+    secondary.say(wire.Copied(SESSION))
+    secondary.workers.run()
+    assert secondary.hear(2)[1:] == [wire.Following()]
+    secondary.checkpoint(2)
+    secondary.side.turn(10.0)
+    secondary.workers.run()  # applied: blocks 1 and 2 are on the image
+    assert secondary.image() == changed(IMAGES[0], (1, b"P"), (2, b"P"))
+    secondary.side.turn(20.0)
+    assert len(secondary.workers) == 1
+    assert secondary.other.hears_nothing()
+    secondary.workers.run()
+    assert secondary.hear(2) == [wire.Adopted(), wire.Applied(2)]
+    assert {(disk.meta.kind, disk.meta.session) for disk in secondary.disks} == {(Kind.TARGET, SESSION)}
+
+
 # ---------------------------------------------------------------- epochs
 
 

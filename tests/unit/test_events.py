@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pycolo import events
-from pycolo.events import EventLog
+from pycolo.events import REFUSED_AGAIN_S, REFUSED_NEXT_S, EventLog, RefusalLog
 
 
 async def test_events_are_numbered_and_kept_in_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,3 +43,24 @@ async def test_waiting_has_an_end() -> None:
     assert await log.wait(0, 0.01) == []
     log.add("old")
     assert [event["kind"] for event in await log.wait(0, 60.0)] == ["old"]
+
+
+async def test_who_is_woken_goes_with_nothing() -> None:
+    log = EventLog("h1")
+    waiting = asyncio.create_task(log.wait(0, 60.0))
+    await asyncio.sleep(0)
+    log.wake()
+    assert await asyncio.wait_for(waiting, 2) == []
+
+
+async def test_who_knocks_all_the_time_does_not_fill_the_log() -> None:
+    log = EventLog("h1")
+    refusals = RefusalLog(log)
+    for number in range(1000):
+        refusals.note(f"reason {number % 2}", 100.0 + number / 1000)
+    assert [event["reason"] for event in log.since(0)] == ["reason 0"]
+    refusals.note("reason 0", 100.0 + REFUSED_NEXT_S)
+    refusals.note("reason 1", 100.0 + REFUSED_NEXT_S)
+    refusals.note("reason 1", 100.0 + REFUSED_AGAIN_S)
+    refusals.note("reason 1", 100.0 + REFUSED_AGAIN_S + REFUSED_NEXT_S)
+    assert [event["reason"] for event in log.since(1)] == ["reason 1", "reason 1"]

@@ -117,7 +117,27 @@ def test_the_loss_of_the_vm_and_the_operator_end_every_state(role: Role, event: 
     for state in reachable(role) - set(FINAL):
         decision = at(role, state).handle(event)
         assert decision.state is State.STOPPED
-        assert decision.commands == (Command.LEAVE_PAIR, Command.KILL_VM, Command.EXIT)
+        last = role is Role.PRIMARY and event is Event.STOP and state in (State.SOLO, State.SYNCING)
+        noted = (Command.NOTE_END,) if last else ()
+        assert decision.commands == (Command.LEAVE_PAIR, Command.KILL_VM, *noted, Command.EXIT)
+
+
+def test_the_end_of_the_vm_sends_the_secondary_away_first_and_is_noted_last() -> None:
+    for state in reachable(Role.PRIMARY) - set(FINAL):
+        commands = at(Role.PRIMARY, state).handle(Event.VM_ENDS).commands
+        assert commands[0] is Command.DISMISS_PEER
+        assert commands[-3:] == (Command.KILL_VM, Command.NOTE_END, Command.EXIT)
+    for state in (State.SYNCING, State.PROTECTED):
+        assert at(Role.SECONDARY, state).handle(Event.DISMISSED).state is State.STOPPED
+
+
+def test_a_secondary_that_is_sent_away_leaves_the_claim_to_the_primary() -> None:
+    assert at(Role.PRIMARY, State.PROTECTED).handle(Event.UNPROTECT).commands == (
+        Command.DISMISS_PEER,
+        Command.LEAVE_PAIR,
+        Command.CLAIM,
+    )
+    assert at(Role.PRIMARY, State.SOLO).handle(Event.UNPROTECT).commands == ()
 
 
 @pytest.mark.parametrize("role", Role)
@@ -158,3 +178,24 @@ def test_a_secondary_without_a_checkpoint_never_takes_over() -> None:
     machine = Failover(Role.SECONDARY)
     machine.handle(Event.PEER_JOINED)
     assert machine.handle(Event.PEER_LOST).state is State.STOPPED
+
+
+def test_a_secondary_that_has_taken_over_is_a_primary_like_any_other() -> None:
+    machine = Failover(Role.SECONDARY)
+    with pytest.raises(AssertionError):
+        machine.promote()
+    for event in (Event.PEER_JOINED, Event.COMMITTED, Event.PEER_LOST, Event.CLAIM_GRANTED):
+        machine.handle(event)
+    machine.promote()
+    assert (machine.role, machine.state) == (Role.PRIMARY, State.SOLO)
+    for event in (Event.PEER_JOINED, Event.OUTPUT_SEALED, Event.PEER_LOST):
+        machine.handle(event)
+    assert machine.handle(Event.CLAIM_GRANTED).commands == (Command.GO_SOLO,)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_who_waits_for_the_arbiter_goes_on_when_the_peer_is_back(role: Role) -> None:
+    decision = at(role, State.WAITING_FOR_ARBITER).handle(Event.PEER_RETURNED)
+    assert (decision.state, decision.commands) == (State.PROTECTED, ())
+    with pytest.raises(UnexpectedEvent):
+        at(role, State.TAKING_OVER).handle(Event.PEER_RETURNED)

@@ -167,7 +167,8 @@ def test_the_image_holds_what_the_guest_needs_and_no_more(tools: Tools, cache: P
     assert {name for name in inside if name.startswith("lib/x86_64-linux-gnu/")} == {
         f"lib/x86_64-linux-gnu/{name}" for name in ("libone.so.1", "libc.so.6", "ld-linux-x86-64.so.2")
     }
-    assert inside["modules/order"].data.split() == [b"virtio", b"virtio_pci", b"virtio_net", b"virtio_blk"]
+    order = [b"virtio", b"virtio_pci", b"virtio_net", b"virtio_blk", b"pvpanic", b"pvpanic_pci"]
+    assert inside["modules/order"].data.split() == order
     assert inside["modules/virtio_blk.ko"].data == module("virtio")
     assert all(inside[f"www/{name}"].data == static_file(name) for name in STATIC_FILES)
     assert not any("not wanted" in str(entry.data) for entry in inside.values() if len(entry.data) < 100)

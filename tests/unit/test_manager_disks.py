@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pycolo.config import DiskConfig, HostConfig, ProtectionConfig, VmConfig
+from pycolo.config import CopyConfig, DiskConfig, FileArbiterConfig, ProtectionConfig, VmConfig
 from pycolo.core import wire
 from pycolo.core.failover import Role
 from pycolo.disk import protocol
@@ -24,16 +24,22 @@ ROOT = DiskConfig(name="root", path=Path("root.img"), size_mib=4)
 DATA = DiskConfig(name="data", path=Path("data.img"), size_mib=3, format="raw", werror="enospc")
 
 
-def host(folder: Path, disk_dir: Path | None) -> HostConfig:
-    return HostConfig(
+def host(folder: Path, disk_dir: Path | None) -> CopyConfig:
+    return CopyConfig(
         name="h1",
         listen="127.0.0.1:7700",
         peer="127.0.0.2:7700",
         state_dir=folder,
-        arbiter_file=folder / "arbiter.json",
+        arbiter=FileArbiterConfig(kind="file", path=folder),
         bridge="br0",
+        insecure=True,
+        tap="colo0",
         disk_dir=disk_dir,
     )
+
+
+def refused(why: str) -> None:
+    raise AssertionError(why)
 
 
 def vm_disks(folder: Path, role: Role, *disks: DiskConfig, has_dir: bool = True, older_disk: bool = False) -> VmDisks:
@@ -48,7 +54,7 @@ def ignore(trouble: protocol.Trouble) -> None:
 
 async def test_a_vm_without_disks_has_no_process_and_its_checkpoints_go_through(tmp_path: Path) -> None:
     disks = vm_disks(tmp_path, Role.PRIMARY)
-    await disks.start(ignore)
+    await disks.start(ignore, refused)
     assert isinstance(disks.ports, NoDisks)
     await disks.ports.seal(1)
     await disks.ports.staged(1)
@@ -68,6 +74,7 @@ def test_the_command_has_bytes_and_absolute_paths(tmp_path: Path) -> None:
         state_dir=str(tmp_path),
         listen_host="127.0.0.1",
         token="token",
+        tls=None,
         buffer_bytes_max=256 * MIB,
         spill_bytes_max=0,
         queue_bytes_max=16 * MIB,
@@ -85,13 +92,13 @@ def test_the_command_says_whether_an_older_disk_will_do(tmp_path: Path) -> None:
 async def test_a_relative_path_without_a_folder_is_said_before_anything_is_started(tmp_path: Path) -> None:
     disks = vm_disks(tmp_path, Role.PRIMARY, ROOT, has_dir=False)
     with pytest.raises(EnvironmentFault, match=r"set `disk_dir` in host\.toml"):
-        await disks.start(ignore)
+        await disks.start(ignore, refused)
     assert (disks.link, disks.qemu_ends) == (None, [])
 
 
 async def test_the_images_are_opened_in_order_and_qemu_gets_an_end_for_each(tmp_path: Path) -> None:
     disks = vm_disks(tmp_path, Role.SECONDARY, ROOT, DATA)
-    await disks.start(ignore)
+    await disks.start(ignore, refused)
     try:
         assert disks.shapes == (wire.DiskShape("root", 4 * MIB), wire.DiskShape("data", 3 * MIB))
         assert disks.for_qemu == (QemuDisk("root", "stop"), QemuDisk("data", "enospc"))
@@ -119,7 +126,7 @@ async def test_an_image_that_can_not_be_opened_leaves_no_process_behind_once_end
     disks = vm_disks(tmp_path, Role.PRIMARY, ROOT, DATA)
     try:
         with pytest.raises(EnvironmentFault, match=r"data.img is a directory"):
-            await disks.start(ignore)
+            await disks.start(ignore, refused)
     finally:
         await disks.end()
     assert disks.link is not None
@@ -130,7 +137,7 @@ async def test_an_image_that_can_not_be_opened_leaves_no_process_behind_once_end
 
 async def test_the_death_of_the_process_is_seen_and_the_end_is_quiet(tmp_path: Path) -> None:
     disks = vm_disks(tmp_path, Role.PRIMARY, ROOT)
-    await disks.start(ignore)
+    await disks.start(ignore, refused)
     assert disks.link is not None
     os.kill(disks.link.pid, signal.SIGKILL)
     assert await asyncio.wait_for(asyncio.shield(disks.link.gone), 5) == "the disk process has ended"
@@ -143,7 +150,7 @@ async def test_the_death_of_the_process_is_seen_and_the_end_is_quiet(tmp_path: P
 async def test_what_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[protocol.Trouble] = []
     disks = vm_disks(tmp_path, Role.PRIMARY, ROOT)
-    await disks.start(told.append)
+    await disks.start(told.append, refused)
     try:
         assert disks.link is not None
         trouble = protocol.Trouble("the disk is full", fatal=True)

@@ -1,6 +1,7 @@
 """The agents' connection: whole messages whatever the pieces, bounded queues, and one error for every end."""
 
 import contextlib
+import select
 import socket
 from collections.abc import Iterator
 
@@ -10,19 +11,26 @@ from hypothesis import strategies as st
 
 from pycolo.core import wire
 from pycolo.edge import packet_channel
+from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.packet_channel import Incoming, PacketChannel
+from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerLost, PeerViolation
 from tcp_pair import tcp_pair
 
 HELLO, BOUNDARY, CONFIRM = wire.ChannelHello("t" * 32), wire.Boundary(7), wire.Confirm([1, 2, 3])
 
 
+def open_channel(connection: socket.socket, *, receiver_is_primary: bool) -> PacketChannel:
+    stream = MessageStream(PlainTransport(connection), "the packet channel", wire.decode_header)
+    return PacketChannel(stream, receiver_is_primary=receiver_is_primary)
+
+
 class Ends:
     """A channel and the raw socket at its other end."""
 
     def __init__(self) -> None:
-        ours, self.raw = tcp_pair()
-        self.channel = PacketChannel(ours)
+        self.ours, self.raw = tcp_pair()
+        self.channel = open_channel(self.ours, receiver_is_primary=False)
         self.raw.settimeout(5)
 
     def close(self) -> None:
@@ -38,10 +46,7 @@ def ends() -> Iterator[Ends]:
 
 
 def wait_readable(channel: PacketChannel) -> None:
-    connection = channel._stream._connection
-    connection.settimeout(5)
-    connection.recv(1, socket.MSG_PEEK)
-    connection.setblocking(False)
+    assert select.select([channel], [], [], 5)[0]
 
 
 def send_for_long(channel: PacketChannel) -> None:
@@ -62,19 +67,19 @@ def received(channel: PacketChannel, count: int) -> list[Incoming]:
 def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
     ends = Ends()
     try:
-        stream = wire.encode_control(HELLO) + wire.encode_frames(3, 5, frames) + wire.encode_control(CONFIRM)
+        stream = wire.encode_control(BOUNDARY) + wire.encode_frames(3, 5, frames) + wire.encode_control(CONFIRM)
         messages: list[Incoming] = []
         for start in range(0, len(stream), piece):
             ends.raw.sendall(stream[start : start + piece])
             wait_readable(ends.channel)
             messages += ends.channel.receive()
-        assert messages == [HELLO, (3, 5, frames), CONFIRM]
+        assert messages == [BOUNDARY, (3, 5, frames), CONFIRM]
     finally:
         ends.close()
 
 
 def test_a_long_batch_is_cut_into_messages_that_follow_on(ends: Ends) -> None:
-    other = PacketChannel(ends.raw)
+    other = open_channel(ends.raw, receiver_is_primary=True)
     frames = [b"%04d" % number for number in range(wire.FRAMES_MAX + 3)]
     ends.channel.send_frames(9, 100, frames)
     first, second = received(other, 2)
@@ -96,7 +101,7 @@ def test_a_peer_that_does_not_read_is_lost_at_the_limit(ends: Ends, monkeypatch:
 
 
 def test_what_waits_is_sent_when_the_peer_reads(ends: Ends) -> None:
-    ends.channel._stream._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    ends.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sent = 0
     while not ends.channel.waiting:
         ends.channel.send_frames(1, sent, [bytes(1500)] * 100)
@@ -141,6 +146,7 @@ def test_sending_to_a_peer_that_is_gone(ends: Ends) -> None:
         wire.HEADER.pack(3, 3) + b"abc",
         wire.HEADER.pack(16, 2) + bytes(16),
         wire.encode_control(wire.Heartbeat()),
+        wire.encode_control(HELLO),  # a greeting once more
     ],
 )
 def test_what_can_not_be_a_message_ends_the_session(ends: Ends, said: bytes) -> None:
@@ -160,3 +166,15 @@ def test_garbage_never_does_worse_than_end_the_session(garbage: bytes) -> None:
             ends.channel.receive()
     finally:
         ends.close()
+
+
+@pytest.mark.parametrize("message", [BOUNDARY, CONFIRM])
+def test_a_secondary_sends_nothing_but_frames(message: wire.Boundary | wire.Confirm) -> None:
+    ours, raw = tcp_pair()
+    primary = open_channel(ours, receiver_is_primary=True)
+    raw.sendall(wire.encode_control(message))
+    wait_readable(primary)
+    with pytest.raises(PeerViolation, match="on the packet channel while the session is open"):
+        primary.receive()
+    primary.close()
+    raw.close()

@@ -20,10 +20,17 @@ from pycolo.edge.peer_greeting import Listener, address, connect, listening, new
 from pycolo.edge.peer_link import Connection, SessionWithPrimary, SessionWithSecondary
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
 
-HELLO = wire.Hello(wire.PROTOCOL_VERSION, "control", "vm", "h1", 5, "pc-q35-7.2", 256, 1, "52:54:00:00:00:02", "tcg")
+HELLO = wire.Hello(
+    *(wire.PROTOCOL_VERSION, wire.PROTOCOL_VERSION_MIN, "control", "vm", "h1", 5, "pc-q35-7.2", 256, 1),
+    *("52:54:00:00:00:02", "tcg"),
+)
 OURS = msgspec.structs.replace(HELLO, host="h2")  # the secondary's
 HEARTBEAT_MS, LOST_MAX = 20, 5
 STAGE = Stage(3, 11, b"devices", 1, b"d" * 16)
+
+
+def ignore(why: str) -> None:
+    """Nobody asks why somebody was refused."""
 
 
 def free_port() -> int:
@@ -45,9 +52,9 @@ class Pair:
 async def paired(*, beating: bool = True) -> AsyncIterator[Pair]:
     """A session as the two daemons make it; without `beating` neither side has opened it yet."""
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, (1234, new_token()), (0, ""))
-    async with listening(where, listener):
-        primary, welcome = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)
+    listener = Listener(OURS, (1234, new_token()), (0, ""), ignore)
+    async with listening(where, listener, None):
+        primary, welcome = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
         control, bulk = await asyncio.wait_for(listener.accepted(), 5)
     assert (welcome.packet_port, welcome.host, listener.term) == (1234, "h2", 5)
     table = peer.PeerTable(receiver_is_primary=False)
@@ -191,15 +198,15 @@ async def test_garbage_on_either_channel_ends_the_session(garbage: bytes) -> Non
 
 async def test_a_primary_that_does_not_fit_is_told_why() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, (1, new_token()), (0, ""))
-    async with listening(where, listener):
+    listener = Listener(OURS, (1, new_token()), (0, ""), ignore)
+    async with listening(where, listener, None):
         for _ in range(2):
             with pytest.raises(EnvironmentFault, match=f"at {where} refuses: the primary's cpus is 2"):
-                await connect(where, msgspec.structs.replace(HELLO, cpus=2), HEARTBEAT_MS, LOST_MAX)
-        session, _ = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)  # the right one is welcome still
+                await connect(where, msgspec.structs.replace(HELLO, cpus=2), HEARTBEAT_MS, LOST_MAX, None)
+        session, _ = await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)  # the right one is welcome still
         control, bulk = await asyncio.wait_for(listener.accepted(), 5)
         with pytest.raises(EnvironmentFault, match="paired already"):
-            await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX)
+            await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
         session.close("")
         control.abort()
         bulk.abort()
@@ -207,8 +214,8 @@ async def test_a_primary_that_does_not_fit_is_told_why() -> None:
 
 async def test_a_wrong_token_pairs_nobody() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, (1, new_token()), (0, ""))
-    async with listening(where, listener):
+    listener = Listener(OURS, (1, new_token()), (0, ""), ignore)
+    async with listening(where, listener, None):
         for token in ("", "0" * 32, "é"):
             reader, writer = await asyncio.open_connection(*address(where))
             writer.write(wire.encode_control(msgspec.structs.replace(HELLO, channel="bulk", token=token)))
@@ -219,8 +226,8 @@ async def test_a_wrong_token_pairs_nobody() -> None:
 
 async def test_a_strangers_greeting_in_between_does_not_mix_two_callers() -> None:
     where = f"127.0.0.1:{free_port()}"
-    listener = Listener(OURS, (1, new_token()), (0, ""))
-    async with listening(where, listener):
+    listener = Listener(OURS, (1, new_token()), (0, ""), ignore)
+    async with listening(where, listener, None):
         streams = [await asyncio.open_connection(*address(where), limit=1 << 20) for _ in range(3)]
         first, stranger, bulk = (Connection(*stream) for stream in streams)
         tokens = []
@@ -244,7 +251,7 @@ async def test_a_strangers_greeting_in_between_does_not_mix_two_callers() -> Non
 
 async def test_nobody_there() -> None:
     with pytest.raises(PeerLost, match="can't be reached"):
-        await connect(f"127.0.0.1:{free_port()}", HELLO, HEARTBEAT_MS, LOST_MAX)
+        await connect(f"127.0.0.1:{free_port()}", HELLO, HEARTBEAT_MS, LOST_MAX, None)
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", wire.encode_control(wire.Heartbeat())])
@@ -259,7 +266,7 @@ async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatc
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(PeerLost):
-        await asyncio.wait_for(connect(f"127.0.0.1:{port}", HELLO, HEARTBEAT_MS, LOST_MAX), 5)
+        await asyncio.wait_for(connect(f"127.0.0.1:{port}", HELLO, HEARTBEAT_MS, LOST_MAX, None), 5)
     server.close()
     await asyncio.sleep(0.05)
 
@@ -267,7 +274,7 @@ async def test_somebody_else_there(answer: bytes, monkeypatch: pytest.MonkeyPatc
 async def test_a_silent_stranger_is_dropped_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 0.1)
     where = f"127.0.0.1:{free_port()}"
-    async with listening(where, Listener(OURS, (1, new_token()), (0, ""))):
+    async with listening(where, Listener(OURS, (1, new_token()), (0, ""), ignore), None):
         reader, writer = await asyncio.open_connection(*address(where))
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -278,7 +285,7 @@ async def test_an_address_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(EnvironmentFault, match=f"can't listen on {where} .*choose a free `listen` address"):
-            async with listening(where, Listener(OURS, (1, new_token()), (0, ""))):
+            async with listening(where, Listener(OURS, (1, new_token()), (0, ""), ignore), None):
                 pass
 
 
@@ -304,4 +311,4 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert host
-    assert 0 < port < 65536
+    assert 0 <= port < 65536

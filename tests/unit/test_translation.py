@@ -81,7 +81,7 @@ def test_no_timestamps_no_problem() -> None:
     assert plane.client_frames([PVM.back(1, 1)]) == [SVM.back(1, 1)]
     assert plane.client_frames([PVM.back(1, 50, A, b"x")]) == [SVM.back(1, 50, A, b"x")]
     plane.take_over()
-    assert plane.outbound([SVM.out(50, 2, A, b"y")]) == [PVM.out(50, 2, A, b"y")]
+    assert plane.translator.outbound([SVM.out(50, 2, A, b"y")]) == [PVM.out(50, 2, A, b"y")]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_guest_opened_connection() -> None:
     (frame,) = plane.client_frames([PVM.back(0, 1, S | A, options=stamps(3, PVM_CLOCK))])
     assert look(frame, SVM, inbound=True) == Seen(0, 1, 3, SVM_CLOCK, S | A, b"")
     plane.take_over()
-    (frame,) = plane.outbound([SVM.out(1, 1, A, b"GET")])
+    (frame,) = plane.translator.outbound([SVM.out(1, 1, A, b"GET")])
     assert look(frame, PVM).seq == 1
 
 
@@ -204,7 +204,7 @@ def test_retention_is_bounded_and_the_oldest_goes_first() -> None:
 def test_outbound_sequence_and_timestamp() -> None:
     plane = learned()
     plane.take_over()
-    (frame,) = plane.outbound([SVM.out(1, 1, A, b"answer", stamps(SVM_CLOCK + 10, 2))])
+    (frame,) = plane.translator.outbound([SVM.out(1, 1, A, b"answer", stamps(SVM_CLOCK + 10, 2))])
     seen = look(frame, PVM)
     assert (seen.seq, seen.ack, seen.payload, seen.echo) == (1, 1, b"answer", 2)
     assert seen.value is not None
@@ -216,7 +216,7 @@ def test_timestamps_never_run_backwards_for_the_client(behind_ms: int) -> None:
     plane = learned()
     shown = PVM_CLOCK + 10_000
     plane.take_over()
-    (frame,) = plane.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 10_000 - behind_ms, 2))])
+    (frame,) = plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 10_000 - behind_ms, 2))])
     value = look(frame, PVM).value
     assert value is not None
     assert 0 < (value - shown) % 2**32 < 2**31
@@ -226,7 +226,7 @@ def test_timestamps_go_beyond_the_newest_echo_even_when_the_clock_is_far_behind(
     plane = learned()
     plane.client_frames([PVM.back(1, 1, options=stamps(3, PVM_CLOCK + 60_000))])
     plane.take_over()
-    (frame,) = plane.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK, 2))])
+    (frame,) = plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK, 2))])
     assert look(frame, PVM).value == (PVM_CLOCK + 60_001) % 2**32
 
 
@@ -234,7 +234,7 @@ def test_a_forged_echo_does_not_wreck_the_clock() -> None:
     plane = learned()
     plane.client_frames([PVM.back(1, 1, options=stamps(3, PVM_CLOCK + 2**31 - 1))])
     plane.take_over()
-    (frame,) = plane.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK, 2))])
+    (frame,) = plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK, 2))])
     assert look(frame, PVM).value == (PVM_CLOCK + 5000) % 2**32
 
 
@@ -242,12 +242,12 @@ def test_echoes_are_mapped_back_exactly() -> None:
     plane = learned()
     plane.take_over()
     sent = [SVM_CLOCK + 100, SVM_CLOCK + 101, SVM_CLOCK + 5000]
-    shown = [look(plane.outbound([SVM.out(1, 1, A, b"x", stamps(each, 2))])[0], PVM).value for each in sent]
+    shown = [look(plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(each, 2))])[0], PVM).value for each in sent]
     for value, original in zip(shown, sent, strict=True):
         assert value is not None
-        (frame,) = plane.inbound([PVM.back(1, 1, options=stamps(3, value))])
+        (frame,) = plane.translator.inbound([PVM.back(1, 1, options=stamps(3, value))])
         assert look(frame, SVM, inbound=True).echo == original
-    (frame,) = plane.inbound([PVM.back(1, 1, options=stamps(3, PVM_CLOCK + 99))])
+    (frame,) = plane.translator.inbound([PVM.back(1, 1, options=stamps(3, PVM_CLOCK + 99))])
     assert look(frame, SVM, inbound=True).echo == SVM_CLOCK + 99, "an echo of the PVM's, still on its way"
 
 
@@ -258,9 +258,9 @@ def test_a_connection_older_than_the_checkpoint_only_steps_forward() -> None:
             plane.svm_frames([PVM.out(90, 1, A, b"a", stamps(100, 1))], 0)
             plane.client_frames([PVM.back(1, 91, options=stamps(1, 100))])
         plane.take_over()
-        (frame,) = plane.outbound([PVM.out(91, 1, A, b"b", stamps(200, 1))])
+        (frame,) = plane.translator.outbound([PVM.out(91, 1, A, b"b", stamps(200, 1))])
         assert look(frame, PVM) == Seen(91, 1, 5200, 1, A, b"b")
-        (back,) = plane.inbound([PVM.back(1, 92, options=stamps(1, 5200))])
+        (back,) = plane.translator.inbound([PVM.back(1, 92, options=stamps(1, 5200))])
         assert look(back, PVM, inbound=True).echo == 200
 
 
@@ -269,28 +269,28 @@ def test_connections_that_begin_after_the_takeover_are_never_touched() -> None:
     plane.take_over()
     new = Connection(isn=123, client_isn=456)  # even on the same ports
     out = [new.syn_ack(stamps(10, 1)), new.out(1, 1, A, b"x", stamps(11, 2))]
-    assert plane.outbound(out) == out
+    assert plane.translator.outbound(out) == out
     back = [new.back(0, 0, S), new.back(1, 1, options=stamps(2, 10))]
-    assert plane.inbound(back) == back
+    assert plane.translator.inbound(back) == back
     refusal = Connection(isn=0, client_port=9).out(0, 1, R | A)
-    assert plane.outbound([refusal]) == [refusal]
+    assert plane.translator.outbound([refusal]) == [refusal]
 
 
 def test_a_stray_syn_does_not_end_the_translation() -> None:
     plane = learned()
     plane.take_over()
-    plane.inbound([PVM.back(4711, 0, S)])
-    assert look(plane.outbound([SVM.out(1, 1, A, b"x")])[0], PVM).seq == 1
-    assert look(plane.inbound([PVM.back(1, 2)])[0], SVM, inbound=True).ack == 2
+    plane.translator.inbound([PVM.back(4711, 0, S)])
+    assert look(plane.translator.outbound([SVM.out(1, 1, A, b"x")])[0], PVM).seq == 1
+    assert look(plane.translator.inbound([PVM.back(1, 2)])[0], SVM, inbound=True).ack == 2
 
 
 def test_takeover_in_the_middle_of_the_handshake_the_client_has_the_pvms() -> None:
     plane = SecondaryDataplane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     assert len(plane.take_over()) == 1  # the SVM's SYN-ACK: the client answers with an ACK of what it knows
-    (frame,) = plane.inbound([PVM.back(1, 1, options=stamps(2, PVM_CLOCK))])
+    (frame,) = plane.translator.inbound([PVM.back(1, 1, options=stamps(2, PVM_CLOCK))])
     assert look(frame, SVM, inbound=True) == Seen(1, 1, 2, SVM_CLOCK, A, b"")
-    seen = look(plane.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 1, 2))])[0], PVM)
+    seen = look(plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 1, 2))])[0], PVM)
     assert seen.seq == 1
     assert seen.value is not None
     assert (seen.value - PVM_CLOCK) % 2**32 == 5001
@@ -301,9 +301,12 @@ def test_takeover_in_the_middle_of_the_handshake_the_client_has_nothing() -> Non
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     (frame,) = plane.take_over()
     assert look(frame, SVM).value == SVM_CLOCK + 5000
-    (back,) = plane.inbound([SVM.back(1, 1, options=stamps(2, SVM_CLOCK + 5000))])
+    (back,) = plane.translator.inbound([SVM.back(1, 1, options=stamps(2, SVM_CLOCK + 5000))])
     assert look(back, SVM, inbound=True) == Seen(1, 1, 2, SVM_CLOCK, A, b"")
-    assert look(plane.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 7, 2))])[0], SVM).value == SVM_CLOCK + 5007
+    assert (
+        look(plane.translator.outbound([SVM.out(1, 1, A, b"x", stamps(SVM_CLOCK + 7, 2))])[0], SVM).value
+        == SVM_CLOCK + 5007
+    )
 
 
 # ---------------------------------------------------------------- bounds, and a second protection
@@ -313,7 +316,7 @@ def test_connections_are_bounded_and_offsets_are_kept() -> None:
     plane = learned(flows_max=3)
     for port in range(20):
         plane.svm_frames([Connection(client_port=port).out(1, 1, A, b"x")], 10 + port)
-    assert len(plane._translator.connections) <= 3
+    assert len(plane.translator.connections) <= 3
     assert look(plane.client_frames([PVM.back(1, 7)])[0], SVM, inbound=True).ack == 7
 
 
@@ -323,4 +326,4 @@ def test_ended_connections_make_room() -> None:
         pvm, svm = Connection(isn=1, client_port=port), Connection(isn=9, client_port=port)
         plane.svm_frames([svm.syn_ack(), svm.out(1, 1, A | F)], 10 * port)
         assert plane.client_frames([pvm.back(1, 1), pvm.back(1, 2, A | F)]) == [svm.back(1, 1), svm.back(1, 2, A | F)]
-    assert len(plane._translator.connections) <= 2
+    assert len(plane.translator.connections) <= 2

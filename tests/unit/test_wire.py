@@ -22,7 +22,7 @@ def body_of(message: bytes) -> bytes:
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Hello(1, "control", "vm", "alpha", 3, "pc", 256, 1, "52:54:00:00:00:02", "tcg"),
+        wire.Hello(1, 1, "control", "vm", "alpha", 3, "pc", 256, 1, "52:54:00:00:00:02", "tcg"),
         wire.Welcome(1, "beta", 4711, "packets", 4712, "disks", "token"),
         wire.Refused("no"),
         wire.Heartbeat(),
@@ -156,3 +156,55 @@ def test_bad_page_batches_are_violations(body: bytes) -> None:
 def test_bad_frame_batches_are_violations(body: bytes) -> None:
     with pytest.raises(PeerViolation):
         wire.decode_frames(body)
+
+
+# ---------------------------------------------------------------- greetings of other versions
+
+
+@pytest.mark.parametrize(
+    ("said", "versions"),
+    [
+        ({"type": "hello", "version": 9, "version_min": 8, "vm": {"a": [1]}, "new": b"x"}, wire.Versions(9, 8)),
+        ({"type": "salute", "version": 9, "version_min": 8}, wire.Versions(9, 8)),
+        ({"version": 2}, wire.Versions(2, None)),
+    ],
+)
+def test_the_version_of_a_greeting_is_read_whatever_else_it_says(
+    said: dict[str, object], versions: wire.Versions
+) -> None:
+    assert wire.decode_versions(msgspec.msgpack.encode(said)) == versions
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x81" * 5000,
+        b"\xa1\xff",
+        msgspec.msgpack.encode({"type": "hello"}),
+        msgspec.msgpack.encode({"version": -1}),
+        msgspec.msgpack.encode({"version": "3"}),
+        msgspec.msgpack.encode({"version": 1 << 63}),
+        msgspec.msgpack.encode({"version": 3, "version_min": 1.5}),
+        msgspec.msgpack.encode([3]),
+    ],
+)
+def test_a_greeting_without_a_version(body: bytes) -> None:
+    with pytest.raises(PeerViolation, match="the peer sent a greeting that can't be read"):
+        wire.decode_versions(body)
+
+
+def test_a_limit_of_ones_own() -> None:
+    header = wire.HEADER.pack(wire.GREETING_BYTES_MAX + 1, wire.Kind.CONTROL)
+    assert wire.decode_header(header)[0] == wire.GREETING_BYTES_MAX + 1
+    with pytest.raises(PeerViolation, match=f"a message of 16385 bytes; the limit is {wire.GREETING_BYTES_MAX}"):
+        wire.decode_header(header, wire.GREETING_BYTES_MAX)
+
+
+def test_names_of_strangers_are_short() -> None:
+    fields = {"version": 3, "version_min": 3, "channel": "control", "vm": "vm", "host": "h" * 256, "term": 1}
+    fields |= {"machine": "pc", "memory_mib": 256, "cpus": 1, "mac": "x", "accel": "tcg", "type": "hello"}
+    with pytest.raises(PeerViolation, match="can't be read"):
+        wire.decode_control(msgspec.msgpack.encode(fields))
+    assert isinstance(wire.decode_control(msgspec.msgpack.encode(fields | {"host": "h"})), wire.Hello)

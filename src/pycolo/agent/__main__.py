@@ -17,15 +17,20 @@ from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Side
-from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits
 from pycolo.core.overheard import Overheard
+from pycolo.core.secondary import advance_ticks
+from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
+from pycolo.edge.doorway import Doorway
+from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
-from pycolo.edge.packet_channel import PacketChannel
+from pycolo.edge.packet_channel import GREETING, PacketChannel
 from pycolo.edge.tap import Tap
-from pycolo.errors import EnvironmentFault, PeerLost
+from pycolo.edge.tls import client_context, server_context
+from pycolo.edge.transport import wrap_accepted, wrap_dialled
+from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted
 
 CONNECT_MS_MAX = 1000.0
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
@@ -43,12 +48,13 @@ class Agent:
     def __init__(self, daemon: DaemonLink, nic: Nic) -> None:
         self._daemon, self._nic = daemon, nic
         self._side: Side | None = None
+        self._limits = DataplaneLimits()
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
 
     def run(self) -> None:
         """Serve until the daemon is gone."""
-        self._watch(self._daemon.fileno(), self._on_command)
+        self.watch(self._daemon.fileno(), self._on_command)
         while not self._daemon.gone:
             self._turn(1000.0)
 
@@ -73,11 +79,15 @@ class Agent:
         if side.channel is not None:
             waiting = select.EPOLLOUT if side.channel.waiting else 0
             self._want(side.channel.fileno(), self._on_channel, select.EPOLLIN | waiting)
-        if isinstance(side, SecondarySide) and side.listener.fileno() >= 0:
-            self._want(side.listener.fileno(), side.accept, select.EPOLLIN)
 
-    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+    def watch(self, fd: int, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever `fd` is readable."""
         self._want(fd, handler, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`, which is still open."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
 
     def _want(self, fd: int, handler: Callable[[], None], events: int) -> None:
         self._handlers[fd] = handler
@@ -130,6 +140,8 @@ class Agent:
             answer = self._carry_out(protocol.command_decoder.decode(packet))
         except EnvironmentFault as fault:
             answer = protocol.Failed(str(fault), "environment")
+        except PeerUntrusted as stranger:
+            answer = protocol.Failed(str(stranger), "untrusted")
         except PeerLost as lost:
             answer = protocol.Failed(str(lost), "peer")
         if answer is not None:
@@ -148,7 +160,7 @@ class Agent:
     def _carry_out_primary(self, side: PrimarySide, command: protocol.Command) -> protocol.Answer | None:
         match command:
             case protocol.Connect():
-                side.attach(self._connect(command))
+                side.attach(self._connect(command), now_ms())
             case protocol.PauseFeed():
                 return self._pause_feed(side)
             case protocol.ResumeFeed():
@@ -181,7 +193,9 @@ class Agent:
             case protocol.StartFeed():
                 return protocol.Done(side.start_feed(command.epoch, command.boundary))
             case protocol.TakeOver():
-                return protocol.Done(side.take_over(now_ms()))
+                return protocol.Done(self._take_over(side))
+            case protocol.Listen():
+                return protocol.Started(side.listen())
             case protocol.LeavePair():
                 side.leave_pair()
             case protocol.GetStats():
@@ -191,22 +205,37 @@ class Agent:
         return protocol.Done()
 
     def _start(self, command: protocol.Start) -> protocol.Started:
-        limits = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
+        limits = self._limits = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
         tap = Tap(command.tap, command.bridge)
+        chain = TranslatorChain(limits.flows_max, advance_ticks(limits))
         if command.role == "primary":
-            self._side = PrimarySide(tap, self._nic, self._daemon.say, limits)
+            self._side = PrimarySide(tap, self._nic, self._daemon.say, limits, chain)
             return protocol.Started(0)
-        try:
-            overheard = Overheard(bytes.fromhex(command.mac.replace(":", "")))
-            side = SecondarySide(
-                tap, self._nic, self._daemon.say, limits, overheard, command.listen_host, command.token
-            )
-        except OSError as error:
-            raise EnvironmentFault(
-                f"the agent can't listen on {command.listen_host} ({error.strerror}): check `listen` in host.toml"
-            ) from None
+        overheard = Overheard(bytes.fromhex(command.mac.replace(":", "")))
+        context = None if command.tls is None else server_context(command.tls)
+
+        def open_doorway(greeted: Callable[[MessageStream], None]) -> Doorway:
+            def let_in(stream: MessageStream) -> None:
+                greeted(stream)
+                self._on_channel()  # frames may have come right behind the greeting
+
+            wrap = wrap_accepted(context, "the primary's agent")
+            return Doorway(command.listen_host, command.token, self, GREETING, wrap, let_in, self._on_refused)
+
+        side = SecondarySide(tap, self._nic, self._daemon.say, limits, overheard, chain, open_doorway)
         self._side = side
         return protocol.Started(side.packet_port)
+
+    def _on_refused(self, why: str) -> None:
+        self._daemon.say(protocol.Refused(why))
+
+    def _take_over(self, secondary: SecondarySide) -> int:
+        """The secondary's side ends, a primary's begins, with the same sockets."""
+        released, missed = secondary.take_over(now_ms())
+        side = PrimarySide(secondary.tap, self._nic, self._daemon.say, self._limits, secondary.chain)
+        side.counters = secondary.counters
+        self._side = side
+        return side.take_over(released, missed)
 
     def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
         boundary = side.pause_feed()
@@ -217,14 +246,14 @@ class Agent:
     def _connect(self, command: protocol.Connect) -> PacketChannel:
         """Connect while the packets of the VM, which runs solo, go on."""
         where = f"the peer's agent at {command.host}:{command.port}"
-        connection = dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_MS_MAX))
-        channel = PacketChannel(connection)
+        context = None if command.tls is None else client_context(command.tls)
+        wrap = wrap_dialled(context, where, command.peer_name)
+        transport = dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_MS_MAX), wrap)
         try:
-            channel.send(wire.ChannelHello(command.token))
+            return PacketChannel.to_secondary(transport, command.token)
         except PeerLost:
-            channel.close()
+            transport.close()
             raise
-        return channel
 
     def _turn_until(self, condition: Callable[[], bool], wait_ms_max: float) -> bool:
         """Go on with packets until the condition holds; False after `wait_ms_max`."""

@@ -1,5 +1,8 @@
 """The agent beside the PVM: client frames go to it and, numbered, to the peer; the PVM's output waits for its twin.
 
+Where the PVM has been taken over, `chain` stands between the clients and all of this: what is held and compared is in
+the guest's numbers. The peer gets client frames as they came, and beforehand what it needs to translate them alike.
+
 Guarantees: in protected mode the only way to a client is what `PrimaryDataplane` releases (rule 1). After the pair is
 left everything stays held until `go_solo` (rule 5).
 """
@@ -13,6 +16,7 @@ from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
 from pycolo.core import wire
 from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
@@ -24,9 +28,16 @@ QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that
 class PrimarySide(Side):
     """Solo at first; protected from the first seal on; solo again after `go_solo`."""
 
-    def __init__(self, tap: Tap, nic: Nic, notify: Callable[[protocol.Notice], None], limits: DataplaneLimits) -> None:
+    def __init__(
+        self,
+        tap: Tap,
+        nic: Nic,
+        notify: Callable[[protocol.Notice], None],
+        limits: DataplaneLimits,
+        chain: TranslatorChain,
+    ) -> None:
         super().__init__(tap, nic, notify)
-        self._limits = limits
+        self._limits, self._chain = limits, chain
         self._dataplane: PrimaryDataplane | None = None  # None: solo, output flows freely
         self._input_no = 0
         self._feeding = True
@@ -34,9 +45,21 @@ class PrimarySide(Side):
         self._past = protocol.Stats()
         self._unspoken: list[bytes] = []
 
-    def attach(self, channel: PacketChannel) -> None:
+    def attach(self, channel: PacketChannel, now_ms: float) -> None:
         """From the next boundary on client frames go to the peer too."""
         self.channel = channel
+        if self._dataplane is not None:  # a reunion: its commit shows that the peer is our secondary still
+            self._dataplane.hold_until_commit()
+        for message in self._chain.whole(now_ms):
+            channel.send(message)
+
+    def take_over(self, released: list[bytes], missed: list[bytes]) -> int:
+        """Our guest was the SVM until now: clients get `released`, in their numbers; the guest what it `missed`."""
+        super().speak(released)
+        self.counters.released_solo += len(released)
+        self.counters.client_frames += len(missed)
+        self.nic.send(self._chain.inbound(missed))
+        return len(released)
 
     def reads_tap(self) -> bool:
         return self._feeding and not self.nic.backlog
@@ -47,14 +70,16 @@ class PrimarySide(Side):
         return self._dataplane is None or (self.channel is not None and not self._dataplane.full)
 
     def on_tap(self, now_ms: float) -> None:
-        frames = self.tap.receive(BATCH_FRAMES_MAX)
-        self.counters.client_frames += len(frames)
+        arrived = self.tap.receive(BATCH_FRAMES_MAX)
+        self.counters.client_frames += len(arrived)
+        frames = self._chain.inbound(arrived)
         if self._dataplane is not None:
             self._dataplane.client_frames(frames, now_ms)
         self.nic.send(frames)
         if self.channel is not None:
-            self.channel.send_frames(0, self._input_no, frames)
-            self._input_no += len(frames)
+            self.channel.send_frames(0, self._input_no, arrived)
+            self._input_no += len(arrived)
+            self._tell_changes()
 
     def on_nic(self, now_ms: float) -> None:
         if self._dataplane is not None:
@@ -81,18 +106,28 @@ class PrimarySide(Side):
         if self._dataplane is not None and self.channel is None:
             self._unspoken += frames
         elif self._dataplane is None:
-            super().speak(frames)
+            super().speak(self._chain.outbound(frames))
+            self._tell_changes()
         else:
             self.tap.send(self._fresh(frames))
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        """Before the next client frame, which may need them."""
+        if self.channel is not None:
+            for message in self._chain.changes():
+                self.channel.send(message)
 
     def _fresh(self, frames: Sequence[bytes]) -> Iterator[bytes]:
-        """The frames one by one; a process that was frozen in between keeps the rest: the peer may speak by now."""
+        """The frames, translated one by one; a process that was frozen in between keeps the rest: the peer may speak by
+        now.
+        """
         began_s = time.monotonic()
         for number, frame in enumerate(frames):
             if time.monotonic() - began_s > FROZEN_S:
                 self._unspoken += frames[number:]
                 return
-            yield frame
+            yield from self._chain.outbound((frame,))
 
     # ---- the checkpoint's steps, in their order
 
@@ -131,7 +166,8 @@ class PrimarySide(Side):
         if self._dataplane is None:
             return 0
         self.on_channel(now_ms)  # as in on_nic
-        frames = self._dataplane.commit(epoch, now_ms)
+        frames = self._unspoken + self._dataplane.commit(epoch, now_ms)  # a peer that commits is still our secondary
+        self._unspoken = []
         self.speak(frames)
         return len(frames)
 

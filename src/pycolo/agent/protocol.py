@@ -1,17 +1,22 @@
 """What a daemon and its agent say to each other over a sequenced-packet socket pair: one message, one packet.
 
-The daemon sends one command at a time and gets exactly one answer; `Wanted` and `ChannelLost` come unasked.
+The daemon sends one command at a time and gets exactly one answer; `Wanted`, `Refused` and `ChannelLost` come unasked.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from pycolo.edge.tls import TlsFiles
+
 MESSAGE_BYTES_MAX = 1 << 16
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Open the uplink and begin in the given role; the answer is `Started`."""
+    """Open the uplink and begin in the given role; the answer is `Started`.
+
+    A secondary lets in who shows a token made of `token` and, with `tls`, a certificate for the token's host.
+    """
 
     role: str
     tap: str
@@ -21,14 +26,20 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     mac: str
     hold_ms_min: int
     hold_ms_max: int
+    tls: TlsFiles | None
 
 
 class Connect(msgspec.Struct, frozen=True, tag="connect"):
-    """Primary: connect the packet channel to the secondary's agent."""
+    """Primary: connect the packet channel to the secondary's agent.
+
+    `host` is its address; with `tls` it has to show a certificate for the name `peer_name`.
+    """
 
     host: str
     port: int
     token: str
+    peer_name: str
+    tls: TlsFiles | None
 
 
 class PauseFeed(msgspec.Struct, frozen=True, tag="pause-feed"):
@@ -82,6 +93,10 @@ class GetStats(msgspec.Struct, frozen=True, tag="get-stats"):
     """The answer is `Stats`."""
 
 
+class Listen(msgspec.Struct, frozen=True, tag="listen"):
+    """Secondary: the channel is lost, and the same primary may call once more; the answer tells the new port."""
+
+
 class Started(msgspec.Struct, frozen=True, tag="started"):
     """The uplink is open; a secondary listens for the packet channel on `packet_port`."""
 
@@ -101,7 +116,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The command is not carried out, and why; `cause` is one of "environment", "peer", "vm", "disk"."""
+    """The command is not carried out, and why; `cause` is one of "environment", "peer", "untrusted", "vm", "disk"."""
 
     why: str
     cause: str
@@ -127,6 +142,12 @@ class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     reason: str
 
 
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Somebody called who was not let in, and why."""
+
+    why: str
+
+
 class ChannelLost(msgspec.Struct, frozen=True, tag="channel-lost"):
     """The packet channel to the peer's agent broke."""
 
@@ -146,10 +167,11 @@ Command = (
     | DropOutput
     | StartFeed
     | TakeOver
+    | Listen
     | GetStats
 )
 Answer = Started | Fed | Done | Failed | Stats
-Notice = Wanted | ChannelLost
+Notice = Wanted | Refused | ChannelLost
 
 encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -1,12 +1,11 @@
 """The agent beside the SVM: client frames come from the peer, the SVM's output goes to the peer and to nobody else.
 
-Guarantees: nothing reaches a client before `take_over` (rule 5). The SVM sees every client frame from the boundary of
-its checkpoint on, or a further checkpoint is asked for.
+Guarantees: nothing reaches a client from here (rule 5): at a takeover a `PrimarySide` takes the place. The SVM sees
+every client frame from the boundary of its checkpoint on, or a further checkpoint is asked for.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 from pycolo.agent import protocol
@@ -16,6 +15,9 @@ from pycolo.core.dataplane import DataplaneLimits
 from pycolo.core.overheard import Overheard
 from pycolo.core.replay import ReplayLog
 from pycolo.core.secondary import SecondaryDataplane
+from pycolo.core.translation_chain import TranslatorChain
+from pycolo.edge.doorway import Doorway
+from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
@@ -24,7 +26,7 @@ REPLAY_BYTES_MAX = 64 << 20
 
 
 class SecondarySide(Side):
-    """Silent towards clients until `take_over`; from then on solo, with the connections' translation going on."""
+    """Silent towards clients; `chain` translates as the primary does, see `agent/primary`."""
 
     def __init__(
         self,
@@ -33,64 +35,48 @@ class SecondarySide(Side):
         notify: Callable[[protocol.Notice], None],
         limits: DataplaneLimits,
         overheard: Overheard,
-        listen_host: str,
-        token: str,
+        chain: TranslatorChain,
+        open_doorway: Callable[[Callable[[MessageStream], None]], Doorway],
     ) -> None:
-        """Listen for the packet channel on a free port. Raises OSError when the address is not ours."""
+        """`open_doorway(greeted)` listens for the packet channel."""
         super().__init__(tap, nic, notify)
-        self.listener = socket.create_server((listen_host, 0), backlog=4)
-        self.listener.setblocking(False)
-        self._token = token
+        self._open_doorway = open_doorway
+        self._doorway = open_doorway(self._greeted)
         self._dataplane = SecondaryDataplane(limits)
-        self._overheard = overheard
+        self._overheard, self.chain = overheard, chain
         self._replay = ReplayLog(REPLAY_BYTES_MAX)
         self._epoch = 0
         self._output_no = 0
         self._feeding = False
         self._asked = False
-        self._speaking = False
-        self._trusted = False
 
     @property
     def packet_port(self) -> int:
         """Where the primary's agent connects to."""
-        return int(self.listener.getsockname()[1])
+        return self._doorway.port
 
-    def accept(self) -> None:
-        """A packet channel comes in; it has to show the token before anything else counts."""
-        try:
-            connection, _ = self.listener.accept()
-        except OSError:
-            return
-        if self.channel is not None:
-            if self._trusted:
-                connection.close()
-                return
-            self.channel.close()
-        self.channel, self._trusted = PacketChannel(connection), False
+    def listen(self) -> int:
+        """The channel is lost: open another way in, and return its port."""
+        self.leave_pair()
+        self._doorway = self._open_doorway(self._greeted)
+        return self.packet_port
+
+    def _greeted(self, stream: MessageStream) -> None:
+        self.channel = PacketChannel(stream, receiver_is_primary=False)
 
     def reads_tap(self) -> bool:
         return True
 
     def reads_nic(self) -> bool:
-        return self._feeding or self._speaking
+        return self._feeding
 
     def on_tap(self, now_ms: float) -> None:
-        frames = self.tap.receive(BATCH_FRAMES_MAX)
-        if not self._speaking:
-            self._overheard.overhear(frames, now_ms)
-        else:
-            self.counters.client_frames += len(frames)
-            self.nic.send(self._dataplane.inbound(frames))
+        self._overheard.overhear(self.tap.receive(BATCH_FRAMES_MAX), now_ms)
 
     def on_nic(self, now_ms: float) -> None:
         del now_ms
         frames = self.nic.receive(BATCH_FRAMES_MAX)
         self.counters.vm_frames += len(frames)
-        if self._speaking:
-            self.counters.released_solo += len(frames)
-            self.speak(self._dataplane.outbound(frames))
-            return
         self._dataplane.svm_frames(frames, self._output_no)
         if self.channel is not None:
             self.channel.send_frames(self._epoch, self._output_no, frames)
@@ -98,18 +84,18 @@ class SecondarySide(Side):
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
-            if not self._trusted:
-                self._check_token(message)
-            elif isinstance(message, tuple):
+            if isinstance(message, tuple):
                 self._client_frames(message[1], message[2], now_ms)
             elif isinstance(message, wire.Boundary):
                 self._replay.mark(message.input_no)
-            elif isinstance(message, wire.Confirm):
+            elif isinstance(message, wire.Translations):
+                self.chain.adopt(message, now_ms)
+            else:
                 self._dataplane.confirm(message.numbers)
 
     def on_time(self, now_ms: float) -> float | None:
-        del now_ms
-        return None
+        left_s = self._doorway.turn(now_ms / 1000)
+        return None if left_s is None else now_ms + left_s * 1000
 
     # ---- the roll-forward's steps, in their order
 
@@ -139,33 +125,31 @@ class SecondarySide(Side):
             self.notify(protocol.Wanted("replay"))
         return len(replay.frames)
 
-    def take_over(self, now_ms: float) -> int:
-        """We hold the claim: send what clients may still miss, hear what they said to the dead host, then speak."""
+    def take_over(self, now_ms: float) -> tuple[list[bytes], list[bytes]]:
+        """We hold the claim: what clients may still miss, in their numbers, and what they said to the dead host.
+
+        From now on `chain` translates for our guest as well; this side is over.
+        """
         while frames := self.tap.receive(BATCH_FRAMES_MAX):
             self._overheard.overhear(frames, now_ms)
         self.leave_pair()
-        self.listener.close()
-        frames = self._dataplane.take_over()
-        self._speaking = True
-        self.speak(frames)
-        missed = self._overheard.missed(now_ms)
-        self.counters.client_frames += len(missed)
-        self.nic.send(self._dataplane.inbound(missed))
-        self.counters.released_solo += len(frames)
-        return len(frames)
+        released = self.chain.outbound(self._dataplane.take_over())
+        self.chain.push(self._dataplane.translator, now_ms)
+        return released, self._overheard.missed(now_ms)
 
     def leave_pair(self) -> None:
         super().leave_pair()
-        self._trusted = False
+        self._doorway.close()
 
     def stats(self) -> protocol.Stats:
         """Counters; a secondary releases nothing."""
         now = self.counters
-        return protocol.Stats(released_solo=now.released_solo, client_frames=now.client_frames, vm_frames=now.vm_frames)
+        return protocol.Stats(client_frames=now.client_frames, vm_frames=now.vm_frames)
 
-    def _client_frames(self, first_no: int, frames: list[bytes], now_ms: float) -> None:
-        self._overheard.passed_on(frames, now_ms)
-        self.counters.client_frames += len(frames)
+    def _client_frames(self, first_no: int, arrived: list[bytes], now_ms: float) -> None:
+        self._overheard.passed_on(arrived, now_ms)
+        self.counters.client_frames += len(arrived)
+        frames = self.chain.inbound(arrived)  # now, as the primary did: its translation may change before a replay
         self._replay.add(first_no, frames)
         if self._feeding:
             self._feed(frames)
@@ -174,9 +158,3 @@ class SecondarySide(Side):
         if self.nic.send(self._dataplane.client_frames(frames)) and not self._asked:
             self._asked = True
             self.notify(protocol.Wanted("replay"))
-
-    def _check_token(self, message: object) -> None:
-        if isinstance(message, wire.ChannelHello) and message.token == self._token:
-            self._trusted = True
-        else:
-            self.leave_pair()

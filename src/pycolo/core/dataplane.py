@@ -332,6 +332,10 @@ class PrimaryDataplane:
                 self._pump(flow, out)
         return out
 
+    def hold_until_commit(self) -> None:
+        """Nothing is compared until a checkpoint that is sealed from now on is committed."""
+        self._awaiting_commit = True
+
     def go_solo(self) -> list[bytes]:
         """We hold the claim: everything held leaves, in order; from now on (until the next `seal`) nothing is held."""
         out = self._take_sealed(self.epoch)

@@ -41,11 +41,15 @@ class Event(enum.StrEnum):
     OUTPUT_SEALED = "output-sealed"  # primary: the first checkpoint has been cut, the peer may hold a copy from now on
     COMMITTED = "committed"  # secondary: a checkpoint is committed here
     PEER_LOST = "peer-lost"
+    PEER_RETURNED = "peer-returned"  # both were waiting for the arbiter, and neither has been granted anything
     CLAIM_GRANTED = "claim-granted"
     CLAIM_DENIED = "claim-denied"
     CLAIM_UNANSWERED = "claim-unanswered"
     CLAIM_RETRY_DUE = "claim-retry-due"
     VM_LOST = "vm-lost"
+    VM_ENDS = "vm-ends"  # primary: the guest has powered off or panicked, or the operator ends the VM: both copies end
+    UNPROTECT = "unprotect"  # primary: the operator sends the secondary away
+    DISMISSED = "dismissed"  # secondary: the primary sends us away
     STOP = "stop"
 
 
@@ -56,8 +60,10 @@ class Command(enum.StrEnum):
     RETRY_CLAIM_LATER = "retry-claim-later"
     GO_SOLO = "go-solo"  # primary: release what is held, then let output flow
     TAKE_OVER = "take-over"  # secondary: roll forward if committed, then speak
+    DISMISS_PEER = "dismiss-peer"  # tell the secondary that it must not take over
     LEAVE_PAIR = "leave-pair"  # close the session to the peer
     KILL_VM = "kill-vm"  # fence ourselves
+    NOTE_END = "note-end"  # tell the arbiter that no copy of the VM lives
     EXIT = "exit"
 
 
@@ -76,6 +82,7 @@ class UnexpectedEvent(Exception):
 
 _S, _E, _C = State, Event, Command
 _FENCE = (_C.LEAVE_PAIR, _C.KILL_VM, _C.EXIT)
+_END = (_C.LEAVE_PAIR, _C.KILL_VM, _C.NOTE_END, _C.EXIT)
 _Table = dict[tuple[State, Event], Decision]
 
 
@@ -84,6 +91,16 @@ def _stop_rows(states: tuple[State, ...]) -> _Table:
         (state, _E.STOP): Decision(_S.STOPPED, _FENCE, "the operator stops this side: its VM copy ends")
         for state in states
     }
+
+
+def _vm_ends_rows(states: tuple[State, ...]) -> _Table:
+    reason = "the VM has come to its end: nobody takes over, both copies end"
+    return {(state, _E.VM_ENDS): Decision(_S.STOPPED, (_C.DISMISS_PEER, *_END), reason) for state in states}
+
+
+def _dismissed_rows(states: tuple[State, ...]) -> _Table:
+    reason = "the primary sends this side away: our VM copy ends and nobody takes over"
+    return {(state, _E.DISMISSED): Decision(_S.STOPPED, _FENCE, reason) for state in states}
 
 
 def _vm_lost_rows(states: tuple[State, ...], reason: str) -> _Table:
@@ -106,6 +123,9 @@ def _claim_rows(granted: Command, granted_reason: str) -> _Table:
             "the arbiter does not answer, and no answer is not a yes: output stays held",
         )
         rows[state, _E.PEER_LOST] = Decision(state, (), "the peer is known to be lost already")
+    rows[_S.WAITING_FOR_ARBITER, _E.PEER_RETURNED] = Decision(
+        _S.PROTECTED, (), "the peer is back before anybody got the claim: the pair goes on"
+    )
     rows[_S.WAITING_FOR_ARBITER, _E.CLAIM_RETRY_DUE] = Decision(
         _S.WAITING_FOR_ARBITER, (_C.CLAIM,), "ask the arbiter again"
     )
@@ -131,12 +151,28 @@ _PRIMARY: _Table = {
         (_C.LEAVE_PAIR, _C.CLAIM),
         "the secondary is lost and may hold a copy: claim before going solo",
     ),
+    (_S.SOLO, _E.UNPROTECT): Decision(_S.SOLO, (), "there is no secondary to send away"),
+    (_S.SYNCING, _E.UNPROTECT): Decision(
+        _S.SOLO,
+        (_C.DISMISS_PEER, _C.LEAVE_PAIR, _C.GO_SOLO),
+        "the secondary is sent away before it could hold a whole copy: no claim is needed to stay solo",
+    ),
+    (_S.PROTECTED, _E.UNPROTECT): Decision(
+        _S.TAKING_OVER,
+        (_C.DISMISS_PEER, _C.LEAVE_PAIR, _C.CLAIM),
+        "the secondary is sent away and holds a copy: claim before going solo",
+    ),
+    **_vm_ends_rows((_S.SOLO, _S.SYNCING, _S.PROTECTED, *_DECIDING)),
     **_claim_rows(_C.GO_SOLO, "we hold the claim: the primary goes on alone and releases what it held"),
     **_vm_lost_rows(
         (_S.SOLO, _S.SYNCING, _S.PROTECTED, *_DECIDING),
         "our VM copy is lost: leave at once so that the peer takes over",
     ),
-    **_stop_rows((_S.SOLO, _S.SYNCING, _S.PROTECTED, *_DECIDING)),
+    **_stop_rows((_S.PROTECTED, *_DECIDING)),
+    **{
+        (state, _E.STOP): Decision(_S.STOPPED, _END, "the operator stops the only copy of the VM")
+        for state in (_S.SOLO, _S.SYNCING)
+    },
 }
 
 _SECONDARY: _Table = {
@@ -151,6 +187,7 @@ _SECONDARY: _Table = {
     (_S.PROTECTED, _E.PEER_LOST): Decision(
         _S.TAKING_OVER, (_C.LEAVE_PAIR, _C.CLAIM), "the primary is lost: claim the VM before speaking for it"
     ),
+    **_dismissed_rows((_S.SYNCING, _S.PROTECTED)),
     **_claim_rows(_C.TAKE_OVER, "we hold the claim: the secondary takes over"),
     **_vm_lost_rows(
         (_S.SYNCING, _S.PROTECTED, *_DECIDING, _S.SOLO),
@@ -171,6 +208,11 @@ class Failover:
         self.state = State.SOLO if role is Role.PRIMARY else State.SYNCING
         self.reason = "the VM runs on one host" if role is Role.PRIMARY else "waiting for the primary"
         self._table = _PRIMARY if role is Role.PRIMARY else _SECONDARY
+
+    def promote(self) -> None:
+        """A secondary that has taken over is a primary like any other from now on."""
+        assert self.state is State.SOLO, "only who speaks alone can be a primary"
+        self.role, self._table = Role.PRIMARY, _PRIMARY
 
     @property
     def ended(self) -> bool:

@@ -1,11 +1,14 @@
 """The session between two hosts as a table: which message may come on which channel in which state.
 
-Guarantees: what the table does not know ends the session with PeerViolation, before anything of it is acted on.
+Guarantees: what the table does not know ends the session with PeerViolation, before anything of it is acted on. Two
+hosts speak the newest version that both know; two that know none in common are told both sides' versions.
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
+import hmac
 
 from pycolo.core import wire
 from pycolo.errors import PeerViolation
@@ -24,13 +27,15 @@ class Channel(enum.StrEnum):
 
     CONTROL = "control"
     BULK = "bulk"
+    PACKETS = "packet"
 
 
 _TO_SECONDARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
     (Phase.GREETING, Channel.CONTROL): (wire.Hello,),
     (Phase.GREETING, Channel.BULK): (wire.Hello,),
-    (Phase.OPEN, Channel.CONTROL): (wire.Heartbeat, wire.Bye),
+    (Phase.OPEN, Channel.CONTROL): (wire.Heartbeat, wire.Bye, wire.Dismiss, wire.Rebase),
     (Phase.OPEN, Channel.BULK): (wire.StageMessage, tuple),
+    (Phase.OPEN, Channel.PACKETS): (tuple, wire.Boundary, wire.Translations, wire.Confirm),
 }
 _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
     (Phase.GREETING, Channel.CONTROL): (wire.Welcome, wire.Refused),
@@ -41,9 +46,11 @@ _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
         wire.Discarded,
         wire.Loaded,
         wire.CheckpointWanted,
+        wire.Rebased,
         wire.Bye,
     ),
     (Phase.OPEN, Channel.BULK): (),
+    (Phase.OPEN, Channel.PACKETS): (tuple,),
 }
 
 
@@ -57,14 +64,72 @@ class PeerTable:
     def check(self, channel: Channel, message: wire.Message) -> None:
         """Raises PeerViolation unless the message may come now."""
         if not isinstance(message, self._allowed.get((self.phase, channel), ())):
-            name = "page batch" if isinstance(message, tuple) else type(message).__name__
+            name = "a batch" if isinstance(message, tuple) else type(message).__name__
             raise PeerViolation(f"the peer sent {name} on the {channel} channel while the session is {self.phase}")
 
 
+def common_version(ours: wire.Versions, theirs: wire.Versions) -> int | None:
+    """The newest version that both speak; None when there is none."""
+    newest = min(ours.version, theirs.version)
+    return newest if newest >= max(_oldest(ours), _oldest(theirs)) else None
+
+
+def version_problem(primary: wire.Versions, secondary: wire.Versions) -> str:
+    """Why two hosts without a common version can't be a pair, in a sentence."""
+    return (
+        f"the primary speaks protocol {_span(primary)}, the secondary {_span(secondary)}: "
+        "install the same pycolo on both hosts"
+    )
+
+
+def _oldest(versions: wire.Versions) -> int:
+    return versions.version if versions.version_min is None else versions.version_min
+
+
+def _span(versions: wire.Versions) -> str:
+    oldest = _oldest(versions)
+    return str(versions.version) if oldest >= versions.version else f"{oldest} to {versions.version}"
+
+
+def identity_problem(ours: str, said: str, certified: frozenset[str] | None) -> str | None:
+    """Why a peer is not who it says, in a sentence; None when it is.
+
+    `ours` is this host's name, `said` the name in the peer's greeting, `certified` the names in its certificate; None
+    without TLS, where nobody can tell.
+    """
+    if certified is None:
+        return None
+    if ours in certified:
+        return (
+            f"the peer shows a certificate of this host's own name {ours}: "
+            "give each host a certificate of its own (`colo pki issue`)"
+        )
+    if said not in certified:
+        names = ", ".join(sorted(certified)) or "no host"
+        return (
+            f"the peer calls itself {said}, but its certificate is for {names}: "
+            "make `name` in its host.toml and its certificate agree (`colo pki issue`)"
+        )
+    return None
+
+
+def channel_token(secret: str, host: str) -> str:
+    """What `host` has to show on a channel that is guarded by `secret`; another host can't use it.
+
+    `host` is the name in its certificate; empty without TLS, where a token is for whoever has it.
+    """
+    return hmac.digest(secret.encode(), host.encode(), hashlib.sha256).hex() if host else secret
+
+
+def may_enter(token: str, secret: str, certified: frozenset[str] | None) -> bool:
+    """Whether who shows `token` is the host that it was made for; `certified` as in `identity_problem`."""
+    expected = [secret] if certified is None else [channel_token(secret, name) for name in sorted(certified)]
+    # As bytes: a stranger may show letters that compare_digest does not take in a str.
+    return any(hmac.compare_digest(one.encode(), token.encode()) for one in expected)
+
+
 def greeting_problem(ours: wire.Hello, theirs: wire.Hello) -> str | None:
-    """Why a primary can't be accepted, in a sentence; None when the two fit together."""
-    if theirs.version != ours.version:
-        return f"the primary speaks protocol {theirs.version}, this secondary {ours.version}: install the same pycolo"
+    """Why a primary of our version can't be accepted, in a sentence; None when the two fit together."""
     if theirs.host == ours.host:
         return f"both hosts are named {ours.host}: give each its own `name` in host.toml, as the claim goes by it"
     pairs = (

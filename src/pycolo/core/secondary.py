@@ -3,7 +3,7 @@
     client frame -> in the SVM's numbers -> SVM                                 client_frames
     SVM frame    -> raw to the primary, and kept while a client may lack it     svm_frames, confirm
     checkpoint   -> the SVM is the PVM's copy: nothing to translate             loaded
-    takeover     -> what clients may not have got leaves, in their numbers      take_over, outbound, inbound
+    takeover     -> what clients may not have got leaves, in their numbers      take_over
 
 Guarantees
 * At a takeover everything is sent that the SVM has put out since the last checkpoint and that is not known to have
@@ -21,13 +21,17 @@ from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, is_l
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
+def advance_ticks(limits: DataplaneLimits) -> int:
+    """By how much timestamps advance at a takeover: more than the clocks of two copies can be apart (ticks of 1 ms)."""
+    return int(limits.hold_ms_max) + ADVANCE_SLACK_TICKS
+
+
 class SecondaryDataplane:
     """The agent's part beside the SVM."""
 
     def __init__(self, limits: DataplaneLimits) -> None:
         self._limits = limits
-        # Timestamps advance by more than the clocks of two copies can be apart (ticks of 1 ms).
-        self._translator = Translator(limits.flows_max, int(limits.hold_ms_max) + ADVANCE_SLACK_TICKS)
+        self.translator = Translator(limits.flows_max, advance_ticks(limits))
         self._retained: OrderedDict[int, bytes] = OrderedDict()
         self._retained_bytes = 0
 
@@ -41,7 +45,7 @@ class SecondaryDataplane:
             if segment is None:
                 out.append(frame)
                 continue
-            translated, connection = self._translator.inbound_segment(frame, segment)
+            translated, connection = self.translator.inbound_segment(frame, segment)
             out.append(translated)
             if connection is not None and connection.sent and segment[3] & ACK and not connection.learning:
                 self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
@@ -58,10 +62,10 @@ class SecondaryDataplane:
 
     def _svm_segment(self, no: int, frame: bytes, segment: Segment) -> None:
         key, seq, _, flags, start, end = segment
-        before = self._translator.connections.get(key)
-        if flags & SYN and self._translator.opened(frame, segment) and before is not None:
+        before = self.translator.connections.get(key)
+        if flags & SYN and self.translator.opened(frame, segment) and before is not None:
             self._drop_all(before)
-        connection = self._translator.connections.get(key) or self._translator.admit(key)
+        connection = self.translator.connections.get(key) or self.translator.admit(key)
         self._retain(no, frame)
         if connection is None:
             return
@@ -81,27 +85,22 @@ class SecondaryDataplane:
 
     def loaded(self) -> None:
         """The SVM is the PVM's copy now: all offsets are zero, and its past output was the PVM's."""
-        self._translator.clear()
+        self.translator.clear()
         self._retained.clear()
         self._retained_bytes = 0
 
-    # ---------------------------------------------------------------- takeover, and after
+    # ---------------------------------------------------------------- takeover
 
     def take_over(self) -> list[bytes]:
-        """We hold the claim: what clients may not have got, in order and in their numbers."""
+        """We hold the claim: what clients may not have got, in order and in the numbers of the PVM.
+
+        From now on `translator` stands between the clients and the guest.
+        """
         frames = list(self._retained.values())
         self._retained.clear()
         self._retained_bytes = 0
-        self._translator.taken_over = True
-        return self._translator.outbound(frames)
-
-    def outbound(self, frames: Sequence[bytes]) -> list[bytes]:
-        """After the takeover: the guest's frames as clients have to see them."""
-        return self._translator.outbound(frames)
-
-    def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
-        """After the takeover: client frames as the guest has to see them."""
-        return self._translator.inbound(frames)
+        self.translator.taken_over = True
+        return self.translator.outbound(frames)
 
     # ---------------------------------------------------------------- what is retained
 

@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from itertools import islice
 
+from pycolo.core import wire
 from pycolo.core.packet import (
     ACK,
     FIN,
@@ -80,6 +81,32 @@ class Connection:
     def ended(self) -> bool:
         """Forget this one first."""
         return self.reset or (self.guest_fin and self.client_fin)
+
+    @property
+    def translates(self) -> bool:
+        """Whether its segments are changed, or may be."""
+        return self.existed and bool(self.seq_add or self.value_add or self.learning or self.advance)
+
+    def offsets(self, key: bytes) -> wire.Offsets:
+        """For another host that has to translate it alike."""
+        return wire.Offsets(
+            key,
+            self.seq_add,
+            self.value_add,
+            self.advance,
+            self.first_shown,
+            self.echo,
+            self.learning,
+            self.isn,
+            self.syn_value,
+            self.client_first,
+        )
+
+    def adopt(self, known: wire.Offsets) -> None:
+        """What `offsets` said on the other host."""
+        self.seq_add, self.value_add, self.advance = known.seq_add, known.value_add, known.advance
+        self.first_shown, self.echo, self.learning = known.first_shown, known.echo, known.learning
+        self.isn, self.syn_value, self.client_first = known.isn, known.syn_value, known.client_first
 
     def open(self, frame: bytes, segment: Segment) -> None:
         """The guest opens the connection: from now on the offsets are unknown."""
@@ -166,6 +193,7 @@ class Translator:
         self._advance_ticks = advance_ticks
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self.connections: OrderedDict[bytes, Connection] = OrderedDict()
+        self._changed: dict[bytes, None] = {}  # whose offsets are others than when they were told
         self.taken_over = False
 
     def clear(self) -> None:
@@ -184,6 +212,7 @@ class Translator:
             if self.taken_over:
                 connection.existed = False
                 connection.isn = seq
+                self._note(key)
             else:
                 connection.open(frame, segment)
         return True
@@ -211,7 +240,7 @@ class Translator:
                 self._drop(key)
                 return True
         for key, connection in islice(self.connections.items(), _EVICTION_LOOKS_MAX):
-            if not (connection.seq_add or connection.value_add or connection.learning or connection.advance):
+            if not connection.translates:
                 self._drop(key)
                 return True
         return False
@@ -219,6 +248,34 @@ class Translator:
     def _drop(self, key: bytes) -> None:
         del self.connections[key]
         self._ended.pop(key, None)
+        self._note(key)
+
+    # ---------------------------------------------------------------- for a new secondary, after a takeover
+
+    @property
+    def needed(self) -> bool:
+        """Whether a living connection is translated."""
+        return any(known.translates and not known.ended for known in self.connections.values())
+
+    def take_changes(self) -> list[bytes]:
+        """The connections whose offsets have changed since the last call, or that have been forgotten."""
+        changed, self._changed = list(self._changed), {}
+        return changed
+
+    def offsets(self, key: bytes) -> wire.Offsets | None:
+        """What another host has to know of a connection; None when nothing of it is translated."""
+        connection = self.connections.get(key)
+        return connection.offsets(key) if connection is not None and connection.existed else None
+
+    def adopt(self, known: Sequence[wire.Offsets], forgotten: Sequence[bytes]) -> None:
+        """What another host knows; beyond `flows_max` it is forgotten again, as there."""
+        for key in forgotten:
+            if key in self.connections:
+                self._drop(key)
+        for offsets in known:
+            connection = self.connections.get(offsets.key) or self.admit(offsets.key)
+            if connection is not None:
+                connection.adopt(offsets)
 
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
         """A client's segment for the guest, and its connection if it is known."""
@@ -229,6 +286,7 @@ class Translator:
             return frame, None
         if connection.learning:
             connection.learn(frame, segment)
+            self._note(key)
         connection.note_inbound(frame, flags, start)
         if flags & (FIN | RST) and connection.ended:
             self._ended[key] = None
@@ -266,4 +324,13 @@ class Translator:
             connection.note_outbound(flags)
             if connection.ended:
                 self._ended[key] = None
-        return connection.to_client(frame, start, self._advance_ticks) if connection.existed else frame
+        if not connection.existed:
+            return frame
+        if connection.advance is None:
+            self._note(key)
+        return connection.to_client(frame, start, self._advance_ticks)
+
+    def _note(self, key: bytes) -> None:
+        """The offsets of this connection change; before a takeover nobody asks for that."""
+        if self.taken_over:
+            self._changed[key] = None

@@ -22,7 +22,9 @@ from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3  # the newest that we speak
+PROTOCOL_VERSION_MIN = 3  # the oldest
+GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
 FRAME_BYTES_MAX = 65535
@@ -38,6 +40,7 @@ _FRAMES = struct.Struct(">QQH")
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Ms = Annotated[float, msgspec.Meta(ge=0.0, le=86_400_000.0)]
 _Digest = Annotated[bytes, msgspec.Meta(max_length=16)]
+_Name = Annotated[str, msgspec.Meta(max_length=255)]  # it stands in log lines of the other host
 
 
 class Kind(enum.IntEnum):
@@ -51,44 +54,56 @@ class Kind(enum.IntEnum):
 class DiskShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as both hosts must have it."""
 
-    name: str
+    name: _Name
     size_bytes: _Whole
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What every first message of any version says, whatever else it says: the protocols that its host speaks.
+
+    `version` is the newest (in a Welcome: the one that was chosen), `version_min` the oldest; None: only `version`.
+    """
+
+    version: _Whole
+    version_min: _Whole | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
     """First message on every connection: who calls, for which VM, with what, and which channel this is to be."""
 
     version: _Whole
-    channel: str  # "control" or "bulk"
-    vm: str
-    host: str
+    version_min: _Whole
+    channel: _Name  # "control" or "bulk"
+    vm: _Name
+    host: _Name
     term: _Whole
-    machine: str
+    machine: _Name
     memory_mib: _Whole
     cpus: _Whole
-    mac: str
-    accel: str
+    mac: _Name
+    accel: _Name
     disks: tuple[DiskShape, ...] = ()
-    token: str = ""  # bulk: the token that the Welcome of the control channel gave
+    resume: bool = False  # we were a pair, and have lost each other
+    token: _Name = ""  # bulk: the token that the Welcome of the control channel gave
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
     """The secondary accepts: the bulk channel shows `token`, the packet and disk channels to their ports their own.
 
-    `disk_port` is 0 where the VM has no disks.
+    `version` is what both speak from here on. `disk_port` is 0 where the VM has no disks.
     """
 
     version: _Whole
-    host: str
+    host: _Name
     packet_port: _Whole
-    packet_token: str
+    packet_token: _Name
     disk_port: _Whole
-    disk_token: str
-    token: str
+    disk_token: _Name
+    token: _Name
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=True):
-    """The secondary does not accept, and why."""
+    """The secondary does not accept, and why. It stays as it is in every version, so that the reason is read."""
 
     why: str
 
@@ -123,8 +138,26 @@ class CheckpointWanted(msgspec.Struct, frozen=True, tag="checkpoint-wanted", for
     reason: str
 
 
+class Rebase(msgspec.Struct, frozen=True, tag="rebase", forbid_unknown_fields=True):
+    """The newest term at the arbiter is one that nobody has acted upon: claim the next one when you lose me."""
+
+    term: _Whole
+
+
+class Rebased(msgspec.Struct, frozen=True, tag="rebased", forbid_unknown_fields=True):
+    """The secondary does as `Rebase` says from here on."""
+
+    term: _Whole
+
+
 class Bye(msgspec.Struct, frozen=True, tag="bye", forbid_unknown_fields=True):
     """This side leaves the pair, and why."""
+
+    why: str
+
+
+class Dismiss(msgspec.Struct, frozen=True, tag="dismiss", forbid_unknown_fields=True):
+    """The primary sends the secondary away: it must not take over; its Bye is the promise that it does not."""
 
     why: str
 
@@ -156,6 +189,34 @@ class Boundary(msgspec.Struct, frozen=True, tag="boundary", forbid_unknown_field
     input_no: _Whole
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+_FlowKey = Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class Offsets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What core/translation knows of one connection; the names are those of `Connection` there."""
+
+    key: _FlowKey
+    seq_add: _Number
+    value_add: _Number
+    advance: _Number | None
+    first_shown: _Number
+    echo: _Number | None
+    learning: bool
+    isn: _Number | None
+    syn_value: _Number | None
+    client_first: _Number | None
+
+
+class Translations(msgspec.Struct, frozen=True, tag="translations", forbid_unknown_fields=True):
+    """Packet channel: how the primary translates from here on; `layer` counts from the clients' side."""
+
+    layer: _Whole
+    known: list[Offsets]
+    forgotten: list[_FlowKey]
+    afresh: bool = False  # what was known of all layers is void
+
+
 class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=True):
     """Packet channel: the twins of these SVM frames have been released."""
 
@@ -172,15 +233,20 @@ Control = (
     | Loaded
     | CheckpointWanted
     | Bye
+    | Dismiss
+    | Rebase
+    | Rebased
     | StageMessage
     | ChannelHello
     | Boundary
+    | Translations
     | Confirm
 )
 Message = Control | tuple[int, PageBatch]
 
 _control_encoder = msgspec.msgpack.Encoder()
 _control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
+_versions_decoder: msgspec.msgpack.Decoder[Versions] = msgspec.msgpack.Decoder(Versions)
 
 
 def encode_control(message: Control) -> bytes:
@@ -206,13 +272,13 @@ def encode_frames(tag: int, first_no: int, frames: Sequence[bytes]) -> bytes:
     return HEADER.pack(len(body), Kind.FRAMES) + body
 
 
-def decode_header(header: bytes) -> tuple[int, Kind]:
-    """(body length, kind) of a message. Raises PeerViolation."""
+def decode_header(header: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> tuple[int, Kind]:
+    """(body length, kind) of a message whose body has at most `bytes_max` bytes. Raises PeerViolation."""
     if len(header) != HEADER.size:
         raise PeerViolation(f"a message header has {HEADER.size} bytes, not {len(header)}")
     length, kind = HEADER.unpack(header)
-    if length > MESSAGE_BYTES_MAX:
-        raise PeerViolation(f"the peer announced a message of {length} bytes; the limit is {MESSAGE_BYTES_MAX}")
+    if length > bytes_max:
+        raise PeerViolation(f"the peer announced a message of {length} bytes; the limit is {bytes_max}")
     try:
         return length, Kind(kind)
     except ValueError:
@@ -225,6 +291,14 @@ def decode_control(body: bytes) -> Control:
         return _control_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerViolation(f"the peer sent a message that can't be read: {error}") from None
+
+
+def decode_versions(body: bytes) -> Versions:
+    """What a first message says of its version, whatever else a future version makes of it. Raises PeerViolation."""
+    try:
+        return _versions_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerViolation(f"the peer sent a greeting that can't be read: {error}") from None
 
 
 def decode_pages(body: bytes) -> tuple[int, PageBatch]:

@@ -1,16 +1,18 @@
-"""The demo's world: two hosts and a place for clients, each a network namespace; veth pairs and bridges between them.
+"""The demo's world: hosts and a place for clients, each a network namespace; veth pairs and bridges between them.
 
 clients (10.77.0.1) --- bridge lan --- uplinks --- bridge br0 on h1 and h2 --- taps of the agents
-h1 (10.78.0.1) ------------------- peer link ------------------- h2 (10.78.0.2)
+h1 (10.78.0.1) ------------------ bridge peers ------------------ h2 (10.78.0.2)
 """
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pycolo.edge.namespaces import Namespace
+from pycolo.pki.authority import init_authority, issue
 
 CLIENT_ADDRESS = "10.77.0.1"
 GUEST_ADDRESS = "10.77.0.2"
@@ -20,7 +22,7 @@ HOSTS = ("h1", "h2")
 
 @dataclass(frozen=True)
 class Lab:
-    """Two hosts and their clients."""
+    """Hosts and their clients."""
 
     hosts: dict[str, Namespace]
     clients: Namespace
@@ -36,27 +38,46 @@ class Lab:
         command = ["nsenter", f"--net=/proc/self/fd/{fd}", "sleep", "infinity"]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=[fd]).pid
 
-    def host_toml(self, name: str, state_dir: Path, arbiter_file: Path, disk_dir: Path) -> str:
-        """host.toml of one host."""
+    def copy_toml(self, name: str, state_dir: Path, arbiter: str, disk_dir: Path, pki: Path) -> str:
+        """What a VM copy on one host has to know of it; `pki` is a folder that `make_pki` made."""
         number = HOSTS.index(name) + 1
         return (
             f'name = "{name}"\n'
-            f'listen = "10.78.0.{number}:{PEER_PORT}"\n'
-            f'peer = "10.78.0.{3 - number}:{PEER_PORT}"\n'
+            f'listen = "{host_address(number)}:{PEER_PORT}"\n'
+            f'peer = "{host_address(3 - number)}:{PEER_PORT}"\n'
             f'state_dir = "{state_dir}"\n'
-            f'arbiter_file = "{arbiter_file}"\n'
+            f"arbiter = {arbiter}\n"
             'bridge = "br0"\n'
             'tap = "colo0"\n'
             f'disk_dir = "{disk_dir}"\n'
+            f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/{name}.crt"\nkey = "{pki}/{name}.key"\n'
         )
 
 
-def build_lab() -> Lab:
+def host_address(number: int) -> str:
+    """Where the hosts reach each other; the first has number 1."""
+    return f"10.78.0.{number}"
+
+
+def file_arbiter(folder: Path) -> str:
+    """An arbiter for hosts on one machine, as TOML."""
+    return f'{{ kind = "file", path = "{folder}" }}'
+
+
+def make_pki(folder: Path, names: Sequence[str] = HOSTS) -> Path:
+    """Certificates for the hosts in `folder`, which must have none; returns it. Raises EnvironmentFault."""
+    init_authority(folder)
+    for name in names:
+        issue(folder, name, folder)
+    return folder
+
+
+def build_lab(names: Sequence[str] = HOSTS) -> Lab:
     """Make the namespaces and join them. Raises EnvironmentFault."""
     made: list[Namespace] = []
     try:
-        made.extend(Namespace(name) for name in (*HOSTS, "clients"))
-        lab = Lab(dict(zip(HOSTS, made, strict=False)), made[2])
+        made.extend(Namespace(name) for name in (*names, "clients"))
+        lab = Lab(dict(zip(names, made, strict=False)), made[-1])
         _join(lab)
     except BaseException:
         for namespace in made:
@@ -66,23 +87,26 @@ def build_lab() -> Lab:
 
 
 def _join(lab: Lab) -> None:
-    first, second = lab.hosts["h1"], lab.hosts["h2"]
-    lab.clients.ip("link", "add", "lan", "type", "bridge", "forward_delay", "0", "stp_state", "0")
-    lab.clients.ip("link", "set", "lan", "up")
+    _bridge(lab.clients, "lan")
     lab.clients.ip("address", "add", f"{CLIENT_ADDRESS}/24", "dev", "lan")
-    for number, host in enumerate((first, second), 1):
-        host.ip("link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0")
-        host.ip("link", "set", "br0", "up")
+    _bridge(lab.clients, "peers")
+    for number, host in enumerate(lab.hosts.values(), 1):
+        _bridge(host, "br0")
         _veth(host, "uplink", lab.clients, f"lan{number}")
         host.ip("link", "set", "uplink", "master", "br0")
         lab.clients.ip("link", "set", f"lan{number}", "master", "lan")
-        # Both hosts get what clients send, so that nothing is lost between a death and the takeover: neither the
+        # All hosts get what clients send, so that nothing is lost between a death and the takeover: neither the
         # clients' bridge nor the host's own may learn that the VM is elsewhere.
         lab.clients.run("bridge", "link", "set", "dev", f"lan{number}", "learning", "off")
         host.run("bridge", "link", "set", "dev", "uplink", "learning", "off")
-    _veth(first, "peer0", second, "peer0")
-    first.ip("address", "add", "10.78.0.1/24", "dev", "peer0")
-    second.ip("address", "add", "10.78.0.2/24", "dev", "peer0")
+        _veth(host, "peer0", lab.clients, f"peer{number}")
+        lab.clients.ip("link", "set", f"peer{number}", "master", "peers")
+        host.ip("address", "add", f"{host_address(number)}/24", "dev", "peer0")
+
+
+def _bridge(namespace: Namespace, name: str) -> None:
+    namespace.ip("link", "add", name, "type", "bridge", "forward_delay", "0", "stp_state", "0")
+    namespace.ip("link", "set", name, "up")
 
 
 def _veth(left: Namespace, left_name: str, right: Namespace, right_name: str) -> None:

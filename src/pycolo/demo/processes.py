@@ -1,4 +1,4 @@
-"""The demo's processes: daemons on their hosts and the load, each dead when the demo is.
+"""The demo's processes: the VM copies on their hosts and the load, each dead when the demo is.
 
 Guarantees: every process was started by us, is ended by pid, and gets SIGKILL from the kernel when the demo dies.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pycolo.api import Client
+from pycolo.config import read_toml
 from pycolo.core.failover import Role
 from pycolo.edge.namespaces import Namespace
 from pycolo.edge.processes import send_signal
@@ -34,7 +35,7 @@ def _with_owner(namespace: Namespace, *, outlives_us: bool) -> list[str]:
 
 
 class DaemonProcess:
-    """One daemon in its host's namespace, with what it reported: status and events outlive its death here."""
+    """The process of one VM copy in its host's namespace; status and events outlive its death here."""
 
     def __init__(self, role: Role, state_dir: Path, process: asyncio.subprocess.Process) -> None:
         self.role, self.state_dir, self.process = role, state_dir, process
@@ -46,12 +47,14 @@ class DaemonProcess:
     async def start(
         cls, namespace: Namespace, role: Role, host_toml: Path, vm_toml: Path, state_dir: Path, *, outlives_us: bool
     ) -> DaemonProcess:
-        """Start it; it is reachable as soon as `status` is filled."""
+        """Start it; it is reachable as soon as `status` is filled. Raises EnvironmentFault for a bad file."""
         state_dir.mkdir(mode=0o700)
+        document = {"host": read_toml(host_toml), "vm": read_toml(vm_toml), "role": str(role)}
+        (state_dir / "copy.json").write_text(json.dumps(document))
         with (state_dir / "daemon.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *_with_owner(namespace, outlives_us=outlives_us),
-                *("pycolo", "daemon", str(host_toml), str(vm_toml), "--role", str(role)),
+                *("pycolo.manager", str(state_dir / "copy.json")),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

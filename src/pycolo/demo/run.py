@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from typing import Literal
 from pycolo.core.failover import Role
 from pycolo.demo.accel import choose_accel
 from pycolo.demo.disk_round import WORKERS, DatabaseDisk, fsck, power_off
-from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab
+from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab, file_arbiter, make_pki
 from pycolo.demo.load_ledger import SET_UP
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.demo.report import (
@@ -42,7 +41,7 @@ from pycolo.demo.report import (
 )
 from pycolo.demo.screen import Phase, Screen
 from pycolo.edge.preflight import check_machine
-from pycolo.errors import DemoFailed, EnvironmentFault
+from pycolo.errors import DemoFailed, EnvironmentFault, WrongState
 from pycolo.guest.builder import READY_LINE, GuestImage, build_guest
 from pycolo.guest.disk_image import build_disk
 from pycolo.manager.common import console_says
@@ -173,6 +172,7 @@ class _RoundRun:
     ) -> None:
         self._options, self._screen, self._lab, self._image, self._accel = options, screen, lab, image, accel
         self._folder, self._victim, self._disk, self._keep = folder, victim, disk, keep
+        self._pki = (folder / "pki").absolute()
         self._daemons: dict[Role, DaemonProcess] = {}
         self._load: LoadProcess | None = None
         self.qemu_version = ""
@@ -183,6 +183,7 @@ class _RoundRun:
         finished = False
         try:
             self._folder.mkdir()
+            make_pki(self._pki)
             if self._disk is not None:
                 self._disk.prepare(HOST_OF[Role.PRIMARY])
             await self._protect()
@@ -221,7 +222,7 @@ class _RoundRun:
         state_dir = self._folder / name
         host_toml, vm_toml = self._folder / f"{name}.toml", self._folder / "vm.toml"
         disk_dir = self._disk.folders[name] if self._disk is not None else self._folder
-        host_toml.write_text(self._lab.host_toml(name, state_dir, self._folder / "arbiter.json", disk_dir))
+        host_toml.write_text(self._lab.copy_toml(name, state_dir, file_arbiter(self._folder), disk_dir, self._pki))
         vm_toml.write_text(self._vm_toml())
         daemon = await DaemonProcess.start(
             self._lab.hosts[name],
@@ -327,11 +328,10 @@ class _RoundRun:
 
     def _how_to_reach(self, daemon: DaemonProcess) -> list[str]:
         holder = self._lab.hold_clients()
-        colo = Path(sys.executable).with_name("colo")
         return [
             f"[bold]the survivor runs on[/bold]: daemon {daemon.process.pid}, state in {daemon.state_dir}",
             f"  reach it:  nsenter --net=/proc/{holder}/ns/net curl http://{GUEST_ADDRESS}/",
-            f"  ask it:    {colo} status {daemon.state_dir}",
+            f"  ask it:    curl --unix-socket {daemon.state_dir}/api.sock http://copy/status",
             f"  end it:    kill {daemon.process.pid} {holder}; rm -r {self._folder.parent}",
         ]
 
@@ -340,7 +340,7 @@ async def _checkpoints_by_timer(primary: DaemonProcess) -> None:
     """More checkpoints than the load needs, so that their cost shows."""
     while True:
         await asyncio.sleep(CHECKPOINT_EVERY_S)
-        with contextlib.suppress(EnvironmentFault):
+        with contextlib.suppress(EnvironmentFault, WrongState):
             await primary.checkpoint("demo-timer")
 
 

@@ -12,22 +12,36 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from select import EPOLLIN, EPOLLOUT
 
-from pycolo.agent.protocol import ChannelLost, Connect, Done, Failed, GetStats, LeavePair, Seal, TakeOver
+from pycolo.agent.protocol import (
+    ChannelLost,
+    Connect,
+    Done,
+    Failed,
+    GetStats,
+    LeavePair,
+    Listen,
+    Refused,
+    Seal,
+    TakeOver,
+)
 from pycolo.disk import protocol
-from pycolo.disk.doorway import Doorway
 from pycolo.disk.guest_disk import GuestDisk
 from pycolo.disk.images import OpenImages
 from pycolo.disk.loop import NbdLoop
 from pycolo.disk.primary import PrimarySide
 from pycolo.disk.replica import ReplicaLimits
-from pycolo.disk.secondary import SecondarySide
+from pycolo.disk.secondary import GREETING, SecondarySide
 from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
+from pycolo.edge.doorway import Doorway
 from pycolo.edge.nbd_export import Export
+from pycolo.edge.tls import client_context, server_context
+from pycolo.edge.transport import Transport, wrap_accepted, wrap_dialled
 from pycolo.edge.workers import Workers
-from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost
+from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted
 
 WORKER_THREADS = 8
 CONNECT_S_MAX = 1.0
@@ -46,6 +60,8 @@ class DiskProcess:
         self._exports: list[GuestDisk] = []
         self._side: PrimarySide | SecondarySide | None = None
         self._doorway: Doorway | None = None
+        self._call_by: Callable[[], Doorway]  # secondary: opens another one
+        self._limits: ReplicaLimits
         self._channel_fd = -1
 
     def run(self) -> None:
@@ -57,14 +73,21 @@ class DiskProcess:
 
     def _turn(self, wait_s_max: float | None) -> None:
         """Wait for the next thing to happen, at most `wait_s_max`, and deal with it."""
+        self._follow_folding()
         side, due_s = self._side, None
         if side is not None:
             with self._channel_guard():
                 due_s = side.turn(time.monotonic())
             self._loop.settle()
             self._follow_channel()
-        waits = [wait_s for wait_s in (wait_s_max, due_s) if wait_s is not None]
+        door_s = self._doorway.turn(time.monotonic()) if self._doorway is not None else None
+        waits = [wait_s for wait_s in (wait_s_max, due_s, door_s) if wait_s is not None]
         self._loop.turn(min(waits) if waits else None)
+
+    def _follow_folding(self) -> None:
+        """The end of a takeover: the images serve the guest, and may get another secondary."""
+        if isinstance(self._side, SecondarySide) and self._side.folded and self._images is not None:
+            self._side = PrimarySide(self._images.sources, self._limits, self._daemon.say)
 
     def _follow_channel(self) -> None:
         """Ask for what the disk channel wants now."""
@@ -112,6 +135,8 @@ class DiskProcess:
             answer = Failed(str(fault), "environment")
         except DiskTrouble as trouble:
             answer = Failed(str(trouble), "disk")
+        except PeerUntrusted as stranger:
+            answer = Failed(str(stranger), "untrusted")
         except PeerLost as lost:
             answer = Failed(str(lost), "peer")
         except OSError as problem:
@@ -156,6 +181,10 @@ class DiskProcess:
                 problem = side.commit(command.epoch)
                 if problem is not None:
                     return Failed(problem, "vm")
+            case Listen():
+                self._leave_pair()
+                self._doorway = self._call_by()
+                return protocol.Opened(self._doorway.port, [])
             case TakeOver():
                 self._leave_pair()
                 side.take_over(self._switch)
@@ -169,28 +198,39 @@ class DiskProcess:
         images = OpenImages(command, self._workers)
         self._images = images
         port, exports = 0, list[Export](images.sources)
+        self._limits = ReplicaLimits(
+            command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max, command.self_check
+        )
         if command.role == "primary":
-            limits = ReplicaLimits(
-                command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max, command.self_check
-            )
-            self._side = PrimarySide(images.sources, limits, self._daemon.say)
+            self._side = PrimarySide(images.sources, self._limits, self._daemon.say)
         else:
             side = SecondarySide(images.room_blocks(), self._daemon.say)
             targets = images.targets(side)
             side.serve(targets, images.applier(targets))
-            self._doorway = Doorway(command.listen_host, command.token, self._loop, side.greet)
+            self._call_by = partial(self._open_doorway, command, side)
+            self._doorway = self._call_by()
             self._side, exports, port = side, list(side.disks), self._doorway.port
         self._exports = [GuestDisk(export) for export in exports]
         for guest, export in zip(self._guests, self._exports, strict=True):
             self._loop.serve(guest, {"": export})
         return protocol.Opened(port, [source.size_bytes for source in images.sources])
 
+    def _open_doorway(self, command: protocol.Open, side: SecondarySide) -> Doorway:
+        context = None if command.tls is None else server_context(command.tls)
+        wrap = wrap_accepted(context, "the primary's disk process")
+        return Doorway(command.listen_host, command.token, self._loop, GREETING, wrap, side.greet, self._on_refused)
+
+    def _on_refused(self, why: str) -> None:
+        self._daemon.say(Refused(why))
+
     def _switch(self, number: int, export: Export) -> None:
         self._exports[number].export = export
 
-    def _dial(self, command: Connect) -> socket.socket:
+    def _dial(self, command: Connect) -> Transport:
         where = f"the peer's disk process at {command.host}:{command.port}"
-        return dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_S_MAX))
+        context = None if command.tls is None else client_context(command.tls)
+        wrap = wrap_dialled(context, where, command.peer_name)
+        return dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_S_MAX), wrap)
 
     def _turn_until(self, condition: Callable[[], bool], wait_s_max: float) -> bool:
         """Go on with the guest's requests until the condition holds; False after `wait_s_max`."""

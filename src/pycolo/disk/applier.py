@@ -54,9 +54,16 @@ class Applier:
         """Make most of what was copied durable, before it matters."""
         self._submit(self._images.sync, done)
 
-    def adopt(self, session: str, epoch: int) -> None:
-        """The images are what the PVM's disks were at the mark of `epoch`: say so, durably."""
-        self._run(partial(self._become_targets, session), partial(self._reached, epoch))
+    def adopt(self, session: str, epoch: int, done: Callable[[], None]) -> None:
+        """The images are what the PVM's disks were at the mark of `epoch`: say so, durably, then `done`."""
+        for part in self._parts:
+            part.meta.bits[:] = 0  # now: what is marked from here on stays marked
+
+        def adopted() -> None:
+            self._reached(epoch)
+            done()
+
+        self._run(partial(self._become_targets, session), adopted)
 
     def become_sources(self) -> None:
         """A VM writes to these disks from now on: say so, durably, before anything of it reaches an image."""
@@ -82,7 +89,6 @@ class Applier:
     def _become_targets(self, session: str) -> None:
         self._images.sync()
         for part in self._parts:
-            part.meta.bits[:] = 0
             part.meta.change(Kind.TARGET, session)
 
     def _become_sources(self) -> None:

@@ -5,7 +5,6 @@ Guarantees: the loss of the secondary never fails a request of the guest.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 
 from pycolo.core import disk_wire as wire
@@ -13,6 +12,7 @@ from pycolo.disk import protocol
 from pycolo.disk.replica import Replica, ReplicaLimits
 from pycolo.disk.source import SourceDisk
 from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost
 
 
@@ -26,9 +26,9 @@ class PrimarySide:
         self.replica: Replica | None = None
         self._past = protocol.DiskStats()
 
-    def attach(self, connection: socket.socket, token: str) -> None:
+    def attach(self, transport: Transport, token: str) -> None:
         """A connection to the secondary's disk process."""
-        stream = MessageStream(connection, "the disk channel", wire.decode_header)
+        stream = MessageStream(transport, "the disk channel", wire.decode_header)
         stream.queue(wire.encode_control(wire.Greeting(token)))
         self.replica = Replica(self.disks, stream, self._limits, self.notify)
 

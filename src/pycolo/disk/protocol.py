@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import msgspec
 
-from pycolo.agent.protocol import ChannelLost, Connect, Done, Failed, GetStats, LeavePair, Seal, TakeOver, Wanted
+from pycolo.agent.protocol import (
+    ChannelLost,
+    Connect,
+    Done,
+    Failed,
+    GetStats,
+    LeavePair,
+    Listen,
+    Refused,
+    Seal,
+    TakeOver,
+    Wanted,
+)
+from pycolo.edge.tls import TlsFiles
 
 
 class DiskFile(msgspec.Struct, frozen=True):
@@ -27,6 +40,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
     state_dir: str
     listen_host: str
     token: str
+    tls: TlsFiles | None
     buffer_bytes_max: int
     spill_bytes_max: int
     queue_bytes_max: int
@@ -75,6 +89,7 @@ class DiskStats(msgspec.Struct, frozen=True, tag="disk-stats"):
     buffered_bytes: int = 0  # secondary: in memory and spill file
     buffered_bytes_max: int = 0
     withheld: int = 0  # answers that wait for the secondary
+    folding: bool = False  # after a takeover: what is in memory is on its way to the images
     applied_epoch: int = 0  # safely on the secondary's images, as either side knows it
 
 
@@ -98,9 +113,11 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     fatal: bool
 
 
-Command = Open | Connect | ExpectPause | Seal | ExpectRequests | Commit | TakeOver | LeavePair | Close | GetStats
+Command = (
+    Open | Connect | ExpectPause | Seal | ExpectRequests | Commit | Listen | TakeOver | LeavePair | Close | GetStats
+)
 Answer = Opened | Done | Failed | DiskStats
-Notice = Wanted | ChannelLost | Following | Marked | Trouble
+Notice = Wanted | Refused | ChannelLost | Following | Marked | Trouble
 
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 answer_decoder: msgspec.msgpack.Decoder[Answer | Notice] = msgspec.msgpack.Decoder(Answer | Notice)

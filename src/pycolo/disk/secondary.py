@@ -18,6 +18,7 @@ from pycolo.disk.folding import Folding
 from pycolo.disk.self_check import CHECK_BYTES, checks_of, first_difference
 from pycolo.disk.target import TargetDisk
 from pycolo.edge.disk_meta import Kind
+from pycolo.edge.doorway import Greeting
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nbd_export import Export
 from pycolo.errors import PeerViolation
@@ -26,6 +27,16 @@ APPLY_EVERY_S = 0.25
 APPLY_SHARE = 0.25  # of the room: so much is applied without waiting for more
 TURN_READS_MAX = 4
 MARKS_MAX = 64  # of checkpoints that failed one after the other
+
+
+def _token(kind: int, body: bytes) -> str:
+    message = wire.decode(kind, body)
+    if isinstance(message, wire.Greeting):
+        return message.token
+    raise PeerViolation(f"somebody called for {GREETING.channel} and did not greet")
+
+
+GREETING = Greeting("the disk channel", wire.decode_header, _token)
 
 
 class SecondarySide:
@@ -37,9 +48,10 @@ class SecondarySide:
         self._room_blocks, self.notify = room_blocks, notify
         self.stream: MessageStream | None = None
         self._digest = wire.StreamDigest()
-        self._begun = self._troubled = False
+        self._begun = self._troubled = self._adopting = self._adopted = False
         self._session = ""
         self._marked_epoch = self._committed_epoch = self._told_epoch = 0
+        self._adopt_epoch = 0  # when the images have that, they are of the session
         self._uncommitted: list[int] = []
         self._checks: dict[int, bytes] = {}
         self._apply_at_s = self._told_at_s = 0.0
@@ -67,7 +79,7 @@ class SecondarySide:
     def _progressed(self) -> None:
         """Tell the primary what is safely on all images by now."""
         epoch = self.applied_epoch
-        if self.stream is None or epoch <= self._told_epoch:
+        if self.stream is None or not self._adopted or epoch <= self._told_epoch:
             return
         if not self._told_epoch:
             self.stream.queue(wire.encode_control(wire.Adopted()))
@@ -145,15 +157,26 @@ class SecondarySide:
     def _mark(self, mark: wire.Mark) -> None:
         if mark.digest != self._digest.take():
             raise PeerViolation(f"the digest of what was written before epoch {mark.epoch} is wrong")
-        first, self._marked_epoch = not self._marked_epoch, mark.epoch
+        first, self._marked_epoch = not self._marked_epoch, mark.epoch  # the first copy went to the images themselves
         self._uncommitted.append(mark.epoch)
         if mark.checks:
             self._checks[mark.epoch] = mark.checks
         for disk in self.disks:
             disk.mark(mark.epoch)
+        if not self._adopt_epoch:
+            self._adopt_epoch = mark.epoch
         if first:
-            self._applier.adopt(self._session, mark.epoch)
+            self._adopt()
         self.notify(protocol.Marked(mark.epoch))
+
+    def _adopt(self) -> None:
+        """The images hold what was copied."""
+        self._adopting, session = True, self._session
+
+        def adopted() -> None:
+            self._adopted = self._session == session  # else the pair has lost itself meanwhile
+
+        self._applier.adopt(session, self._adopt_epoch, adopted)
 
     @contextlib.contextmanager
     def _local(self) -> Iterator[None]:
@@ -194,10 +217,14 @@ class SecondarySide:
         self._folding = Folding(self.disks, self._applier, switch, self.trouble)
 
     def leave(self) -> None:
-        """The session is over."""
+        """The session is over. What is staged stays: the PVM did write it, and the next copy comes on top."""
         if self.stream is not None:
             self.stream.close()
             self.stream = None
+        self._digest = wire.StreamDigest()
+        self._begun = self._adopting = self._adopted = False
+        self._session = ""
+        self._told_epoch = self._adopt_epoch = 0
 
     # ---------------------------------------------------------------- the loop
 
@@ -214,7 +241,15 @@ class SecondarySide:
             self._apply_at_s = now_s + APPLY_EVERY_S
             self._applier.apply(self._committed_epoch)
             self._progressed()
-        return max(0.0, self._apply_at_s - now_s) if self._applier.unapplied else None
+        adopts = self._adopts_later and not self._applier.busy
+        if adopts and self.applied_epoch >= self._adopt_epoch:
+            self._adopt()
+        return max(0.0, self._apply_at_s - now_s) if self._applier.unapplied or self._adopts_later else None
+
+    @property
+    def _adopts_later(self) -> bool:
+        """Whether the images are of the session once they have what is committed."""
+        return not self._adopting and 0 < self._adopt_epoch <= self._committed_epoch
 
     def _tell_that_we_work(self, stream: MessageStream, now_s: float) -> None:
         """A primary that waits for room gives up who gets nowhere, and not who is busy."""
@@ -240,6 +275,7 @@ class SecondarySide:
             buffered_bytes=self.used_blocks * BLOCK_BYTES,
             buffered_bytes_max=self.used_blocks_max * BLOCK_BYTES,
             applied_epoch=self.applied_epoch,
+            folding=self._folding is not None,
         )
 
     @property
@@ -256,6 +292,11 @@ class SecondarySide:
     def unfinished(self) -> bool:
         """Whether something that counts is not on the images yet."""
         return self._applier.unapplied or (self._folding is not None and not self._folding.done)
+
+    @property
+    def folded(self) -> bool:
+        """Whether a takeover has come to its end: the guest talks to the images."""
+        return self._folding is not None and self._folding.done
 
     @property
     def troubled(self) -> bool:

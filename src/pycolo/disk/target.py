@@ -88,7 +88,12 @@ class TargetDisk(LayeredDisk):
     # ---------------------------------------------------------------- the PVM's writes
 
     def begin_copy(self, *, whole: bool) -> None:
-        """The image is about to change in ways that make it useless until the first mark."""
+        """The image is about to change in ways that make it useless until the first mark.
+
+        Not after a reunion: what is copied then is staged, and the image stays what a takeover needs.
+        """
+        if not self.direct:
+            return
         self.meta.change(Kind.PARTIAL, "" if whole else self.meta.session)
 
     def stage(self, offset: int, content: memoryview) -> None:

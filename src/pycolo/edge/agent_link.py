@@ -7,6 +7,8 @@ import socket
 from pycolo.agent import protocol
 from pycolo.edge.child_link import ChildLink, spawn
 
+STATS_S_MAX = 1.0  # it has nothing to do for that, and clients wait while it is frozen
+
 
 class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
     """One agent process. It implements the ports PrimaryOutput and SecondaryFeed of core/checkpoint."""
@@ -20,6 +22,8 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
     def notice(self, message: protocol.Answer | protocol.Notice) -> bool:
         if isinstance(message, protocol.Wanted):
             self.on_wanted(message.reason)
+        elif isinstance(message, protocol.Refused):
+            self.on_refused(message.why)
         elif isinstance(message, protocol.ChannelLost):
             self.on_channel_lost(message.why)
         else:
@@ -28,9 +32,15 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
 
     async def stats(self) -> protocol.Stats:
         """The agent's counters."""
-        answer = await self.command(protocol.GetStats())
+        answer = await self.command(protocol.GetStats(), STATS_S_MAX)
         assert isinstance(answer, protocol.Stats)
         return answer
+
+    async def listen(self) -> int:
+        """Secondary: let the primary's agent call once more; returns the port."""
+        answer = await self.command(protocol.Listen())
+        assert isinstance(answer, protocol.Started)
+        return answer.packet_port
 
     # ---- PrimaryOutput
 

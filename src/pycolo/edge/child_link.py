@@ -19,12 +19,13 @@ import msgspec
 from pycolo.agent.protocol import MESSAGE_BYTES_MAX, Failed, encoder
 from pycolo.edge.patience import wait_for_first
 from pycolo.edge.processes import send_signal
-from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PycoloError, VmLost
+from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted, PycoloError, VmLost
 
 ANSWER_S_MAX = 2.0
 _CAUSES: dict[str, type[PycoloError]] = {
     "environment": EnvironmentFault,
     "peer": PeerLost,
+    "untrusted": PeerUntrusted,
     "vm": VmLost,
     "disk": DiskTrouble,
 }
@@ -69,6 +70,7 @@ class ChildLink(ABC, Generic[AnyMessage]):
         self._one_at_a_time = asyncio.Lock()
         self.on_wanted: Callable[[str], None] = _ignore
         self.on_channel_lost: Callable[[str], None] = _ignore
+        self.on_refused: Callable[[str], None] = _ignore
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read())
 
@@ -104,9 +106,9 @@ class ChildLink(ABC, Generic[AnyMessage]):
             finally:
                 self._unwanted += sent and not answer.done()
                 answer.cancel()
-            if self.gone.done():
-                raise VmLost(self.gone.result())
-            raise VmLost(f"{self._name} did not answer {type(command).__name__} in {limit_s} s")
+            if not self.gone.done():  # whoever waits behind us need not find out anew
+                self.gone.set_result(f"{self._name} did not answer {type(command).__name__} in {limit_s} s")
+            raise VmLost(self.gone.result())
 
     async def close(self) -> None:
         """End the process and reap it."""

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from pycolo.agent.protocol import ChannelLost, Connect, GetStats, LeavePair, Seal, TakeOver, Wanted
+from pycolo.agent.protocol import ChannelLost, Connect, GetStats, LeavePair, Listen, Refused, Seal, TakeOver, Wanted
 from pycolo.disk import protocol
 from pycolo.edge.child_link import ChildLink, spawn
 from pycolo.errors import PeerLost, VmLost
@@ -41,6 +41,8 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
         match message:
             case Wanted():
                 self.on_wanted(message.reason)
+            case Refused():
+                self.on_refused(message.why)
             case ChannelLost():
                 self._broken = message.why
                 self.on_channel_lost(message.why)
@@ -77,10 +79,17 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
         """Close the disk channel; the guest goes on with the images here."""
         await self.command(LeavePair())
 
-    async def connect(self, host: str, port: int, token: str) -> None:
+    async def listen(self) -> int:
+        """Secondary: the disk channel is lost, let the primary's disk process call once more; returns the port."""
+        self._broken = ""
+        answer = await self.command(Listen())
+        assert isinstance(answer, protocol.Opened)
+        return answer.port
+
+    async def connect(self, command: Connect) -> None:
         """Primary: begin to bring the secondary's images up to ours. Raises PeerLost."""
         self.following, self._broken = None, ""
-        await self.command(Connect(host, port, token))
+        await self.command(command)
 
     async def wait_following(self, wait_s: float) -> bool:
         """Whether the secondary's images follow ours; waits at most `wait_s` for news. Raises PeerLost."""

@@ -1,4 +1,4 @@
-"""A non-blocking TCP connection between two processes of ours that carries whole messages: header, body.
+"""A non-blocking connection between two processes of ours that carries whole messages: header, body.
 
 Guarantees: what is received is whole messages of bounded length, or PeerLost; what waits to be sent is counted, and
 nothing is copied again while it waits.
@@ -6,15 +6,13 @@ nothing is copied again while it waits.
 
 from __future__ import annotations
 
-import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from pycolo.core import wire
-from pycolo.edge.peer_socket import prepare_peer_socket
+from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost
 
-READ_BYTES = 1 << 18
 READS_MAX = 64
 BUFFERS_PER_CALL_MAX = 64
 
@@ -25,26 +23,29 @@ Header = Callable[[bytes], tuple[int, int]]
 class MessageStream:
     """`name` is how failures call it ("the packet channel"). Every method may raise PeerLost."""
 
-    def __init__(self, connection: socket.socket, name: str, header: Header) -> None:
-        connection.setblocking(False)
-        prepare_peer_socket(connection)
-        self._connection, self._name, self.header = connection, name, header
+    def __init__(self, transport: Transport, name: str, header: Header) -> None:
+        self._transport, self.name, self.header = transport, name, header
         self._in = bytearray()
         self._out: deque[bytes | memoryview] = deque()
         self.waiting_bytes = self.sent_bytes = 0
 
     def fileno(self) -> int:
         """For the event loop."""
-        return self._connection.fileno()
+        return self._transport.fileno()
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._transport.close()
+
+    @property
+    def certified(self) -> frozenset[str] | None:
+        """The names in the peer's certificate, which are known before anything can be read; None without TLS."""
+        return self._transport.certified
 
     @property
     def waiting(self) -> bool:
-        """Whether bytes wait to be sent."""
-        return bool(self._out)
+        """Whether bytes wait for the kernel to take them."""
+        return self._transport.pending or (bool(self._out) and self._transport.ready)
 
     def queue(self, *buffers: bytes | memoryview) -> None:
         """Let bytes wait for `flush`."""
@@ -56,11 +57,12 @@ class MessageStream:
         try:
             while self._out:
                 some = [self._out[i] for i in range(min(len(self._out), BUFFERS_PER_CALL_MAX))]
-                self._sent(self._connection.sendmsg(some))
+                self._sent(self._transport.send(some))
+            self._transport.flush()
         except BlockingIOError:
             return
         except OSError as error:
-            raise PeerLost(f"{self._name} broke: {error.strerror}") from None
+            raise PeerLost(f"{self.name} broke: {error.strerror}") from None
 
     def _sent(self, count: int) -> None:
         self.waiting_bytes -= count
@@ -71,15 +73,15 @@ class MessageStream:
             self._out[0] = memoryview(self._out[0])[count:]
 
     def read(self) -> bool:
-        """Take in what has arrived, up to READ_BYTES; False when nothing has."""
+        """Take in some of what has arrived; False when nothing has."""
         try:
-            data = self._connection.recv(READ_BYTES)
+            data = self._transport.receive()
         except BlockingIOError:
             return False
         except OSError as error:
-            raise PeerLost(f"{self._name} broke: {error.strerror}") from None
+            raise PeerLost(f"{self.name} broke: {error.strerror}") from None
         if not data:
-            raise PeerLost(f"the peer closed {self._name}")
+            raise PeerLost(f"the peer closed {self.name}")
         self._in += data
         return True
 

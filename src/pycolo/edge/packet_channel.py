@@ -1,23 +1,46 @@
-"""The agents' TCP connection for frames: non-blocking, whole messages in, bounded queue out."""
+"""The agents' connection for frames: non-blocking, whole messages in, bounded queue out."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 
-from pycolo.core import wire
+from pycolo.core import peer, wire
+from pycolo.edge.doorway import Greeting
 from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost, PeerViolation
 
 QUEUE_BYTES_MAX = 64 << 20
-Incoming = tuple[int, int, list[bytes]] | wire.Boundary | wire.Confirm | wire.ChannelHello
+Frames = tuple[int, int, list[bytes]]
+Note = wire.Boundary | wire.Translations | wire.Confirm
+Incoming = Frames | Note
+
+
+def _token(kind: int, body: bytes) -> str:
+    message = wire.decode_control(body) if kind == wire.Kind.CONTROL else None
+    if isinstance(message, wire.ChannelHello):
+        return message.token
+    raise PeerViolation(f"somebody called for {GREETING.channel} and did not greet")
+
+
+GREETING = Greeting("the packet channel", wire.decode_header, _token)
 
 
 class PacketChannel:
     """Frames and their bookkeeping messages to and from the peer's agent. Every method may raise PeerLost."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._stream = MessageStream(connection, "the packet channel", wire.decode_header)
+    def __init__(self, stream: MessageStream, *, receiver_is_primary: bool) -> None:
+        """`stream`: the greeting is over."""
+        self._stream = stream
+        self._table = peer.PeerTable(receiver_is_primary=receiver_is_primary)
+        self._table.phase = peer.Phase.OPEN
+
+    @classmethod
+    def to_secondary(cls, transport: Transport, token: str) -> PacketChannel:
+        """The primary's end of a new connection; says the greeting."""
+        channel = cls(MessageStream(transport, GREETING.channel, wire.decode_header), receiver_is_primary=True)
+        channel.send(wire.ChannelHello(token))
+        return channel
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -30,7 +53,7 @@ class PacketChannel:
             self._stream.queue(wire.encode_frames(epoch, first_no + start, part))
         self.flush()
 
-    def send(self, message: wire.ChannelHello | wire.Boundary | wire.Confirm) -> None:
+    def send(self, message: Note | wire.ChannelHello) -> None:
         """Queue and send one bookkeeping message."""
         self._stream.queue(wire.encode_control(message))
         self.flush()
@@ -61,14 +84,14 @@ class PacketChannel:
         self._stream.close()
 
     def _whole_messages(self) -> list[Incoming]:
-        return [_decode(wire.Kind(kind), body) for kind, body in self._stream.messages()]
+        return [self._decode(wire.Kind(kind), body) for kind, body in self._stream.messages()]
 
-
-def _decode(kind: wire.Kind, body: bytes) -> Incoming:
-    if kind is wire.Kind.FRAMES:
-        return wire.decode_frames(body)
-    if kind is wire.Kind.CONTROL:
+    def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
+        if kind is wire.Kind.FRAMES:
+            return wire.decode_frames(body)
+        if kind is wire.Kind.PAGES:
+            raise PeerViolation("the peer sent pages on the packet channel")
         message = wire.decode_control(body)
-        if isinstance(message, wire.Boundary | wire.Confirm | wire.ChannelHello):
-            return message
-    raise PeerViolation(f"the peer sent a message of kind {kind.name} on the packet channel")
+        self._table.check(peer.Channel.PACKETS, message)
+        assert isinstance(message, Note)
+        return message

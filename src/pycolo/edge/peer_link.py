@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,20 +18,28 @@ from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
 from pycolo.edge.peer_socket import prepare_peer_socket
+from pycolo.edge.tls import certified_names, failure
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
 
 COMMIT_S_MAX = 10.0
 FAREWELL_S_MAX = 0.5
+DISMISSAL_S_MAX = 1.0
+REBASE_S_MAX = 1.0
 
 
 class Connection:
-    """One TCP connection as a stream of whole messages. Every method may raise PeerLost."""
+    """One connection as a stream of whole messages. Every method may raise PeerLost.
+
+    `certified` are the names in the peer's certificate; None without TLS.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         connection: socket.socket = writer.get_extra_info("socket")
         name = writer.get_extra_info("peername")
         self.peer_host = str(name[0]) if name else ""  # it may be gone already
+        tls: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+        self.certified = None if tls is None else certified_names(tls)
         prepare_peer_socket(connection)
 
     async def send(self, *buffers: bytes | memoryview) -> None:
@@ -39,23 +48,37 @@ class Connection:
             for buffer in buffers:
                 self._writer.write(buffer)
             await self._writer.drain()
+        except ssl.SSLError as error:
+            raise failure("the peer", error) from None
         except (OSError, RuntimeError) as error:
             raise PeerLost(f"the connection to the peer broke: {error}") from None
 
+    async def receive_greeting(self) -> bytes:
+        """The body of the first message, which is a short one. Raises PeerViolation for what can't be one."""
+        kind, body = await self._receive_body(wire.GREETING_BYTES_MAX)
+        if kind is not wire.Kind.CONTROL:
+            raise PeerViolation(f"the peer greets with a message of kind {kind.name}")
+        return body
+
     async def receive(self) -> wire.Message:
         """The next message. Raises PeerViolation for what can't be one."""
-        try:
-            length, kind = wire.decode_header(await self._reader.readexactly(wire.HEADER.size))
-            body = await self._reader.readexactly(length)
-        except asyncio.IncompleteReadError:
-            raise PeerLost("the peer closed the connection") from None
-        except OSError as error:
-            raise PeerLost(f"the connection to the peer broke: {error}") from None
+        kind, body = await self._receive_body(wire.MESSAGE_BYTES_MAX)
         if kind is wire.Kind.PAGES:
             return wire.decode_pages(body)
         if kind is wire.Kind.CONTROL:
             return wire.decode_control(body)
         raise PeerViolation("the peer sent frames on a connection between daemons")
+
+    async def _receive_body(self, bytes_max: int) -> tuple[wire.Kind, bytes]:
+        try:
+            length, kind = wire.decode_header(await self._reader.readexactly(wire.HEADER.size), bytes_max)
+            return kind, await self._reader.readexactly(length)
+        except asyncio.IncompleteReadError:
+            raise PeerLost("the peer closed the connection") from None
+        except ssl.SSLError as error:
+            raise failure("the peer", error) from None
+        except OSError as error:
+            raise PeerLost(f"the connection to the peer broke: {error}") from None
 
     def abort(self) -> None:
         """Close at once; calls under way raise PeerLost."""
@@ -76,6 +99,7 @@ class PeerSession:
         self._control, self._bulk, self._table = control, bulk, table
         self._heartbeat_s, self._lost_max = heartbeat_ms / 1000, heartbeat_lost_max
         self._heard = True
+        self.said_bye = False  # the peer has left by its own will
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -163,6 +187,7 @@ class PeerSession:
                 self._heard = True
                 self._table.check(peer.Channel.CONTROL, message)
                 if isinstance(message, wire.Bye):
+                    self.said_bye = True
                     self.close(f"the peer left: {message.why}")
                     return
                 if not isinstance(message, wire.Heartbeat):
@@ -189,6 +214,7 @@ class SessionWithSecondary(PeerSession):
         self.apply_ms = 0.0  # from the last commit until the SVM ran
         self.resumed_ms_ago: Callable[[], float] = lambda: 0.0
         self.on_wanted: Callable[[str], None] = _ignore
+        self._rebased: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None:
         await self._guarded_send(self._bulk, *wire.encode_pages(epoch, batch))
@@ -206,6 +232,21 @@ class SessionWithSecondary(PeerSession):
             self.resumed_ms_ago(),
         )
         await self._guarded_send(self._bulk, wire.encode_control(message))
+
+    async def dismiss(self, why: str) -> bool:
+        """Send the secondary away; whether it has promised not to take over."""
+        with suppress(PeerLost):
+            await self.tell(wire.Dismiss(why))
+        await asyncio.wait((self.lost,), timeout=DISMISSAL_S_MAX)
+        return self.said_bye
+
+    async def rebase(self, term: int) -> bool:
+        """Let the secondary claim the term after `term` when it loses us; whether it has agreed."""
+        self._rebased = asyncio.get_running_loop().create_future()
+        with suppress(PeerLost):
+            await self.tell(wire.Rebase(term))
+        await asyncio.wait((self._rebased, self.lost), timeout=REBASE_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        return self._rebased.done() and self._rebased.result() == term and not self.lost.done()
 
     async def committed(self, epoch: int) -> None:
         verdict = self._verdicts[epoch]
@@ -228,6 +269,8 @@ class SessionWithSecondary(PeerSession):
                 self.loaded.set()
             case wire.CheckpointWanted(reason=reason):
                 self.on_wanted(reason)
+            case wire.Rebased(term=term) if not self._rebased.done():
+                self._rebased.set_result(term)
 
     def _decide(self, epoch: int, discarded: str | None) -> None:
         verdict = self._verdicts.get(epoch)
@@ -251,6 +294,14 @@ class SessionWithPrimary(PeerSession):
         self.pvm_resumed_at_s = 0.0
         self._committed_at_s = 0.0
         self.on_committed: Callable[[], None] = _do_nothing
+        self.on_rebase: Callable[[int], bool] = lambda _: False
+        self.dismissed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def handle(self, message: wire.Message) -> None:
+        if isinstance(message, wire.Dismiss) and not self.dismissed.done():
+            self.dismissed.set_result(message.why)
+        elif isinstance(message, wire.Rebase) and self.on_rebase(message.term):
+            self.tell_soon(wire.Rebased(message.term))
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:
         try:

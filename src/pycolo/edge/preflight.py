@@ -40,9 +40,18 @@ def check_machine(qemu: str, memory_mib_needed: int) -> None:
         )
 
 
+def memory_total_mib() -> int:
+    """What this machine has."""
+    return _meminfo_mib("MemTotal:")
+
+
 def _memory_available_mib() -> int:
+    return _meminfo_mib("MemAvailable:")
+
+
+def _meminfo_mib(what: str) -> int:
     with open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:
-            if line.startswith("MemAvailable:"):
+            if line.startswith(what):
                 return int(line.split()[1]) >> 10
     return 0

@@ -10,10 +10,12 @@ thread that started it ends.
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+
+from qemu.qmp import EventListener, Message
 
 from pycolo.core.device_state import with_configuration
 from pycolo.core.mailbox import MAILBOX_TAG
@@ -50,6 +52,8 @@ class Qemu:
         self._process = process
         self._qmp = QmpSession(config.name, qmp_deadline_s)
         self.lost = self._qmp.lost
+        self.guest_end = _GuestEnd()
+        self._qmp.notice(self.guest_end)
         self._watchers = [asyncio.create_task(self._watch_process())]
 
     @classmethod
@@ -97,8 +101,13 @@ class Qemu:
         await self._qmp.execute("stop")
 
     async def cont(self) -> None:
-        """Let the VM run. Pages reported by `dirty` must have been copied before."""
-        await self._qmp.execute("cont")
+        """Let the VM run unless its guest has ended. Pages reported by `dirty` must have been copied before."""
+        try:
+            if not self.guest_end.how:
+                await self._qmp.execute("cont")
+        except VmLost:
+            if not self.guest_end.how:  # else it ended just now, and QEMU refuses
+                raise
 
     async def save_device_state(self) -> bytes:
         """The device state of the stopped VM, complete with its configuration section, as `load_device_state`
@@ -126,6 +135,7 @@ class Qemu:
                 f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
             )
         await self._qmp.execute_until("system_reset", "RESET")
+        self.guest_end.how = ""
 
     async def load_device_state(self, state: bytes) -> None:
         """Reset the devices and load `state`. RAM must be in place before. VmLost when QEMU rejects it:
@@ -196,3 +206,27 @@ class Qemu:
 
     async def _watch_process(self) -> None:
         self._qmp.lose(f"QEMU {self.config.name} {await self._process.ended()}")
+
+
+class _GuestEnd(EventListener):
+    """Hears that the guest has switched itself off or panicked; QEMU keeps such a VM, paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.how = ""  # in words, or empty while the guest lives
+        self.on_end: Callable[[], None] = lambda: None
+
+    def accept(self, event: Message) -> bool:
+        """Never wants to keep one; what it has to do is done by then."""
+        if event["event"] == "GUEST_PANICKED":
+            self._ended("the guest has panicked")
+        elif event["event"] == "SHUTDOWN":
+            data = event["data"]
+            if isinstance(data, dict) and data.get("guest"):
+                self._ended("the guest has powered off")
+        return False
+
+    def _ended(self, how: str) -> None:
+        if not self.how:
+            self.how = how
+            self.on_end()

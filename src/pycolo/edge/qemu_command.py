@@ -38,8 +38,9 @@ class QemuConfig:
     cpus: int
     memory_mib: int
     mac: str
-    kernel: Path
-    initrd: Path
+    kernel: Path | None
+    """None: the firmware boots the first disk; then there is neither `initrd` nor `append`."""
+    initrd: Path | None
     append: str
     name: str
     binary: str = "qemu-system-x86_64"
@@ -99,8 +100,10 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
     """
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-name", escaped(config.name), "-S"),
+        # A guest that ends is no QEMU that dies: we learn of it, and decide for both copies.
+        *("-action", "reboot=reset,shutdown=pause,panic=pause", "-device", "pvpanic-pci"),
         *_hardware(config, fds.ram),
-        *("-kernel", str(config.kernel), "-initrd", str(config.initrd), "-append", config.append),
+        *_boot(config),
         *("-chardev", f"file,id=console,path={escaped(str(console))}", "-serial", "chardev:console"),
         *("-netdev", f"dgram,id=net0,local.type=fd,local.str={fds.nic}"),
         # Without an option ROM: ROM contents are no part of the device state.
@@ -134,14 +137,21 @@ def _hardware(config: QemuConfig, ram_fd: int) -> list[str]:
     ]
 
 
+def _boot(config: QemuConfig) -> list[str]:
+    kernel = [] if config.kernel is None else ["-kernel", str(config.kernel)]
+    initrd = [] if config.initrd is None else ["-initrd", str(config.initrd)]
+    return [*kernel, *initrd, *(["-append", config.append] if config.append else [])]
+
+
 def _disk(number: int, disk_and_fd: tuple[QemuDisk, int]) -> list[str]:
     disk, fd = disk_and_fd
     rerror = "stop" if disk.werror == "stop" else "report"
+    order = ",bootindex=1" if number == 0 else ""
     return [
         # Without reconnection: `stop` would wait for it with QMP frozen.
         *("-blockdev", f"driver=nbd,node-name=disk{number},server.type=fd,server.str={fd},discard=unmap"),
         "-device",
-        f"virtio-blk-pci,id=blk{number},drive=disk{number},serial={disk.name},werror={disk.werror},rerror={rerror}",
+        f"virtio-blk-pci,id=blk{number},drive=disk{number},serial={disk.name},werror={disk.werror},rerror={rerror}{order}",
     ]
 
 

@@ -62,6 +62,10 @@ class QmpSession:
         await self.execute("job-dismiss", {"id": job_id})
         return _error_of(job_id, jobs)
 
+    def notice(self, listener: EventListener) -> None:
+        """`listener.accept` sees every event from now on, before any answer that QEMU gives after it."""
+        self._client.register_listener(listener)
+
     def lose(self, reason: str) -> None:
         """Nothing more can be expected of this QEMU. Only the first reason counts."""
         if not self.lost.done():

@@ -1,7 +1,8 @@
-"""The arbiter for hosts that share one machine: a file, changed under a lock and replaced in one step."""
+"""The arbiter for hosts that share one machine: a folder with a file for each VM, changed under a lock and replaced."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import threading
@@ -12,62 +13,95 @@ from pathlib import Path
 
 import msgspec
 
-from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, decide_claim
+from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, checked_vm_name, decide_claim, decide_end
 from pycolo.edge.replace_file import replace_file
-from pycolo.errors import PycoloError
+from pycolo.errors import ArbiterUnanswered
 
 RECORD_BYTES_MAX = 4096
 LOCK_S_MAX = 0.5
 LOCK_RETRY_S = 0.005
 
 
-class ArbiterUnanswered(PycoloError):
-    """The arbiter gave no answer; that is never a yes."""
-
-
 class FileArbiter:
-    """`claim(vm, term, host)` on a file of one machine. Blocking; call it in a thread with a deadline."""
+    """An `edge.arbiter.Arbiter` in a folder. The folder is never made here: an empty one would have forgotten all."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def claim(self, vm: str, term: int, host: str, given_up: threading.Event | None = None) -> ClaimAnswer:
+    async def claim(self, vm: str, term: int, host: str, claim_id: str = "") -> ClaimAnswer:
         """Compare-and-set.
 
-        Raises ArbiterUnanswered when the file can't be read, locked or written, when what stands in it can decide
-        nothing, or when the caller has set `given_up`: then nothing is granted any more.
+        Raises ArbiterUnanswered when the file can't be read, locked or written, or when what stands in it can decide
+        nothing. Once the caller has given up waiting, nothing new is granted.
         """
-        with self._locked():
-            answer = decide_claim(self._read(), vm, term, host)
+        given_up = threading.Event()
+        try:
+            return await asyncio.to_thread(self._claim, vm, term, host, claim_id, given_up)
+        finally:
+            given_up.set()  # the thread may live on, but grants nothing to a side that has gone on
+
+    async def end(self, vm: str, term: int, host: str) -> bool:
+        """Note the VM's end in good order; whether the term was the host's. Raises ArbiterUnanswered."""
+        return await asyncio.to_thread(self._end, vm, term, host)
+
+    async def record(self, vm: str) -> ClaimRecord | None:
+        """What is stored now. Raises ArbiterUnanswered."""
+        return await asyncio.to_thread(self._record, vm)
+
+    def _claim(self, vm: str, term: int, host: str, claim_id: str, given_up: threading.Event) -> ClaimAnswer:
+        with self._locked(vm) as path:
+            answer = decide_claim(_read(path), vm, term, host, claim_id)
             if not answer.usable:
-                raise ArbiterUnanswered(f"the arbiter file {self._path} decides nothing: {answer.reason}")
-            if given_up is not None and given_up.is_set():
+                raise ArbiterUnanswered(f"the arbiter's file {path} decides nothing: {answer.reason}")
+            if given_up.is_set():
                 raise ArbiterUnanswered(f"the claim of term {term} came too late")
             if answer.granted and answer.record is not None:
-                replace_file(self._path, msgspec.json.encode(answer.record))
+                self._store(path, answer.record)
             return answer
 
-    def record(self) -> ClaimRecord | None:
-        """What is stored now. Raises ArbiterUnanswered."""
-        with self._locked():
-            return self._read()
+    def _end(self, vm: str, term: int, host: str) -> bool:
+        with self._locked(vm) as path:
+            ended = decide_end(_read(path), vm, term, host)
+            if ended is not None:
+                self._store(path, ended)
+            return ended is not None
+
+    def _store(self, path: Path, record: ClaimRecord) -> None:
+        replace_file(path, msgspec.json.encode(record))
+        _sync_folder(self._folder)
+
+    def _record(self, vm: str) -> ClaimRecord | None:
+        with self._locked(vm) as path:
+            return _read(path)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, vm: str) -> Iterator[Path]:
+        """The path of the record, which nobody else reads or writes meanwhile."""
+        path = self._folder / f"{checked_vm_name(vm)}.json"
         try:
-            with _Lock(self._path.with_name(self._path.name + ".lock")):
-                yield
-        except (OSError, ValueError, msgspec.MsgspecError) as problem:  # ValueError: not even text
-            raise ArbiterUnanswered(f"the arbiter file {self._path} can't be used: {problem}") from problem
+            with _Lock(path.with_name(path.name + ".lock")):
+                yield path
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as problem:
+            raise ArbiterUnanswered(f"the arbiter's file {path} can't be used: {problem}") from problem
 
-    def _read(self) -> ClaimRecord | None:
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if len(content) > RECORD_BYTES_MAX:
-            raise msgspec.DecodeError(f"it has {len(content)} bytes, which no claim record has")
-        return msgspec.json.decode(content, type=ClaimRecord)
+
+def _read(path: Path) -> ClaimRecord | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(content) > RECORD_BYTES_MAX:
+        raise msgspec.DecodeError(f"it has {len(content)} bytes, which no claim record has")
+    return msgspec.json.decode(content, type=ClaimRecord)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A grant has to outlive a loss of power: a record that falls back to the last term would be granted again."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class _Lock:

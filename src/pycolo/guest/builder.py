@@ -27,8 +27,8 @@ COMPILE_S_MAX = 120.0
 _APPEND = "console=ttyS0 quiet ipv6.disable=1 tsc=reliable no_timer_check nowatchdog audit=0 mitigations=off"
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _PACKAGES = ("busybox-static", "nginx", "redis-tools")
-_MODULES = ("virtio_pci", "virtio_net", "virtio_blk")
-_MODULE_FOLDERS = ("/drivers/virtio/", "/drivers/net/", "/drivers/block/", "/net/core/")
+_MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "pvpanic_pci")
+_MODULE_FOLDERS = ("/drivers/virtio/", "/drivers/net/", "/drivers/block/", "/drivers/misc/pvpanic/", "/net/core/")
 _APPLETS = ("sh", "cat", "insmod", "ip", "mount", "sleep", "sysctl")
 _SOURCES = Path(__file__).parent
 

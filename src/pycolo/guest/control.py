@@ -19,6 +19,16 @@ def power_off(address: tuple[str, int]) -> None:
     _command(address, "poweroff")
 
 
+def reboot(address: tuple[str, int]) -> None:
+    """Make the guest start again, without stopping its services; returns when it has begun to."""
+    _command(address, "reboot")
+
+
+def panic(address: tuple[str, int]) -> None:
+    """Make the guest's kernel panic; returns when it has begun to."""
+    _command(address, "panic")
+
+
 def _command(address: tuple[str, int], command: str) -> None:
     try:
         with socket.create_connection(address, timeout=ANSWER_S_MAX) as connection:
@@ -34,7 +44,7 @@ def _command(address: tuple[str, int], command: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m pycolo.guest.control ADDRESS PORT sync|poweroff`, for who has to enter the guest's network first."""
+    """`python -m pycolo.guest.control ADDRESS PORT COMMAND`, for who has to enter the guest's network first."""
     host, port, command = arguments
     try:
         _command((host, int(port)), command)

@@ -267,9 +267,17 @@ static void power_off(const char *disk, pid_t database)
     die("colo-guest: power off");
 }
 
+/* Says ok and waits until the client has it and closes, within COMMAND_S_MAX: who is off sends nothing again that got lost. */
+static void last_word(int fd)
+{
+    char closed;
+    send(fd, "ok\n", 3, MSG_NOSIGNAL);
+    shutdown(fd, SHUT_WR);
+    (void)!read(fd, &closed, 1);
+}
+
 static void obey(int fd, const char *disk, pid_t database)
 {
-    static const char ok[] = "ok\n";
     char command[16] = "";
     size_t length = 0;
     ssize_t got;
@@ -280,12 +288,20 @@ static void obey(int fd, const char *disk, pid_t database)
     }
     if (!strcmp(command, "sync\n")) {
         sync();
-        send(fd, ok, sizeof ok - 1, MSG_NOSIGNAL);
+        send(fd, "ok\n", 3, MSG_NOSIGNAL);
     } else if (!strcmp(command, "poweroff\n")) {
-        send(fd, ok, sizeof ok - 1, MSG_NOSIGNAL); /* now: who is off sends nothing again that got lost */
-        shutdown(fd, SHUT_WR);
-        (void)!read(fd, command, 1); /* until the client has it and closes, within COMMAND_S_MAX */
+        last_word(fd);
         power_off(disk, database);
+    } else if (!strcmp(command, "reboot\n")) {
+        last_word(fd);
+        sync();
+        reboot(RB_AUTOBOOT);
+        die("colo-guest: reboot");
+    } else if (!strcmp(command, "panic\n")) {
+        last_word(fd);
+        int trigger = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+        (void)!write(trigger, "c", 1);
+        die("colo-guest: panic");
     }
 }
 

@@ -1,4 +1,4 @@
-"""What both roles have in common: a QEMU, an agent, the failover table, and carrying out what it commands.
+"""One copy of a VM, whatever its role: a QEMU, an agent, the failover table, and carrying out what that commands.
 
 Guarantees: every change of role goes through `drive`, so that its reason stands in the event log; whatever happens,
 `run` ends with the VM copy dead and nothing left behind.
@@ -7,31 +7,43 @@ Guarantees: every change of role goes through `drive`, so that its reason stands
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pycolo.agent import protocol
-from pycolo.config import HostConfig, VmConfig
-from pycolo.core import wire
+from pycolo.config import CopyConfig, VmConfig
+from pycolo.core import peer, wire
+from pycolo.core.arbitration import ClaimRecord
 from pycolo.core.failover import Command, Event, Failover, Role, State
 from pycolo.disk import protocol as disk_protocol
 from pycolo.edge.agent_link import AgentLink
+from pycolo.edge.arbiter import make_arbiter
 from pycolo.edge.nic import nic_pair
-from pycolo.edge.peer_greeting import address
-from pycolo.edge.peer_link import PeerSession
+from pycolo.edge.peer_greeting import address, new_token
+from pycolo.edge.peer_link import PeerSession, SessionWithSecondary
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
-from pycolo.edge.state_file import ArbiterUnanswered, FileArbiter
-from pycolo.errors import DiskTrouble, EnvironmentFault, Fenced, PeerLost, VmLost
-from pycolo.events import EventLog
+from pycolo.errors import (
+    ArbiterUnanswered,
+    DiskTrouble,
+    EnvironmentFault,
+    Fenced,
+    PeerLost,
+    VmEnds,
+    VmLost,
+    WrongState,
+)
+from pycolo.events import EventLog, RefusalLog
 from pycolo.manager.disks import VmDisks
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
+END_S_MAX = 5.0
+ARBITER_CHECK_S = 30.0  # often enough for etcd to keep our token
 COPY_CHECK_S = 0.5
 DISK_PAUSED = "io-error"  # QEMU's run state
 DISK_RETRY_S = 5.0
@@ -49,38 +61,67 @@ class Known:
 NOTHING_KNOWN = Known()
 
 
-class Manager:
-    """One side of a pair."""
+class Story(Protocol):
+    """What a role does with the copy."""
 
-    role: Role
+    async def go_alone(self) -> None:
+        """The claim is ours: speak alone."""
 
-    def __init__(
-        self, host: HostConfig, vm: VmConfig, known: Known = NOTHING_KNOWN, events: EventLog | None = None
-    ) -> None:
-        """`events`: the log to go on with, as a daemon has one for all its life."""
-        self.host, self.vm, self.known = host, vm, known
-        self.events = events or EventLog(host.name)
-        self.failover = Failover(self.role)
-        self.arbiter = FileArbiter(host.arbiter_file)
-        self.term = 0
+    @property
+    def covered(self) -> bool:
+        """Whether the secondary has what a takeover needs."""
+
+    def details(self) -> dict[str, Any]:
+        """What the role adds to `status`."""
+
+    async def newer_term(self, term: int) -> None:
+        """The arbiter has a newer term than the one under which the pair was formed."""
+
+    async def wait_for_peer(self, wait_s: float) -> Event | None:
+        """Nobody has the claim: pass about `wait_s`, and see if the peer is back, or has left us for good."""
+
+
+class VmCopy:
+    """One side of a pair; `story` is its role's."""
+
+    story: Story
+
+    def __init__(self, host: CopyConfig, vm: VmConfig, role: Role, known: Known, events: EventLog) -> None:
+        """`role`: the one to start with."""
+        self.host, self.vm, self.known, self.events = host, vm, known, events
+        self.failover = Failover(role)
+        self.arbiter = make_arbiter(host.arbiter)
+        self.term = 0  # under which the pair was formed; whoever goes alone claims the next
+        self._claim_id = ""
+        self._base_in_doubt = False
+        self._promised = True  # the secondary, if there is one, does not take over
+        self.arbiter_trouble = ""
         self.session: PeerSession | None = None
         self.qemu: Qemu
         self.agent: AgentLink
         self.machine = ""
         self.qemu_version = ""
         self.started = False
-        self.disks = VmDisks(host, vm, self.role, self._new_token(), older_disk=known.older_disk)
+        # A secret for those who may call a process of ours; a primary is not called.
+        self.disks = VmDisks(host, vm, role, new_token(), older_disk=known.older_disk)
         self._disk_slow = False
+        self._refusals = RefusalLog(self.events)
         self._trouble: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._disk_pause_began_s = 0.0
         self._stop = asyncio.Event()
+        self._end_wanted = ""
         self._sockets: list[Any] = []
 
-    async def run(self) -> None:
-        """Live until the operator stops it, the VM copy is lost (VmLost) or the claim is lost (Fenced)."""
+    @property
+    def role(self) -> Role:
+        """The role now: a secondary that has taken over is a primary."""
+        return self.failover.role
+
+    async def run(self, live: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`live` until the operator stops it, the VM copy is lost (VmLost) or the claim is lost (Fenced)."""
         try:
             await self._start()
-            await self._live_or_end()
+            await self._live_or_end(live)
         finally:
             await self._clean_up()
 
@@ -88,35 +129,42 @@ class Manager:
         """The operator's wish to end this side."""
         self._stop.set()
 
-    async def live(self) -> None:
-        """The role's own story."""
-        raise NotImplementedError
+    def peer_lost(self, why: str) -> None:
+        """Somebody who knows says that the partner is dead. Raises WrongState where there is none."""
+        if self.session is None:
+            raise WrongState("the VM has no partner here that could be lost: ask for its status")
+        self.session.close(why)
 
-    async def go_alone(self) -> None:
-        """The claim is ours: speak alone."""
-        raise NotImplementedError
+    def end_vm(self, why: str) -> None:
+        """The operator's wish to end both copies."""
+        self._end_wanted = why
 
-    def details(self) -> dict[str, Any]:
-        """What the role adds to `status`."""
-        raise NotImplementedError
+    @property
+    def ending(self) -> str:
+        """Why the VM comes to its end; empty when it does not."""
+        return self._end_wanted or self.qemu.guest_end.how
 
     async def status(self) -> dict[str, Any]:
         """Everything an operator asks for, as JSON-able values."""
         stats = await self._stats()
+        state, reason = self.failover.state, self.failover.reason
+        if state is State.PROTECTED and not self.story.covered:
+            state, reason = State.SYNCING, "the first checkpoint is on its way: before that no takeover is possible"
         return {
             "host": self.host.name,
             "vm": self.vm.name,
             "role": self.role,
-            "state": self.failover.state,
-            "reason": self.failover.reason,
+            "state": state,
+            "reason": reason,
             "term": self.term,
             "qemu_version": self.qemu_version,
             "accel": self.vm.accel,
             "dirty_pages": self.qemu.dirty.kind,
             "pids": self._pids(),
             "packets": {name: getattr(stats, name) for name in stats.__struct_fields__},
+            "arbiter": self.arbiter_trouble or "answers",
             "paused_by_disk": bool(self._disk_pause_began_s),
-            **self.details(),
+            **self.story.details(),
             **await self.disks.details(),
         }
 
@@ -133,11 +181,13 @@ class Manager:
             return protocol.Stats()
 
     async def check_copy(self) -> None:
-        """Raises VmLost when QEMU, the agent or the disk process does not answer, or the VM does not run."""
+        """Raises VmLost when QEMU, the agent or the disk process does not answer, or the VM does not run; VmEnds."""
+        if self.ending:
+            raise VmEnds(self.ending)
         state = await self.qemu.status()
         if state == DISK_PAUSED and self.failover.state is not State.PROTECTED:
             await self._try_disk_again()
-        elif state != "running":
+        elif state != "running" and not self.ending:  # it may have ended meanwhile
             raise VmLost(f"QEMU {self.qemu.config.name} is in state {state} although the VM should run")
         elif self._disk_pause_began_s:
             self._disk_pause_began_s = 0.0
@@ -178,14 +228,21 @@ class Manager:
         if trouble.fatal and follows and not self._trouble.done():
             self._trouble.set_result(trouble.why)
 
+    def refused(self, why: str) -> None:
+        """Somebody called, or was called, who does not fit."""
+        self._refusals.note(why, time.monotonic())
+
     # ---- decisions
 
     async def drive(self, event: Event) -> None:
         """Hand an event to the failover table and carry out what it commands, and what follows from that."""
+        self._claim_id = new_token()  # a claim that an earlier event led to has been given up
         commands = deque(self.decide(event))
         while commands:
             outcome = await self._carry_out(commands.popleft())
             if outcome is not None:
+                # Claims were given up: one may have been granted.
+                self._base_in_doubt = self._base_in_doubt or outcome is Event.PEER_RETURNED
                 commands.extend(self.decide(outcome))
 
     def decide(self, event: Event) -> tuple[Command, ...]:
@@ -198,38 +255,81 @@ class Manager:
 
     async def _carry_out(self, command: Command) -> Event | None:
         match command:
+            case Command.DISMISS_PEER:
+                await self._dismiss_peer()
             case Command.LEAVE_PAIR:
                 await self._leave_pair()
             case Command.CLAIM:
                 return await self._claim()
             case Command.RETRY_CLAIM_LATER:
-                await asyncio.sleep(CLAIM_RETRY_S)
-                return Event.CLAIM_RETRY_DUE
+                return await self.story.wait_for_peer(CLAIM_RETRY_S) or Event.CLAIM_RETRY_DUE
             case Command.GO_SOLO | Command.TAKE_OVER:
-                await self.go_alone()
+                await self.story.go_alone()
             case Command.KILL_VM:
                 await self.qemu.kill()
+            case Command.NOTE_END:
+                await self._note_end()
             case Command.EXIT:
                 self._stop.set()
         return None
 
     async def _claim(self) -> Event:
-        given_up = threading.Event()
         try:
             async with asyncio.timeout(CLAIM_S_MAX):
-                answer = await asyncio.to_thread(
-                    self.arbiter.claim, self.vm.name, self.term + 1, self.host.name, given_up
-                )
+                answer = await self.arbiter.claim(self.vm.name, self.term + 1, self.host.name, self._claim_id)
         except (ArbiterUnanswered, TimeoutError) as problem:
             self.events.add("claim", granted=False, reason=str(problem) or "the arbiter does not answer in time")
             return Event.CLAIM_UNANSWERED
-        finally:
-            given_up.set()  # the thread may live on, but grants nothing to a side that has gone on
-        self.events.add("claim", granted=answer.granted, term=self.term + 1, reason=answer.reason)
+        self.events.add("claim", granted=answer.granted, term=answer.term or self.term + 1, reason=answer.reason)
         if not answer.granted:
             return Event.CLAIM_DENIED
-        self.term += 1
+        self.term = answer.term
         return Event.CLAIM_GRANTED
+
+    async def _watch_arbiter(self) -> None:
+        """Who could not claim should be known before it has to; and see `Story.newer_term`."""
+        due_s = 0.0
+        while True:
+            if self._base_in_doubt or time.monotonic() >= due_s:
+                due_s = time.monotonic() + ARBITER_CHECK_S
+                record = await self.check_arbiter()
+                if record is not None and record.term > self.term:
+                    await self.story.newer_term(record.term)
+                self._base_in_doubt = self._base_in_doubt and bool(self.arbiter_trouble)
+            await asyncio.sleep(CLAIM_RETRY_S)
+
+    async def check_arbiter(self) -> ClaimRecord | None:
+        """What the arbiter has of this VM; None also when it does not answer, which is an event when it is news."""
+        try:
+            async with asyncio.timeout(CLAIM_S_MAX):
+                record = await self.arbiter.record(self.vm.name)
+        except (ArbiterUnanswered, TimeoutError) as problem:
+            if not self.arbiter_trouble:
+                self.arbiter_trouble = str(problem) or "the arbiter does not answer in time"
+                self.events.add("arbiter-unanswered", reason=self.arbiter_trouble)
+            return None
+        if self.arbiter_trouble:
+            self.arbiter_trouble = ""
+            self.events.add("arbiter-answers")
+        return record
+
+    async def _dismiss_peer(self) -> None:
+        if isinstance(self.session, SessionWithSecondary):
+            self._promised = await self.session.dismiss(self.ending or self.failover.reason)
+            self.events.add("dismissed", promised=self._promised)
+
+    async def _note_end(self) -> None:
+        """Nobody has to give --no-copy-lives at the next start. A secondary that did not promise is shut out first."""
+        try:
+            async with asyncio.timeout(CLAIM_S_MAX):
+                if not self._promised:
+                    answer = await self.arbiter.claim(self.vm.name, self.term + 1, self.host.name, self._claim_id)
+                    self.term = answer.term or self.term
+                noted = await self.arbiter.end(self.vm.name, self.term, self.host.name)
+        except (ArbiterUnanswered, TimeoutError) as problem:
+            self.events.add("end-not-noted", reason=str(problem) or "the arbiter does not answer in time")
+        else:
+            self.events.add("end-noted" if noted else "end-not-noted", term=self.term)
 
     async def _leave_pair(self) -> None:
         """First the packets, then the session: nothing may be released by a peer that we are leaving.
@@ -255,8 +355,9 @@ class Manager:
         ours, theirs = nic_pair()
         self._sockets = [ours, theirs]
         self.agent = await AgentLink.start(ours, theirs)
+        self.agent.on_refused = self.refused
         protection = self.vm.protection
-        self.packet_token = self._new_token()
+        self.packet_token = new_token()
         started = await self.agent.command(
             protocol.Start(
                 self.role,
@@ -267,11 +368,12 @@ class Manager:
                 self.vm.mac,
                 protection.hold_ms_min,
                 protection.hold_ms_max,
+                self.host.tls_files,
             )
         )
         assert isinstance(started, protocol.Started)
         self.packet_port = started.packet_port
-        await self.disks.start(self._on_trouble)
+        await self.disks.start(self._on_trouble, self.refused)
         self.qemu = await Qemu.start(
             self._qemu_config(),
             theirs,
@@ -286,15 +388,13 @@ class Manager:
         await self.qemu.yield_vcpus()
         self.started = True
         self.events.add("started", qemu=self.qemu_version, dirty_pages=self.qemu.dirty.kind, why=self.qemu.why_not_uffd)
-
-    def _new_token(self) -> str:
-        """A secret for those who may call a process of ours; a primary is not called."""
-        return ""
+        if self.host.insecure:
+            self.events.add("insecure", reason="`insecure` in host.toml: whoever reaches our ports can be the peer")
 
     def _qemu_config(self) -> QemuConfig:
         vm = self.vm
         for path in (vm.kernel, vm.initrd):
-            if not path.is_file():
+            if path is not None and not path.is_file():
                 raise EnvironmentFault(f"{path} of vm.toml does not exist: build the guest with `colo guest build`")
         return QemuConfig(
             accel=vm.accel,
@@ -305,17 +405,18 @@ class Manager:
             kernel=vm.kernel,
             initrd=vm.initrd,
             append=vm.append,
-            name=f"{vm.name}-{self.role}",
+            name=vm.name,
             binary=vm.qemu,
             disks=self.disks.for_qemu,
         )
 
-    def hello(self, channel: str) -> wire.Hello:
-        """Our greeting."""
+    def hello(self, *, resume: bool = False) -> wire.Hello:
+        """Our greeting; `resume`: to a secondary that we have lost."""
         vm = self.vm
         return wire.Hello(
             wire.PROTOCOL_VERSION,
-            channel,
+            wire.PROTOCOL_VERSION_MIN,
+            peer.Channel.CONTROL,
             vm.name,
             self.host.name,
             self.term,
@@ -325,17 +426,22 @@ class Manager:
             vm.mac,
             vm.accel,
             self.disks.shapes,
+            resume,
         )
 
-    async def _live_or_end(self) -> None:
+    async def _live_or_end(self, live: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Live until something ends this side; then leave in the order that lets the peer go on at once."""
-        living = asyncio.create_task(self.live())
+        living, watching = asyncio.create_task(live()), asyncio.create_task(self._watch_arbiter())
         stopped = asyncio.create_task(self._stop.wait())
         gone = [self.qemu.lost, self.agent.gone, *self.disks.gone]
-        ends: list[asyncio.Future[Any]] = [living, stopped, self._trouble, *gone]
+        ends: list[asyncio.Future[Any]] = [living, watching, stopped, self._trouble, *gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        failure = await _ended(living)
-        await _ended(stopped)
+        if self.failover.ended:  # it is carrying out its end, of which the VM's is a part
+            await asyncio.wait((living,), timeout=END_S_MAX)
+        elif self.failover.state is State.TAKING_OVER:  # a claim that is granted and not known would shut out the peer
+            await asyncio.wait((living,), timeout=CLAIM_S_MAX)
+        failure = await ended(living) or await ended(watching)
+        await ended(stopped)
         if failure is not None and not isinstance(failure, VmLost | PeerLost | DiskTrouble):
             raise failure
         if not self.failover.ended:
@@ -372,7 +478,7 @@ def console_says(path: Path, line: str) -> bool:
         return False
 
 
-async def _ended(task: asyncio.Task[Any]) -> BaseException | None:
+async def ended(task: asyncio.Task[Any]) -> BaseException | None:
     """End a task of ours; returns what it failed with, if it did by itself."""
     while not task.done():
         task.cancel()  # again, as a task that was just being woken may not notice the first one

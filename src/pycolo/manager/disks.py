@@ -8,14 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pycolo.config import HostConfig, VmConfig, disk_path
+from pycolo.agent.protocol import Connect
+from pycolo.config import CopyConfig, VmConfig, disk_path
 from pycolo.core import wire
 from pycolo.core.failover import Role
 from pycolo.disk import protocol
 from pycolo.edge.disk_link import DiskLink, NoDisks
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.qemu_command import QemuDisk
-from pycolo.errors import VmLost
+from pycolo.errors import PeerLost, VmLost
 
 MIB = 1 << 20
 
@@ -23,7 +24,7 @@ MIB = 1 << 20
 class VmDisks:
     """All disks of a VM; a VM without disks has no disk process. `ports` are those of core/checkpoint."""
 
-    def __init__(self, host: HostConfig, vm: VmConfig, role: Role, token: str, *, older_disk: bool = False) -> None:
+    def __init__(self, host: CopyConfig, vm: VmConfig, role: Role, token: str, *, older_disk: bool = False) -> None:
         """`older_disk`: a VM may start from an image that was a secondary's when it was used last."""
         self._host, self._vm, self._role, self._token = host, vm, role, token
         self._older_disk = older_disk
@@ -47,7 +48,7 @@ class VmDisks:
         """The disks as QEMU gets them, in the order of `qemu_ends`."""
         return tuple(QemuDisk(disk.name, disk.werror) for disk in self._vm.disks)
 
-    async def start(self, on_trouble: Callable[[protocol.Trouble], None]) -> None:
+    async def start(self, on_trouble: Callable[[protocol.Trouble], None], on_refused: Callable[[str], None]) -> None:
         """Open the images. Raises EnvironmentFault, DiskTrouble, VmLost."""
         if not self._vm.disks:
             return
@@ -59,7 +60,7 @@ class VmDisks:
         finally:
             for ours, _ in pairs:
                 ours.close()
-        self.link.on_trouble = on_trouble
+        self.link.on_trouble, self.link.on_refused = on_trouble, on_refused
         opened = await self.link.open(command)
         self._port = opened.port
         self.shapes = tuple(
@@ -92,15 +93,36 @@ class VmDisks:
         if self.link is not None:
             self.link.on_wanted, self.link.on_channel_lost = on_wanted, on_channel_lost
 
-    async def connect(self, host: str, port: int, token: str) -> None:
-        """Primary: begin to bring the secondary's images up to ours. Raises PeerLost, VmLost."""
+    async def listen(self) -> tuple[int, str]:
+        """Secondary: as `channel`, for a primary that comes back. Raises VmLost."""
         if self.link is not None:
-            await self.link.connect(host, port, token)
+            self._port = await self.link.listen()
+        return self.channel
+
+    async def connect(self, command: Connect) -> None:
+        """Primary: begin to bring the secondary's images up to ours. Raises PeerLost, VmLost."""
+        if self.link is None:
+            return
+        try:
+            await self.link.connect(command)
+        except VmLost as silence:
+            if self.link.gone.done():
+                raise
+            raise PeerLost(f"our own disks are too slow to be copied: {silence}") from None
 
     def give_up(self, why: str) -> None:
         """The session to the peer is over: who waits for its disks waits in vain."""
         if self.link is not None:
             self.link.give_up(why)
+
+    async def folding(self) -> bool:
+        """Whether a takeover is still under way on the images: until it is not there can be no other secondary."""
+        try:
+            return self.link is not None and (await self.link.stats()).folding
+        except VmLost:
+            if self.link is None or self.link.gone.done():
+                raise
+            return True  # a disk that is slow ends no VM that has no partner; it is no time for one either
 
     async def take_over(self) -> None:
         """The SVM's disks are the disks now. Raises VmLost."""
@@ -145,6 +167,7 @@ class VmDisks:
             state_dir=str(self._host.state_dir),
             listen_host=address(self._host.listen)[0],
             token=self._token,
+            tls=self._host.tls_files,
             buffer_bytes_max=protection.disk_buffer_mib_max * MIB,
             spill_bytes_max=protection.disk_spill_mib_max * MIB,
             queue_bytes_max=protection.disk_queue_mib_max * MIB,

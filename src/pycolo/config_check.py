@@ -1,0 +1,77 @@
+"""What is wrong with a host.toml or vm.toml: all of it at once, and what is only suspicious as warnings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pycolo.config import HostConfig, VmConfig, read_toml, sentences
+from pycolo.errors import EnvironmentFault
+
+KINDS: dict[str, type[BaseModel]] = {"host": HostConfig, "vm": VmConfig}
+
+
+@dataclass
+class Findings:
+    """One file's: `kind` is "host" or "vm"; sentences that name the file and the key."""
+
+    kind: str
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_file(path: Path, kind: str | None = None) -> Findings:
+    """Look at one file; without `kind` its content tells what it is."""
+    try:
+        values = read_toml(path)
+    except EnvironmentFault as problem:
+        return Findings(kind or "unknown", [str(problem)])
+    found = Findings(kind or _kind_of(values))
+    try:
+        model = KINDS[found.kind].model_validate(values)
+    except ValidationError as problem:
+        found.errors = [f"{path}: {sentence}" for sentence in sentences(problem)]
+        return found
+    doubts = _host_doubts(model) if isinstance(model, HostConfig) else []
+    if isinstance(model, VmConfig):
+        doubts = _vm_doubts(model, path.parent)
+    found.warnings = [f"{path}: {doubt}" for doubt in doubts]
+    return found
+
+
+def _kind_of(values: dict[str, Any]) -> str:
+    """The kind with the most of its keys there."""
+    return max(KINDS, key=lambda kind: len(values.keys() & KINDS[kind].model_fields.keys()))
+
+
+def _host_doubts(host: HostConfig) -> list[str]:
+    doubts = []
+    if not host.peers:
+        doubts.append("peers is empty: no VM can be protected until it names another host")
+    if not Path("/sys/class/net", host.bridge, "bridge").exists():
+        doubts.append(f"bridge is {host.bridge!r}: this machine has no bridge of that name now")
+    if host.disk_dir is not None and not host.disk_dir.is_dir():
+        doubts.append(f"disk_dir is '{host.disk_dir}': this folder does not exist on this machine")
+    if host.token_file is not None and not host.token_file.exists():
+        doubts.append(f"token_file is '{host.token_file}': it does not exist, so nobody is let in with a token")
+    return doubts
+
+
+def _vm_doubts(vm: VmConfig, folder: Path) -> list[str]:
+    doubts = [
+        f"{key} is '{path}': this file does not exist on this machine"
+        for key, path in (("kernel", vm.kernel), ("initrd", vm.initrd))
+        if path is not None and not (folder / path).is_file()
+    ]
+    if shutil.which(vm.qemu) is None:
+        doubts.append(f"qemu is {vm.qemu!r}: this machine has no such program")
+    if vm.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        doubts.append("accel is 'kvm': /dev/kvm can't be used on this machine")
+    if not vm.protection.protect:
+        doubts.append("protection.protect is false: the VM runs on one host only")
+    return doubts
