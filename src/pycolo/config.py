@@ -148,7 +148,6 @@ class HostConfig(_HostShared):
     state_dir: Path
     arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
     bridge: Device
-    disk_dir: Path | None = None
     listen: Annotated[HostPort, AfterValidator(_reachable)]
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
     memory_mib: Annotated[int, Field(ge=32, le=1 << 26)] | None = None
@@ -275,7 +274,7 @@ class CopyDocument(_Model):
     older_disk: bool = False
 
 
-def disk_path(host: CopyConfig, disk: DiskConfig) -> Path:
+def disk_path(host: HostConfig | CopyConfig, disk: DiskConfig) -> Path:
     """Where the image of a disk lies on a host. Raises EnvironmentFault."""
     if disk.path.is_absolute():
         return disk.path

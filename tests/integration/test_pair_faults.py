@@ -1,4 +1,4 @@
-"""A real pair under load loses one side in every way we know: the other goes on, and no client notices."""
+"""A real pair under load loses one side: how each side ends and what it says; every fault is in test_fault_matrix."""
 
 import asyncio
 import signal
@@ -39,47 +39,18 @@ async def test_the_primary_host_dies(pair: Pair) -> None:
     assert pair.secondary.first("claim", died_ms, granted=True)
 
 
-async def test_one_primary_survives_many_secondaries(pair: Pair) -> None:
-    """Killed, hung QEMU, dead agent, dead QEMU, ended in order: each time the primary goes on, and takes the next."""
-    await lose_secondary(pair, EVERYTHING, signal.SIGKILL, NOTICED_S_MAX)
-    await pair.join_secondary()
-    await lose_secondary(pair, ("qemu",), signal.SIGSTOP, QMP_DEADLINE_MS / 1000 + 1 + NOTICED_S_MAX)
-    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
-    await pair.join_secondary()
-    await lose_secondary(pair, ("agent",), signal.SIGKILL, NOTICED_S_MAX)
-    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
-    await pair.join_secondary()
-    await lose_secondary(pair, ("qemu",), signal.SIGKILL, NOTICED_S_MAX)
-    assert await pair.exit_status(pair.secondary) == VmLost.exit_status
-    await pair.join_secondary()
-    await lose_secondary(pair, ("daemon",), signal.SIGTERM, NOTICED_S_MAX)
+async def test_a_secondary_that_is_stopped_in_order_ends_well_and_the_primary_goes_on(pair: Pair) -> None:
+    stopped_ms = pair.signal(S, ("daemon",), signal.SIGTERM)
+    primary = pair.primary
+    await primary.wait_for(lambda: primary.first("solo", stopped_ms), 20.0, "going on alone")
     assert await pair.exit_status(pair.secondary) == 0
-    terms = [event["term"] for event in pair.primary.events if event["kind"] == "claim"]
-    assert terms == [2, 3, 4, 5, 6]
+    assert [event["term"] for event in primary.events if event["kind"] == "claim"] == [2]
     await pair.load_off()
 
 
-async def lose_secondary(pair: Pair, names: tuple[str, ...], number: signal.Signals, within_s: float) -> None:
-    lost_ms = pair.signal(S, names, number)
-    primary = pair.primary
-    await primary.wait_for(lambda: primary.first("solo", lost_ms), 20.0, "going on alone")
-    solo = primary.first("solo", lost_ms)
-    assert solo is not None
-    assert solo["t_ms"] - lost_ms < within_s * 1000, log_of(primary)[-2000:]
-    await pair.serves(1.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "number", "within_s"),
-    [
-        ("qemu", signal.SIGKILL, NOTICED_S_MAX),
-        ("qemu", signal.SIGSTOP, QMP_DEADLINE_MS / 1000 + 1),
-        ("agent", signal.SIGKILL, NOTICED_S_MAX),
-    ],
-)
-async def test_a_part_of_the_primary_fails(pair: Pair, name: str, number: signal.Signals, within_s: float) -> None:
-    failed_ms = pair.signal(P, (name,), number)
-    await pair.goes_on(pair.secondary, failed_ms, within_s)
+async def test_a_primary_without_its_agent_ends_and_says_so(pair: Pair) -> None:
+    died_ms = pair.signal(P, ("agent",), signal.SIGKILL)
+    await pair.goes_on(pair.secondary, died_ms, NOTICED_S_MAX)
     assert await pair.exit_status(pair.primary) == VmLost.exit_status
 
 

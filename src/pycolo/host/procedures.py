@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 
-from pycolo.config import VmConfig
+from pycolo.config import DiskConfig, VmConfig, disk_path
 from pycolo.errors import PeerLost, PycoloError, WrongState
 from pycolo.host.copy import Copy
 from pycolo.host.daemon import HostDaemon
@@ -28,7 +28,7 @@ POLICY = ("protect", "secondaries", "external_heartbeat_ms_max")
 
 async def protect(host: HostDaemon, request: ProtectRequest) -> Copy:
     """Start the VM here if it does not run, and have it protected. Raises WrongState, EnvironmentFault."""
-    vm = _with_choice(host, request)
+    vm = _with_sizes(host, _with_choice(host, request))
     async with host.starting:
         copy = host.copies.get(vm.name)
         if copy is not None and copy.running:
@@ -59,6 +59,19 @@ def _with_choice(host: HostDaemon, request: ProtectRequest) -> VmConfig:
     if request.secondary:
         protection = protection.model_copy(update={"protect": True})
     return request.vm.model_copy(update={"protection": protection})
+
+
+def _with_sizes(host: HostDaemon, vm: VmConfig) -> VmConfig:
+    """Disks whose images are here have their sizes, so that another host can make its own."""
+    return vm.model_copy(update={"disks": tuple(_with_size(host, disk) for disk in vm.disks)})
+
+
+def _with_size(host: HostDaemon, disk: DiskConfig) -> DiskConfig:
+    path = disk_path(host.config, disk)
+    if disk.size_mib or not path.is_file():
+        return disk
+    size_mib, rest = divmod(path.stat().st_size, 1 << 20)
+    return disk if rest else disk.model_copy(update={"size_mib": size_mib})
 
 
 def _protect_running(copy: Copy, vm: VmConfig) -> Copy:
