@@ -1,16 +1,19 @@
-"""Where a primary may start a VM at all."""
+"""Where a primary may start a VM at all, and whom it calls."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from pycolo.config import CopyConfig, FileArbiterConfig, VmConfig
-from pycolo.core.failover import Role
+from pycolo.core.failover import Role, State
 from pycolo.edge.state_file import FileArbiter
-from pycolo.errors import EnvironmentFault
+from pycolo.errors import EnvironmentFault, VmLost
 from pycolo.events import EventLog
 from pycolo.manager.common import Known, VmCopy
-from pycolo.manager.primary import claim_first_term
+from pycolo.manager.primary import PrimaryStory, claim_first_term
 
 
 def copy_of(tmp_path: Path, *, no_copy_lives: bool = False) -> VmCopy:
@@ -49,3 +52,25 @@ async def test_the_operator_may_know_better(tmp_path: Path) -> None:
     primary = copy_of(tmp_path, no_copy_lives=True)
     await claim_first_term(primary)
     assert primary.term == 2
+
+
+async def test_nobody_is_called_when_the_offer_is_withdrawn_while_the_disks_are_asked(tmp_path: Path) -> None:
+    copy: Any = copy_of(tmp_path)
+    looks = 0
+
+    async def check_copy() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise VmLost("the test is over")
+
+    async def folding() -> bool:
+        story.call_peer("")
+        return False
+
+    alone = SimpleNamespace(ended=False, state=State.SOLO)
+    parts = {"qemu": MagicMock(), "agent": SimpleNamespace(), "failover": alone, "disks": SimpleNamespace(folding=folding)}
+    copy = SimpleNamespace(host=copy.host, vm=copy.vm, check_copy=check_copy, **parts)
+    story = PrimaryStory(copy)
+    with pytest.raises(VmLost, match="the test is over"):
+        await story.live()

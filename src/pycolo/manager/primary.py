@@ -107,7 +107,7 @@ class PrimaryStory:
         """Call the peer until it answers; meanwhile make sure that our own VM is alive."""
         while True:
             await self._copy.check_copy()
-            if self._peer and not await self._copy.disks.folding():
+            if not await self._copy.disks.folding() and self._peer:  # looked at last: whom to call may change meanwhile
                 try:
                     return await self._pair(self._peer, resume=False)
                 except (PeerUntrusted, EnvironmentFault) as refusal:
