@@ -40,6 +40,10 @@ demo: setup ## Two hosts, real clients, one death each: shows that no client not
 test: setup test-packages ## Unit, property, simulation and integration tests with real QEMU
 	@scripts/run-tests $(BIN)/python $(ARGS)
 
+.PHONY: matrix
+matrix: setup test-packages ## Every single fault, one after the other, on three hosts with etcd: a line each
+	@$(BIN)/python -m pytest -q -s tests/integration/test_fault_matrix.py
+
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
 	@$(BIN)/ruff check .
