@@ -10,6 +10,7 @@ import pytest
 from pycolo.core import checkpoint, failover
 from pycolo.core.checkpoint import (
     PrimaryDisks,
+    PrimaryLink,
     PrimaryOutput,
     SecondaryDisks,
     SecondaryFeed,
@@ -113,6 +114,18 @@ def _applied_at_discard(patch: pytest.MonkeyPatch) -> None:
         real(self)
 
     patch.setattr(MemoryCache, "discard", discard)
+
+
+def _always_ahead(patch: pytest.MonkeyPatch) -> None:
+    """Pages are applied as they arrive, although there is a committed image to spoil."""
+
+    async def mutated(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache) -> Stage:
+        while not isinstance(message := await link.receive(), Stage):
+            cache.stage(*message)
+            message[1].apply_to(cache.image)
+        return message
+
+    patch.setattr(checkpoint, "_receive_stage", mutated)
 
 
 def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
@@ -227,6 +240,13 @@ MUTANTS = (
         "staged pages applied at a discard",
         committed_state.NAME,
         _applied_at_discard,
+        ("to_secondary.send_pages",),
+        (Fault(Kind.SPOIL, False),),
+    ),
+    Mutant(
+        "pages applied ahead of a commit that is not the first",
+        committed_state.NAME,
+        _always_ahead,
         ("to_secondary.send_pages",),
         (Fault(Kind.SPOIL, False),),
     ),

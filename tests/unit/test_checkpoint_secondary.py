@@ -22,21 +22,75 @@ def is_at(svm: Svm, pvm: Pvm) -> bool:
     return bool((svm.ram == pvm.ram).all()) and svm.device_state == b"registers" and svm.running
 
 
-async def test_the_secondary_commits_before_it_touches_its_svm() -> None:
+async def following() -> tuple[Pvm, EpochLedger, Svm, MemoryCache]:
+    """After the first checkpoint."""
+    pvm, ledger, messages = await stream()
+    svm, cache = Svm(Script(), messages), MemoryCache(PAGES)
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    svm.script.steps.clear()
+    svm.written.clear()
+    return pvm, ledger, svm, cache
+
+
+async def test_pages_of_the_first_checkpoint_are_written_as_they_arrive() -> None:
     pvm, _, messages = await stream()
     script = Script()
     svm, cache = Svm(script, messages), MemoryCache(PAGES)
-    received = len(messages)
+    batches = [sorted(message[1].indices.tolist()) for message in messages[:-1] if isinstance(message, tuple)]
     assert await receive_checkpoint(svm, svm, svm, svm, cache)
-    assert [step for step in script.steps if step != "breathe"] == [
+    steps = [step for step in script.steps if step != "breathe"]
+    assert steps[: steps.index("staged 1")] == [
+        "take_dirty_pages",
+        *["receive", "write_pages"] * len(batches),
+        "receive",
+    ]
+    assert svm.written == [*batches, [], [6]], "nothing is left to load but what the load wrote itself"
+    assert is_at(svm, pvm)
+
+
+async def test_what_qemu_writes_while_the_first_checkpoint_arrives_is_written_over() -> None:
+    pvm, _, messages = await stream()
+
+    class Resetting(Svm):
+        async def receive(self) -> Message:
+            if len(self.messages) == 1:
+                self.ram[1] = 0xAA
+                self.dirty.add(1)
+            return await super().receive()
+
+    svm, cache = Resetting(Script(), messages), MemoryCache(PAGES)
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    assert is_at(svm, pvm)
+
+
+async def test_a_first_checkpoint_after_a_discarded_one_leaves_nothing_of_it() -> None:
+    pvm, ledger, messages = await stream()
+    first = messages[0]
+    assert isinstance(first, tuple)
+    first[1].contents[0, 0] ^= 1
+    svm, cache = Svm(Script(), messages), MemoryCache(PAGES)
+    assert not await receive_checkpoint(svm, svm, svm, svm, cache)
+    other = EpochLedger(PAGES, last_used=ledger.last_used)  # as after a failed one: every page is owed
+    svm.messages = await one_checkpoint(pvm, other)
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    assert is_at(svm, pvm)
+
+
+async def test_the_secondary_commits_before_it_touches_its_svm() -> None:
+    pvm, ledger, svm, cache = await following()
+    pvm.write(5, 77)
+    svm.messages = await one_checkpoint(pvm, ledger)
+    received = len(svm.messages)
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    assert [step for step in svm.script.steps if step != "breathe"] == [
         *["receive"] * received,
-        "staged 1",
-        "send_committed 1",
+        "staged 2",
+        "send_committed 2",
         "stop_feed",
         "expect_pause",
         "stop_for_load",
         "drop_output",
-        "commit 1",
+        "commit 2",
         "take_dirty_pages",
         "write_pages",
         "load_device_state",
@@ -44,11 +98,11 @@ async def test_the_secondary_commits_before_it_touches_its_svm() -> None:
         "write_pages",
         "resume",
         "start_feed",
-        "send_loaded 1",
+        "send_loaded 2",
     ]
     assert is_at(svm, pvm)
-    assert svm.fed == [(1, 42)]
-    assert (cache.committed_epoch, cache.loaded_epoch, cache.fed_epoch) == (1, 1, 1)
+    assert svm.fed == [(1, 42), (2, 42)]
+    assert (cache.committed_epoch, cache.loaded_epoch, cache.fed_epoch) == (2, 2, 2)
 
 
 async def test_only_what_differs_is_written_again() -> None:
@@ -101,7 +155,7 @@ async def test_a_primary_lost_before_its_disk_writes_arrived_leaves_nothing_stag
     assert cache.committed is None
     assert not cache.apply_next()
     await roll_forward(svm, svm, svm, cache)
-    assert (svm.running, svm.disk_epoch, svm.written) == (False, 0, [])
+    assert (svm.running, svm.disk_epoch, svm.device_state) == (False, 0, b"")
 
 
 async def test_a_lost_disk_is_before_the_commit_point_too() -> None:

@@ -6,6 +6,7 @@ in virtual time with a failure at every await. Nothing here knows of asyncio.
 Guarantees
 * The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
 * Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
+* The first checkpoint's pages reach the SVM's RAM as they arrive: it has never run, and nothing is committed to spoil.
 * Memory, device state and disks move together: the disks' writes of an epoch have arrived before it is committed, and
   become the SVM's disk between its stop and its load (rule 4).
 * The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated
@@ -281,7 +282,7 @@ async def receive_checkpoint(
     Raises PeerLost before the commit point with nothing staged any more; VmLost when the SVM can't follow.
     """
     try:
-        stage = await _receive_stage(link, cache)
+        stage = await _receive_stage(link, vm, cache)
         problem = cache.problem(stage)
         if problem is None:
             await disks.staged(stage.epoch)
@@ -342,12 +343,20 @@ async def _dirtied_by_load(vm: SecondaryVm, cache: MemoryCache) -> Indices:
     return by_load.owed()
 
 
-async def _receive_stage(link: PrimaryLink, cache: MemoryCache) -> Stage:
+async def _receive_stage(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache) -> Stage:
+    """The SVM that has never run gets its RAM while it arrives: clients would wait for a load of it all."""
+    ahead = cache.committed is None
+    if ahead:  # from here on the tracker tells what QEMU writes there by itself
+        await _collect_dirty(vm.take_dirty_pages, cache.debt)
     while True:
         message = await link.receive()
         if isinstance(message, Stage):
             return message
         cache.stage(*message)
+        if ahead:
+            pages = cache.apply_ahead()
+            await vm.write_pages(pages, cache.image)
+            cache.debt.paid(pages)
 
 
 async def _tell(sending: Awaitable[None]) -> None:

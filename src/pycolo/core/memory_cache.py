@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from pycolo.core.pages import PAGE_BYTES, Contents, PageBatch, PageDebt
+from pycolo.core.pages import PAGE_BYTES, Contents, Indices, PageBatch, PageDebt
 from pycolo.errors import PeerViolation
 
 # First sync sends all RAM once and then rounds of dirtied pages; more than this many times RAM is an attack or a bug.
@@ -60,7 +60,7 @@ class StageDigest:
 class MemoryCache:
     """Committed image of the PVM, with the checkpoint that is being staged beside it.
 
-    `image` (pages, 4096) uint8 is the committed one whenever `apply_next` returns False.
+    `image` (pages, 4096) uint8 is the committed one whenever `apply_next` returns False, from the first commit on.
     """
 
     def __init__(self, page_count: int) -> None:
@@ -101,6 +101,20 @@ class MemoryCache:
             raise PeerViolation(f"the peer staged {self._staged_pages} pages of a VM that has {page_count}")
         self._staged.append(batch)
         self._running_digest(epoch).add(batch)
+
+    def apply_ahead(self) -> Indices:
+        """Bring what is staged into the image at once; returns those pages, which the SVM's RAM does not hold yet.
+
+        Before the first commit only: nothing can be lost then, and all RAM does not have to be kept twice. If this
+        checkpoint is discarded, the next one brings every page again (rule 7).
+        """
+        assert self.committed is None
+        indices = np.concatenate([part for batch in self._staged for part in (batch.indices, batch.zeros)])
+        for batch in self._staged:
+            batch.apply_to(self.image)
+        self._staged.clear()
+        self.debt.add(indices)
+        return np.unique(indices)
 
     def discard(self) -> None:
         """Forget everything staged; the committed state is untouched."""

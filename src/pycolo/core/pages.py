@@ -81,6 +81,10 @@ class PageDebt:
         """These pages are owed as well."""
         self._owed[written] = True
 
+    def paid(self, arrived: Indices) -> None:
+        """These pages have arrived as they are now."""
+        self._owed[arrived] = False
+
     def take(self) -> Indices:
         """The pages owed now; they count as sent until `settle` or `put_back`."""
         taken = self.owed()
