@@ -169,6 +169,7 @@ async def start_vm(host: Host) -> None:
 
 async def one_round(dies: Host, survives: Host, load: LoadProcess) -> dict[str, float]:
     """One death, and protection again."""
+    await asyncio.sleep(LOAD_S)
     pids = await dies.pids()
     died_ms = await dies.die(pids)
 
@@ -230,7 +231,11 @@ def summary(found: list[dict[str, float]], result: dict[str, Any]) -> dict[str, 
         values = [one[key] for one in found]
         figures |= {f"{key}_p50": statistics.median(values), f"{key}_min": min(values), f"{key}_max": max(values)}
     noticed = ("failed", "reset", "wrong_bytes", "lost_acknowledged")
-    return figures | {"requests": result["requests"], **{key: result[key] for key in noticed}}
+    return figures | {
+        "requests": result["requests"],
+        "errors": result["errors"],
+        **{key: result[key] for key in noticed},
+    }
 
 
 def show(figures: dict[str, Any], console: Console) -> None:
@@ -250,6 +255,8 @@ def show(figures: dict[str, Any], console: Console) -> None:
         table.add_row(name, f"{figures[f'{key}_p50']:.1f}", f"{low:.1f} to {high:.1f}", goal)
     console.print(table)
     noticed = {key: figures[key] for key in ("failed", "reset", "wrong_bytes", "lost_acknowledged")}
+    for error in figures["errors"]:
+        console.print(f"  {error}")
     console.print("clients noticed: " + ", ".join(f"{key} {value}" for key, value in noticed.items()))
 
 
