@@ -42,7 +42,7 @@ test: setup test-packages ## Unit, property, simulation and integration tests wi
 
 .PHONY: matrix
 matrix: setup test-packages ## Every single fault, one after the other, on three hosts with etcd: a line each
-	@$(BIN)/python -m pytest -q -s tests/integration/test_fault_matrix.py
+	@$(BIN)/python -m pytest -q tests/integration/test_fault_matrix.py
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules

@@ -44,7 +44,7 @@ SO_RCVBUFFORCE = 33
 LISTEN_BYTES = 32 << 20
 LISTEN_S = 0.02
 SETTLE_S_MAX = 30.0
-SERVE_S = 1.0
+SERVE_S = 0.5
 PARTS = ("daemon", "manager", "agent", "qemu", "disks")
 
 

@@ -27,8 +27,11 @@ async def cluster(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-async def test_one_goes_on_and_is_protected_again(cluster: Cluster, fault: Fault) -> None:
+async def test_one_goes_on_and_is_protected_again(
+    cluster: Cluster, fault: Fault, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = await suffer(cluster, fault)
-    print(outcome)
+    with capsys.disabled():  # what it cost is what people would like to read
+        print(f"  {outcome}")
     assert noticed(cluster.load) == {}
     assert speakers_are_single(outcome.turns), outcome
