@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -247,7 +248,7 @@ async def test_when_both_hosts_are_lost_the_operator_says_that_no_copy_lives(hos
     code, _, err = await hosts.colo("h1", "protect", hosts.vm_toml(name="three"))
     assert code == 0, err
     for host in ("h1", "h2"):
-        hosts.daemons[host].send_signal(signal.SIGKILL)  # both at one instant, or the second takes over
+        hosts.daemons[host].send_signal(signal.SIGKILL)
     for host in ("h1", "h2"):
         await hosts.kill(host)
         await hosts.start(host)
@@ -256,7 +257,8 @@ async def test_when_both_hosts_are_lost_the_operator_says_that_no_copy_lives(hos
     await hosts.colo("h1", "protect", hosts.vm_toml(name="three"))
     status = await hosts.status("h1", "three")
     assert not status["running"]
-    assert "h1 holds term 1 of VM three, so a copy may live there" in status["reason"]
+    # One of them may have gone solo before it died as well.
+    assert re.match(r"h[12] holds term [12] of VM three, so a copy may live there: ", status["reason"]), status
     code, _, err = await hosts.colo("h1", "protect", hosts.vm_toml(name="three"), "--no-copy-lives")
     assert code == 0, err
     assert (await hosts.colo("h1", "stop", "three"))[0] == 0
