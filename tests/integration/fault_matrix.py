@@ -334,16 +334,15 @@ async def cut_everything(cluster: Cluster, seen: Seen) -> Undo:
     return partial(_all, [cluster.cut(seen.primary, (seen.secondary,)), arbiters])
 
 
-EVERYTHING = PARTS
 FAULTS = (
     *(Fault(f"kill the primary's {part}", kill("primary", (part,)), "over") for part in PARTS),
     *(Fault(f"kill the secondary's {part}", kill("secondary", (part,)), "on") for part in PARTS),
-    Fault("kill all of the primary", kill("primary", EVERYTHING), "over"),
-    Fault("kill all of the secondary", kill("secondary", EVERYTHING), "on"),
+    Fault("kill all of the primary", kill("primary", PARTS), "over"),
+    Fault("kill all of the secondary", kill("secondary", PARTS), "on"),
     *(Fault(f"freeze the primary's {part}", freeze("primary", (part,)), "over") for part in PARTS[1:]),
     *(Fault(f"freeze the secondary's {part}", freeze("secondary", (part,)), "on") for part in PARTS[1:]),
-    Fault("freeze all of the primary", freeze("primary", EVERYTHING), "over"),
-    Fault("freeze all of the secondary", freeze("secondary", EVERYTHING), "on"),
+    Fault("freeze all of the primary", freeze("primary", PARTS), "over"),
+    Fault("freeze all of the secondary", freeze("secondary", PARTS), "on"),
     Fault("freeze the primary's daemon", freeze("primary", ("daemon",)), "not", undo_first=True, lasts_s=1.0),
     Fault("freeze the secondary's daemon", freeze("secondary", ("daemon",)), "not", undo_first=True, lasts_s=1.0),
     Fault("cut the link", cut_pair, "any"),

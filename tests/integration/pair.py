@@ -16,7 +16,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -394,3 +394,16 @@ def environment_of_pair(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[MARK]
+
+
+@contextlib.asynccontextmanager
+async def protected_under_load(pair: Pair) -> AsyncIterator[Pair]:
+    """Closes the pair at the end; no daemon may have failed by then."""
+    try:
+        await pair.protect()
+        await pair.load_on()
+        yield pair
+        for daemon in (pair.primary, pair.secondary):
+            assert failures_in(daemon) == []
+    finally:
+        await pair.close()

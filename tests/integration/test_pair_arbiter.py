@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from pair import Pair, Wiretap, failures_in, log_of, now_ms, until
+from pair import Pair, Wiretap, log_of, now_ms, protected_under_load, until
 
 from pycolo.core.failover import Role
 from pycolo.demo.lab import HOSTS
@@ -25,15 +25,8 @@ NOTICED_S_MAX = 5.0
 @pytest_asyncio.fixture
 async def pair(guest_image: GuestImage, tmp_path: Path) -> AsyncIterator[Pair]:
     """A protected pair under load."""
-    pair = Pair(guest_image, tmp_path / "pair")
-    try:
-        await pair.protect()
-        await pair.load_on()
+    async with protected_under_load(Pair(guest_image, tmp_path / "pair")) as pair:
         yield pair
-        for daemon in (pair.primary, pair.secondary):
-            assert failures_in(daemon) == []
-    finally:
-        await pair.close()
 
 
 @contextmanager

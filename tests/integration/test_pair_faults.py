@@ -5,7 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from pair import Pair, Wiretap, failures_in, log_of, now_ms
+from pair import Pair, Wiretap, log_of, now_ms, protected_under_load
 
 from pycolo.core.failover import Role
 from pycolo.errors import Fenced, VmLost
@@ -20,15 +20,10 @@ NOTICED_S_MAX = 1.0  # a closed socket or three lost heartbeats, the claim and t
 @pytest.fixture
 async def pair(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A protected pair under load."""
-    pair = Pair(guest_image, tmp_path_factory.mktemp("pair"), qmp_deadline_ms=QMP_DEADLINE_MS)
-    try:
-        await pair.protect()
-        await pair.load_on()
+    async with protected_under_load(
+        Pair(guest_image, tmp_path_factory.mktemp("pair"), qmp_deadline_ms=QMP_DEADLINE_MS)
+    ) as pair:
         yield pair
-        for daemon in (pair.primary, pair.secondary):
-            assert failures_in(daemon) == []
-    finally:
-        await pair.close()
 
 
 async def test_the_primary_host_dies(pair: Pair) -> None:
