@@ -13,6 +13,10 @@ class EnvironmentFault(PycoloError):
     exit_status = 2
 
 
+class CaptureDamaged(EnvironmentFault):
+    """A capture file is whole only up to a place; all that is before it has been delivered."""
+
+
 class DemoFailed(PycoloError):
     """The demo ran, and a client noticed."""
 
