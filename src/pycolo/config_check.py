@@ -10,8 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pycolo.config import HostConfig, VmConfig, read_toml, sentences
+from pycolo.config import HostConfig, VmConfig
+from pycolo.config_messages import sentences
 from pycolo.errors import EnvironmentFault
+from pycolo.toml_file import read_toml
 
 KINDS: dict[str, type[BaseModel]] = {"host": HostConfig, "vm": VmConfig}
 
@@ -35,7 +37,7 @@ def check_file(path: Path, kind: str | None = None) -> Findings:
     try:
         model = KINDS[found.kind].model_validate(values)
     except ValidationError as problem:
-        found.errors = [f"{path}: {sentence}" for sentence in sentences(problem)]
+        found.errors = [f"{path}: {sentence}" for sentence in sentences(problem, KINDS[found.kind])]
         return found
     doubts = _host_doubts(model) if isinstance(model, HostConfig) else []
     if isinstance(model, VmConfig):

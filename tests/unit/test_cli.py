@@ -95,7 +95,7 @@ def test_a_bad_key(host_toml: Path, vm_toml: Path) -> None:
     assert refused("daemon", host_toml) == f"{host_toml}: the key tap is unknown: remove it or correct its spelling"
     vm_toml.write_text(vm_toml.read_text() + "memory_gib = 4\n")
     sentence = refused("protect", vm_toml)
-    assert sentence == f"{vm_toml}: the key memory_gib is unknown: remove it or correct its spelling"
+    assert sentence == f"{vm_toml}: the key memory_gib is unknown: did you mean `memory_mib`?"
 
 
 def test_a_key_that_others_may_read(host_toml: Path) -> None:

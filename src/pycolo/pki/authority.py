@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pycolo.config import HOST_NAME
+from pycolo.config_values import HOST_NAME
 from pycolo.edge.tls import TlsFiles, server_context
 from pycolo.errors import EnvironmentFault
 
