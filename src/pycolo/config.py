@@ -295,7 +295,7 @@ def mistaken_for(values: dict[str, Any], model: type[BaseModel]) -> str | None:
         return None
     if other is HostConfig:
         return f"is a host.toml (it has `{signs[0]}`): give a vm.toml here, and this one to `colo daemon` or --config"
-    return f"is a vm.toml (it has `{signs[0]}`): `colo daemon` and --config take the host.toml, and `colo protect` this one"
+    return f"is a vm.toml (it has `{signs[0]}`): give the host.toml here, and this one to `colo protect`"
 
 
 def load_document(path: Path) -> CopyDocument:

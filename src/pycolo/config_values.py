@@ -20,7 +20,7 @@ IN_WORDS = {
     DEVICE: f"a name of up to 15 {_LETTERS}",
     DISK_NAME: "a name of up to 20 small letters, digits and '-', the first of them a letter",
     MAC: "six pairs of hexadecimal digits with colons between them, such as 52:54:00:00:00:02",
-    ETCD_PREFIX: "up to 8 parts such as /pycolo, each of up to 64 letters, digits, '.', '_' and '-', without a '/' at the end",
+    ETCD_PREFIX: "1 to 8 parts such as /pycolo, each of up to 64 letters, digits, '.', '_' and '-', no '/' at its end",
 }
 """What each pattern means to a user."""
 

@@ -113,14 +113,32 @@ def test_etcd_as_arbiter(tmp_path: Path) -> None:
     ("values", "says"),
     [
         ({"endpoints": "[]"}, "arbiter.endpoints has 0 entries: it should have at least 1"),
-        ({"endpoints": '["10.0.0.1:2379"]'}, "number 1 of arbiter.endpoints is '10.0.0.1:2379': it is not https://HOST:PORT"),
+        (
+            {"endpoints": '["10.0.0.1:2379"]'},
+            "number 1 of arbiter.endpoints is '10.0.0.1:2379': it is not https://HOST:PORT",
+        ),
         ({"endpoints": '["https://e"]'}, "number 1 of arbiter.endpoints is 'https://e': "),
-        ({"endpoints": '["https://e:2379/x"]'}, "number 1 of arbiter.endpoints is 'https://e:2379/x': it is not https://"),
-        ({"endpoints": '["https://u:p@e:2379"]'}, "number 1 of arbiter.endpoints is 'https://u:p@e:2379': it is not https://"),
-        ({"endpoints": '["https://a..b:1"]'}, "number 1 of arbiter.endpoints is 'https://a..b:1': 'a..b' can't be the name of a host"),
-        ({"endpoints": '["https://e:0"]'}, "number 1 of arbiter.endpoints is 'https://e:0': the port 0 is out of range"),
+        (
+            {"endpoints": '["https://e:2379/x"]'},
+            "number 1 of arbiter.endpoints is 'https://e:2379/x': it is not https://",
+        ),
+        (
+            {"endpoints": '["https://u:p@e:2379"]'},
+            "number 1 of arbiter.endpoints is 'https://u:p@e:2379': it is not https://",
+        ),
+        (
+            {"endpoints": '["https://a..b:1"]'},
+            "number 1 of arbiter.endpoints is 'https://a..b:1': 'a..b' can't be the name of a host",
+        ),
+        (
+            {"endpoints": '["https://e:0"]'},
+            "number 1 of arbiter.endpoints is 'https://e:0': the port 0 is out of range",
+        ),
         ({"endpoints": f'["https://{"e" * 64}:1"]'}, "number 1 of arbiter.endpoints is 'https://eee"),
-        ({"endpoints": '["ftp://e:2379"]'}, "number 1 of arbiter.endpoints is 'ftp://e:2379': it is not https://HOST:PORT"),
+        (
+            {"endpoints": '["ftp://e:2379"]'},
+            "number 1 of arbiter.endpoints is 'ftp://e:2379': it is not https://HOST:PORT",
+        ),
         ({"endpoints": '["http://e:2379"]'}, "arbiter: the endpoint http://e:2379 is not encrypted: use https, or"),
         ({"endpoints": '["https://e:1", "https://e:1"]'}, "arbiter: the endpoint https://e:1 stands there twice"),
         ({"prefix": '"pycolo"'}, "arbiter.prefix is 'pycolo': "),

@@ -23,13 +23,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
-def daemon_socket(host_socket: Path | None, config: Path | None) -> Path:
-    """Where the daemon is asked: as said, else where its configuration says, else the usual place."""
+def daemon_client(host_socket: Path | None, config: Path | None) -> DaemonClient:
+    """For the daemon that is asked: as said, else where its configuration says, else at the usual place."""
+    host_toml = config or (CONFIG if CONFIG.exists() else None)
     if host_socket is not None:
-        return host_socket
-    if config is not None or CONFIG.exists():
-        return load_config(config or CONFIG, HostConfig).socket
-    return SOCKET
+        return DaemonClient(host_socket, "HOST_TOML" if config is None else str(config))
+    if host_toml is None:
+        return DaemonClient(SOCKET, str(CONFIG))
+    return DaemonClient(load_config(host_toml, HostConfig).socket, str(host_toml))
 
 
 def asks_daemon(command: Command) -> Command:
@@ -46,7 +47,7 @@ def ask(host_socket: Path | None, config: Path | None, what: Callable[[DaemonCli
     """Carry out one conversation with the daemon."""
 
     async def talk() -> T:
-        async with DaemonClient(daemon_socket(host_socket, config)) as client:
+        async with daemon_client(host_socket, config) as client:
             return await what(client)
 
     return asyncio.run(talk())
