@@ -371,3 +371,65 @@ def test_what_can_not_boot_is_refused(tmp_path: Path, left_out: tuple[str, ...],
 def test_a_disk_is_booted_without_a_kernel(tmp_path: Path) -> None:
     values = {key: value for key, value in VM.items() if key not in ("kernel", "initrd")}
     assert load_config(write(tmp_path, values, DISK), VmConfig).kernel is None
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("10.0.0.999:7700", "10.0.0.999 looks like an IPv4 address but is none: it has four numbers from 0 to 255"),
+        ("10.0.0:7700", "10.0.0 looks like an IPv4 address but is none"),
+        ("10.0.0.01:7700", "10.0.0.01 looks like an IPv4 address but is none"),
+        (":77000", "the port 77000 is out of range: it should be from 1 to 65535"),
+        ("h1:0", "the port 0 is out of range: it should be from 1 to 65535"),
+        (":7700", "there is no host before the port: it should be HOST:PORT"),
+        ("h1", "it should be HOST:PORT, such as 10.0.0.1:7700 or [fd00::1]:7700"),
+        ("h1:x", "it should be HOST:PORT"),
+        ("h1:\u0667", "it should be HOST:PORT"),
+        ("fd00::1:7700", "fd00::1 is no IPv6 address in brackets, such as [fd00::1]"),
+        ("[fd00::g]:7700", "[fd00::g] is no IPv6 address in brackets"),
+        (
+            "h 1:7700",
+            "'h 1' can't be the name of a host: one has letters, digits and '-', with a '.' between its parts",
+        ),
+        ("h..x:7700", "'h..x' can't be the name of a host"),
+        ("\u00e9:7700", "'\u00e9' can't be the name of a host"),
+        (f"{'h' * 64}:7700", f"'{'h' * 64}' can't be the name of a host"),
+    ],
+)
+@pytest.mark.parametrize("key", ["listen", "peers"])
+def test_an_address_that_will_not_do(tmp_path: Path, key: str, where: str, says: str) -> None:
+    value = f'"{where}"' if key == "listen" else f'[{{ name = "h2", address = "{where}" }}]'
+    name = "listen" if key == "listen" else "address of [[peers]] number 1"
+    path = write(tmp_path, HOST | {key: value})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {name} is {where!r}: {says}")
+
+
+@pytest.mark.parametrize("where", ["h1:1", "h1.example.:65535", "[fd00::1]:7700", "[fe80::1%eth0]:7700", "a_b-c:7700"])
+def test_addresses_that_will_do(tmp_path: Path, where: str) -> None:
+    assert load_config(write(tmp_path, HOST | {"listen": f'"{where}"'}), HostConfig).listen == where
+
+
+@pytest.mark.parametrize(
+    ("listen", "addresses", "says"),
+    [
+        ("10.0.0.1:7700", ("10.0.0.1:7700",), "the address 10.0.0.1:7700 of the peer p0 is `listen` of this host, h1"),
+        ("[fd00::1]:1", ("[FD00:0::1]:01",), "the address [FD00:0::1]:01 of the peer p0 is `listen` of this host"),
+        ("h1:1", ("h2:1", "H2.:1"), "the address H2.:1 of the peer p1 is the address of the peer p0, too: correct one"),
+    ],
+)
+def test_two_hosts_of_one_address(tmp_path: Path, listen: str, addresses: tuple[str, ...], says: str) -> None:
+    peers = ", ".join(f'{{ name = "p{number}", address = "{one}" }}' for number, one in enumerate(addresses))
+    path = write(tmp_path, HOST | {"listen": f'"{listen}"', "peers": f"[{peers}]"})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_hosts_that_share_an_address_differ_in_the_port(tmp_path: Path) -> None:
+    peers = '[{ name = "h2", address = "10.0.0.1:7701" }, { name = "h3", address = "10.0.0.1:7702" }]'
+    assert len(load_config(write(tmp_path, HOST | {"peers": peers}), HostConfig).peers) == 2

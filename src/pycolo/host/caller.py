@@ -100,7 +100,8 @@ class Caller:
             return self._unanswered(f"{self._who} does not answer in {limit_s:.0f} s: {self._remedy}")
         cause = problem.os_error if isinstance(problem, aiohttp.ClientConnectorError) else problem
         reason = getattr(cause, "strerror", None) or str(cause) or "the connection has ended"
-        return self._unanswered(f"{self._who} does not answer ({reason}): {self._remedy}")
+        remedy = "run it as root" if isinstance(cause, PermissionError) else self._remedy
+        return self._unanswered(f"{self._who} does not answer ({reason}): {remedy}")
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

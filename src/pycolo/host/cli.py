@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def daemon_client(host_socket: Path | None, config: Path | None) -> DaemonClient:
     """For the daemon that is asked: as said, else where its configuration says, else at the usual place."""
-    host_toml = config or (CONFIG if CONFIG.exists() else None)
+    host_toml = config or (CONFIG if os.path.exists(CONFIG) else None)
     if host_socket is not None:
         return DaemonClient(host_socket, "HOST_TOML" if config is None else str(config))
     if host_toml is None:
@@ -35,7 +35,7 @@ def daemon_client(host_socket: Path | None, config: Path | None) -> DaemonClient
 
 def asks_daemon(command: Command) -> Command:
     """The two options that say which daemon is meant."""
-    path = click.Path(path_type=Path)
+    path = click.Path(path_type=Path, readable=False)
     socket = click.option(
         "--host-socket", type=path, envvar="COLO_SOCKET", help="The daemon's socket. [env: COLO_SOCKET]"
     )
@@ -274,7 +274,7 @@ def token() -> None:
 
 
 @token.command("new")
-@click.argument("token_file", type=click.Path(path_type=Path))
+@click.argument("token_file", type=click.Path(path_type=Path, readable=False))
 @click.option("--scope", type=click.Choice(["read", "admin"]), default="read", show_default=True)
 @click.option("--comment", default=lambda: os.environ.get("USER", ""), help="Whose it is.")
 def token_new(token_file: Path, scope: str, comment: str) -> None:
