@@ -22,7 +22,8 @@ LIKENESS_MIN = 0.7
 def sentences(problem: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each thing that is wrong with what should have been a `model`."""
     schema = model.model_json_schema()
-    return [_sentence(error, schema) for error in problem.errors() if not _follows(error)]
+    found = [_sentence(error, schema) for error in problem.errors() if not _follows(error)]
+    return list(dict.fromkeys(found))  # each alternative of a union has the same to say
 
 
 def _follows(error: ErrorDetails) -> bool:
@@ -109,6 +110,8 @@ def _expected(node: Schema, name: str) -> str:
             return " or ".join(f'"{choice}"' for choice in choices)
         case {"const": choice}:
             return f'"{choice}"'
+        case {"anyOf": alternatives}:
+            return " or ".join(_expected(one, name) for one in alternatives)
         case {"type": "integer"}:
             return f"a whole number{_bounds(node)}"
         case {"type": "boolean"}:

@@ -142,6 +142,12 @@ def test_bad_entries_do_not_make_a_list_too_short_as_well() -> None:
     ]
 
 
+def test_alternatives_have_one_sentence() -> None:
+    host = HOST | {"tap": "t", "listen": "10.0.0.1:0", "primary": 5}
+    (sentence,) = said(CopyDocument, {"host": host, "vm": VM, "role": "primary"})
+    assert sentence == f'host.primary is 5: it should be {NAMES} or ""'
+
+
 def test_places_in_a_document_of_ours() -> None:
     host = HOST | {"tap": "t", "listen": "10.0.0.1:0", "arbiter": {"kind": "file"}}
     found = said(CopyDocument, {"host": host, "vm": VM | {"disks": [{"name": "a"}]}, "role": "x"})
