@@ -162,9 +162,7 @@ def test_places_in_a_document_of_ours() -> None:
 
 FOREIGN = ("Input", "should be a valid", "String", "Value error", "instance", "tuple", "pydantic", "dict", "class", "^")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates()
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
 
 
 @pytest.mark.parametrize(("model", "good"), [(HostConfig, HOST), (VmConfig, VM)])

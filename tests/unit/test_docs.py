@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,3 +136,14 @@ def test_every_command_is_documented_with_its_options() -> None:
         for option in options:
             if option.name not in ("host_socket", "config"):  # they stand above the table
                 assert any(spelling in shown[name] for spelling in option.opts), (name, option.opts)
+
+
+@pytest.mark.parametrize(("title", "model", "count"), [("a/host.toml", HostConfig, 1), ("vm.toml", VmConfig, 2)])
+def test_every_whole_example_will_do(title: str, model: type[BaseModel], count: int) -> None:
+    """A file is shown from its title, a comment, to the first line that is not indented, or the next title."""
+    examples = re.findall(
+        rf"^    # {re.escape(title)}\n((?:    (?!# \w+/?\w*\.toml).*\n|\n(?=    \S))*)", DOCUMENT, re.MULTILINE
+    )
+    assert len(examples) == count
+    for example in examples:
+        model.model_validate(tomllib.loads(example))
