@@ -22,8 +22,7 @@ from pycolo.errors import EnvironmentFault
 from pycolo.host.security import load_tokens
 from pycolo.pki.authority import certificate_faults, time_fault
 
-Kind = Callable[[int], bool]
-KINDS: dict[str, Kind] = {"file": stat.S_ISREG, "folder": stat.S_ISDIR}
+KINDS: dict[str, Callable[[int], bool]] = {"file": stat.S_ISREG, "folder": stat.S_ISDIR}
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Look:
         except PermissionError:
             return self._may_not(key, path)
         except OSError as problem:
-            if missing:
+            if missing and isinstance(problem, FileNotFoundError):
                 self.warnings.append(f"{key} is '{path}': {missing}")
             else:
                 self.errors.append(f"{key} is '{path}': it can't be read ({problem.strerror}): correct the path")
