@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from pycolo.config_compare import CompareConfig
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.tls import TlsFiles
 from pycolo.errors import EnvironmentFault
@@ -246,6 +247,7 @@ class VmConfig(_Model):
     qemu: str = "qemu-system-x86_64"
     disks: Annotated[tuple[DiskConfig, ...], Field(max_length=16)] = ()
     protection: ProtectionConfig = ProtectionConfig()
+    compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
     def _named(self) -> VmConfig:
