@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pycolo.core.compare_policy import CONNECTIONS, PROTOCOLS, WITH_PORTS, Policy, Rule, Verdict
 from pycolo.core.tolerance_rules import Rule as ToleranceRule
@@ -15,15 +15,23 @@ _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})", re.ASCII)
 _VERDICTS = {"release": Verdict.RELEASE, "compare": Verdict.COMPARE, "checkpoint": Verdict.CHECKPOINT}
 
 
-def _range(text: str) -> str:
-    match = _RANGE.fullmatch(text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
-        raise ValueError('it should be a range of ports from 1 to 65535, as in "5000-5100"')
-    return text
+def _port(value: object) -> object:
+    if value is None or (type(value) is int and 1 <= value <= 65535):
+        return value
+    raise ValueError("it should be a port, a whole number from 1 to 65535")
 
 
-Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
-PortRange = Annotated[str, AfterValidator(_range)]
+def _range(value: object) -> object:
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if value is None or (match is not None and 1 <= int(match[1]) <= int(match[2]) <= 65535):
+        return value
+    raise ValueError('it should be a range of ports from 1 to 65535 in quotes, as in "5000-5100"')
+
+
+def _ports(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return value
+    raise ValueError("it should be a list of ports, as in [80]; [] for none")
 
 
 def _protocol(value: object) -> int | str:
@@ -34,14 +42,19 @@ def _protocol(value: object) -> int | str:
     raise ValueError(f"it should be {', '.join(sorted(PROTOCOLS))}, or the number of an IP protocol from 0 to 255")
 
 
+Port = Annotated[int, Field(ge=1, le=65535), BeforeValidator(_port)]
+PortRange = Annotated[str, BeforeValidator(_range)]
+Protocol = Annotated[int | str, BeforeValidator(_protocol), WithJsonSchema({"type": ["string", "integer"]})]
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class CompareRule(_Model):
     """One rule: `port` or `ports` are the guest's; neither: all of the protocol."""
 
-    protocol: Annotated[int | str, BeforeValidator(_protocol)]
+    protocol: Protocol
     port: Port | None = None
     ports: PortRange | None = None
     verdict: Literal["compare", "release", "checkpoint"]
@@ -82,8 +95,8 @@ class CompareConfig(_Model):
 
     default: Literal["compare", "checkpoint"] = "compare"
     adaptive: bool = True
-    http_date: Annotated[tuple[Port, ...], Field(max_length=64)] = (80,)
-    rules: Annotated[tuple[CompareRule, ...], Field(max_length=256)] = ()
+    http_date: Annotated[tuple[Port, ...], Field(strict=False, max_length=64), BeforeValidator(_ports)] = (80,)
+    rules: Annotated[tuple[CompareRule, ...], Field(strict=False, max_length=256)] = ()
 
     def policy(self) -> Policy:
         """The rules, compiled."""

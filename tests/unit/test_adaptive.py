@@ -84,6 +84,15 @@ def test_when_outputs_agree_it_compares_again() -> None:
     assert adaptive.reason == "outputs agreed in 16 intervals of 150 ms: what differs gets a checkpoint at once again"
 
 
+def test_while_a_checkpoint_is_under_way_nothing_is_compared_so_nothing_agrees() -> None:
+    adaptive, now_ms = in_periodic_mode()
+    adaptive.sealed(now_ms)
+    adaptive.due_at_ms(now_ms + 100_000)
+    adaptive.committed(now_ms + 100_000, pause_ms=10)
+    assert adaptive.due_at_ms(now_ms + 100_100) is None
+    assert adaptive.mode == "periodic"
+
+
 def test_one_divergence_in_ten_intervals_does_not_keep_it() -> None:
     adaptive, now_ms = in_periodic_mode()
     for _ in range(6):

@@ -49,43 +49,50 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "sentence"),
+    ("table", "key", "sentence"),
     [
-        ('[compare]\ndefault = "release"\n', "compare.default is 'release': Input should be 'compare' or 'checkpoint'"),
-        ("[compare]\nhttp_date = [0]\n", "compare.http_date.0 is 0: Input should be greater than or equal to 1"),
-        ("[compare]\nhttp_date = 80\n", "compare.http_date is 80: Input should be a valid tuple"),
-        ("[compare]\nadaptiv = true\n", "the key compare.adaptiv is unknown: remove it or correct its spelling"),
-        (RULE + 'protocol = "udp"\n', "the key compare.rules.0.verdict is missing: add it"),
+        ('[compare]\ndefault = "release"\n', "compare.default", "'release'"),
+        ("[compare]\nhttp_date = [0]\n", "http_date", "is 0: it should be a port, a whole number from 1 to 65535"),
+        ("[compare]\nhttp_date = 80\n", "http_date", "is 80: it should be a list of ports, as in [80]; [] for none"),
+        ("[compare]\nadaptiv = true\n", "compare.adaptiv", "is unknown"),
+        ("[compare]\nadaptive = 1\n", "compare.adaptive", "is 1: "),
+        (RULE + 'protocol = "udp"\n', "verdict", "is missing: add it"),
         (
             RULE + 'protocol = "upd"\nverdict = "release"\n',
-            "compare.rules.0.protocol is 'upd': it should be icmp, icmpv6, tcp, udp, or the number of an IP protocol "
-            "from 0 to 255",
+            "protocol",
+            "is 'upd': it should be icmp, icmpv6, tcp, udp, or the number of an IP protocol from 0 to 255",
         ),
-        (RULE + 'protocol = 256\nverdict = "release"\n', "compare.rules.0.protocol is 256: it should be icmp,"),
-        (RULE + 'protocol = true\nverdict = "release"\n', "compare.rules.0.protocol is True: it should be icmp,"),
+        (RULE + 'protocol = 256\nverdict = "release"\n', "protocol", "is 256: it should be icmp,"),
+        (RULE + 'protocol = true\nverdict = "release"\n', "protocol", "it should be icmp,"),
         (
             RULE + 'protocol = "tcp"\nport = 80\nverdict = "release"\n',
-            "compare.rules.0: protocol tcp can't be released uncompared, as a takeover would break its connections: "
+            "compare.rules",
+            ": protocol tcp can't be released uncompared, as a takeover would break its connections: "
             'use "compare", or "checkpoint" where the outputs always differ',
         ),
-        (RULE + 'protocol = 6\nverdict = "release"\n', "compare.rules.0: protocol 6 can't be released uncompared"),
-        (RULE + 'protocol = 132\nverdict = "release"\n', "compare.rules.0: protocol 132 can't be released uncompared"),
+        (RULE + 'protocol = 6\nverdict = "release"\n', "compare.rules", "protocol 6 can't be released uncompared"),
+        (RULE + 'protocol = 132\nverdict = "release"\n', "compare.rules", "protocol 132 can't be released uncompared"),
         (
             RULE + 'protocol = "icmp"\nport = 1\nverdict = "release"\n',
-            "compare.rules.0: ports are known of tcp and udp only: leave them out for protocol icmp",
+            "compare.rules",
+            ": ports are known of tcp and udp only: leave them out for protocol icmp",
         ),
         (
             RULE + 'protocol = "udp"\nport = 1\nports = "1-2"\nverdict = "release"\n',
-            "compare.rules.0: it has both `port` and `ports`: keep the one that is meant",
+            "compare.rules",
+            ": it has both `port` and `ports`: keep the one that is meant",
         ),
         (
             RULE + 'protocol = "udp"\nports = "2-1"\nverdict = "release"\n',
-            "compare.rules.0.ports is '2-1': it should be a range of ports from 1 to 65535, as in \"5000-5100\"",
+            "ports",
+            "is '2-1': it should be a range of ports from 1 to 65535 in quotes, as in \"5000-5100\"",
         ),
-        (RULE + 'protocol = "udp"\nport = 70000\nverdict = "release"\n', "compare.rules.0.port is 70000: Input should"),
+        (RULE + 'protocol = "udp"\nport = 70000\nverdict = "release"\n', "port", "is 70000: it should be a port,"),
+        (RULE + 'protocol = "udp"\nport = "53"\nverdict = "release"\n', "port", "is '53': it should be a port,"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(tmp_path: Path, table: str, sentence: str) -> None:
+def test_what_is_wrong_is_one_sentence(tmp_path: Path, table: str, key: str, sentence: str) -> None:
     with pytest.raises(EnvironmentFault) as told:
         vm_of(tmp_path, table)
+    assert key in str(told.value)
     assert sentence in str(told.value)

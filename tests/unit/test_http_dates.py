@@ -194,6 +194,18 @@ def test_a_segment_may_repeat_the_end_and_go_on() -> None:
         assert not dates.tolerates(ours[known + 1 :], theirs[known + 1 :], known + 1), "what lies between is not known"
 
 
+def test_what_leaves_again_is_not_counted_twice() -> None:
+    stream = response(ONE) + response(ONE, b"ho")
+    dates = HttpDates()
+    for at in range(0, len(stream), 10):
+        dates.advance(stream[max(0, at - 25) : at + 10], max(0, at - 25))
+        dates.advance(stream[:5], 0)
+        assert dates.position == min(at + 10, len(stream))
+    assert dates.tolerates(response(ONE), response(TWO))
+    dates.advance(response(ONE), len(stream) + 1)
+    assert dates.lost
+
+
 def test_what_was_repeated_too_late_is_forgotten() -> None:
     dates = HttpDates()
     for _ in range(VALUES_MAX + 1):

@@ -84,9 +84,15 @@ class HttpDates:
         """Nothing from `position` on will ever be tolerated."""
         return self._parser.at is _At.UNKNOWN
 
-    def advance(self, payload: bytes) -> None:
-        """The next bytes of the stream, as the PVM has them."""
-        values = self._parser.feed(payload)
+    def advance(self, payload: bytes, at: int | None = None) -> None:
+        """What leaves, as the PVM has it, at place `at` of the stream (None: the next bytes).
+
+        Of a retransmission only what is new counts. Behind a gap the place in the stream is not known any more.
+        """
+        known = 0 if at is None else self.position - at
+        if known < 0:
+            self.lose()
+        values = self._parser.feed(payload[known:] if known > 0 else payload)
         if values:
             self._values = self._values or deque(maxlen=VALUES_MAX)
             self._values += values

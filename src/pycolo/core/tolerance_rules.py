@@ -23,8 +23,8 @@ class StreamTolerance(Protocol):
     def lost(self) -> bool:
         """It will never tolerate anything from `position` on any more."""
 
-    def advance(self, payload: bytes) -> None:
-        """The next bytes of the stream, which leave or have left."""
+    def advance(self, payload: bytes, at: int | None = None) -> None:
+        """Bytes that leave, or have left, at place `at` (None: the next ones); some it may have been told before."""
 
     def lose(self) -> None:
         """What comes next is not known: part of the stream was not seen."""
