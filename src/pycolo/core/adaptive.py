@@ -55,7 +55,6 @@ class AdaptiveLimits:
     interval_ms_min: float = 20
     interval_ms_max: float = 200
     window_ms: float = 2000
-    forced_min: int = 4  # fewer in a window are no pattern, however much they cost
     forced_max: int = 256  # so many of a window are remembered
     agreeing_min: int = 16
     agreeing_max: int = 512
@@ -175,7 +174,7 @@ class Adaptive:
         limits, forced_ms = self._limits, self._forced_ms
         while forced_ms and forced_ms[0] <= self._now_ms - limits.window_ms:
             forced_ms.popleft()
-        often = len(forced_ms) >= limits.forced_min and len(forced_ms) * self._best_ms > limits.window_ms
+        often = len(forced_ms) * self._best_ms > limits.window_ms
         if often and limits.enabled and self.mode == "comparing":
             self._keep_pace()
 
