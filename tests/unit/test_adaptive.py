@@ -67,6 +67,25 @@ def test_a_limit_never_waits() -> None:
     assert adaptive.due_at_ms(now_ms + 210) <= now_ms + 210  # type: ignore[operator]
 
 
+def test_after_a_limit_the_pace_is_as_before() -> None:
+    adaptive, now_ms = in_periodic_mode()
+    adaptive.wanted("limit", now_ms)
+    adaptive.sealed(now_ms)
+    adaptive.committed(now_ms + 30)
+    assert forced(adaptive, now_ms + 40) == now_ms + 150
+
+
+def test_only_what_differs_or_is_late_counts_as_forced() -> None:
+    """Limits that are reached, and checkpoints that somebody else wanted, say nothing about the outputs."""
+    adaptive = Adaptive(LIMITS)
+    for number in range(200):
+        if number % 2:
+            adaptive.wanted("limit", number * 30)
+        adaptive.sealed(number * 30)
+        adaptive.committed(number * 30 + 30)
+    assert adaptive.mode == "comparing"
+
+
 def test_what_is_wanted_while_a_checkpoint_is_under_way_belongs_to_the_next() -> None:
     adaptive = Adaptive(LIMITS)
     adaptive.wanted("divergence", 0)
