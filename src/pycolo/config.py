@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pycolo.config_compare import CompareConfig
 from pycolo.config_messages import sentences
 from pycolo.config_values import (
     BindAddress,
@@ -233,6 +234,7 @@ class VmConfig(_Model):
     qemu: str = "qemu-system-x86_64"
     disks: Annotated[tuple[DiskConfig, ...], Field(strict=False, max_length=16)] = ()
     protection: ProtectionConfig = ProtectionConfig()
+    compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
     def _named(self) -> VmConfig:
