@@ -19,20 +19,23 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
+from pycolo.core.compare_policy import CHECKPOINT, COMPARE, RELEASE
+from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.divergence import Divergence, divergence
 from pycolo.core.explain import explain
 from pycolo.core.flow import Flow
 from pycolo.core.flow_table import FlowTable
 from pycolo.core.fragments import Reassembly
-from pycolo.core.holding import FlowRules, HoldLimit, TwinBudget
+from pycolo.core.holding import TwinBudget
+from pycolo.core.lateness import Lateness
 from pycolo.core.layers import Layers, locate
 from pycolo.core.limits import DataplaneLimits, DataplaneStats
-from pycolo.core.messages import Message, message, stray_reset, whole_frame
+from pycolo.core.messages import Message, message, policy_of, stray_reset, whole_frame
 from pycolo.core.packet import ACK, RST, SYN, Segment, opposite, parse_tcp
 from pycolo.core.pieces import Assembled, FragmentHold, in_pieces
 
-Reason = Literal["divergence", "late", "limit"]
+Reason = Literal["divergence", "policy", "late", "limit"]
 AnyFlow = Flow | DatagramFlow | FragmentHold
 
 DIVERGENCES_MAX = 64
@@ -41,18 +44,15 @@ DIVERGENCES_MAX = 64
 class PrimaryDataplane:
     """Holds, compares and releases the PVM's output; `epoch` is the one whose output is compared now."""
 
-    captured = False  # as in `FlowRules`
-
-    def __init__(self, limits: DataplaneLimits, epoch: int) -> None:
+    def __init__(self, limits: DataplaneLimits, epoch: int, terms: CompareTerms = DEFAULT_TERMS) -> None:
         self.epoch = epoch
-        self._limits = limits
-        self._hold_limit = HoldLimit(limits.hold_ms_min, limits.hold_ms_max)
+        self._limits, self._terms, self._policy = limits, terms, terms.policy
+        self._lateness: Lateness[AnyFlow] = Lateness(limits)
         self._confirmed: deque[int] = deque(maxlen=limits.held_frames_max)
-        self._now_ms = self._progress_ms = self._compared_since_ms = 0.0
-        self._loading = False  # the SVM has put out nothing in this epoch yet
+        self._now_ms = 0.0
         self._next_no = 0
         self._held_frames = self._held_bytes = 0
-        self._released_equal = self._released_by_checkpoint = self._diverged = 0
+        self._released_equal = self._released_by_checkpoint = self._released_by_policy = self._diverged = 0
         self._sealed: deque[tuple[int, list[bytes]]] = deque()
         self._orphans: list[tuple[int, bytes]] = []
         self._awaiting_commit = False
@@ -64,14 +64,13 @@ class PrimaryDataplane:
 
     def _start_afresh(self) -> None:
         self._budget = TwinBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
-        rules = FlowRules(self._budget, captured=self.captured)
-        self._table = FlowTable(self._limits.flows_max, rules, self.epoch)
+        self._table = FlowTable(self._limits.flows_max, self.epoch, self._budget, self._terms)
         self._datagrams: dict[bytes, DatagramFlow] = {}
         self._pieces = FragmentHold()
         self._svm_pieces: Reassembly[tuple[int, bytes]] = Reassembly()
         self._also: dict[int, list[int]] = {}  # numbers of the SVM's fragments before the last one of their packet
         self._waiting: dict[AnyFlow, None] = {}
-        self._arrivals: deque[tuple[int, float, AnyFlow]] = deque()
+        self._lateness.forget()
 
     # ---------------------------------------------------------------- a client's frame
 
@@ -131,7 +130,13 @@ class PrimaryDataplane:
         flow.observe_pvm(seq, ack, flags, end - start)
         flow.hold.append((self._next_no, self._now_ms, frame, seq, ack, flags, at, start, end))
         self._count(frame, flow)
+        if not flow.compared:
+            self._leave_to_checkpoint(flow)
         self._pump(flow, out)
+
+    def _leave_to_checkpoint(self, flow: Flow | DatagramFlow) -> None:
+        flow.diverged = True
+        self._reason = self._reason or "policy"
 
     def _pvm_opens(self, frame: bytes, segment: Segment, flow: Flow | None) -> Flow | None:
         """The PVM opens or refuses a connection: the known one, the one the SVM has opened already, or a new one."""
@@ -168,11 +173,19 @@ class PrimaryDataplane:
 
     def _pvm_message(self, frame: bytes, said: Message, out: list[bytes]) -> None:
         key, comparable, payload_at = said
+        verdict = self._policy.verdict(*policy_of(key))
+        if verdict == RELEASE:
+            out += in_pieces([frame])
+            self._next_no += 1
+            self._released_by_policy += 1
+            return
         flow = self._datagrams.get(key)
         if flow is None:
             flow = self._datagrams[key] = self._new_datagram_flow(key)
         flow.hold.append((self._next_no, self._now_ms, frame, comparable, payload_at))
         self._count(frame, flow)
+        if verdict == CHECKPOINT:
+            self._leave_to_checkpoint(flow)
         self._pump(flow, out)
 
     def _pvm_fragment(self, frame: bytes, layers: Layers, out: list[bytes]) -> None:
@@ -193,14 +206,12 @@ class PrimaryDataplane:
 
     def _count(self, frame: bytes, flow: AnyFlow) -> None:
         """A frame has gone into the flow's hold."""
-        self._arrivals.append((self._next_no, self._now_ms, flow))
-        self._next_no += 1
         pieces = in_pieces([frame])
         self._held_frames += len(pieces)
         self._held_bytes += sum(map(len, pieces))
+        self._lateness.arrived(self._next_no, self._now_ms, flow, self._held_frames)
+        self._next_no += 1
         self._waiting[flow] = None
-        if len(self._arrivals) > 2 * self._held_frames + 1024:
-            self._arrivals = deque(entry for entry in self._arrivals if _is_held(entry[0], entry[2]))
 
     # ---------------------------------------------------------------- a frame of the SVM
 
@@ -209,7 +220,7 @@ class PrimaryDataplane:
         self._now_ms = now_ms
         if epoch != self.epoch or self._solo or not frames:
             return []
-        self._progress_ms, self._loading = now_ms, False
+        self._lateness.progress(now_ms)
         out: list[bytes] = []
         for no, frame in enumerate(frames, first_no):
             segment = parse_tcp(frame)
@@ -241,6 +252,8 @@ class PrimaryDataplane:
             flow = self._svm_opens(frame, segment, flow)
         elif flow.successor is not None:
             flow = flow.successor
+        if not flow.compared:
+            return
         if not flow.observe_svm(frame, segment):
             self._reach_limit()
         if flow.difference is not None:
@@ -265,6 +278,8 @@ class PrimaryDataplane:
 
     def _svm_message(self, no: int, said: Message, out: list[bytes]) -> None:
         key, comparable, _ = said
+        if self._policy.verdict(*policy_of(key)) != COMPARE:
+            return
         flow = self._datagrams.get(key)
         if flow is None:
             if len(self._datagrams) >= self._limits.flows_max:
@@ -295,12 +310,11 @@ class PrimaryDataplane:
         """Release what the twins allow."""
         if not flow.hold or flow.diverged or self._awaiting_commit:
             return
-        before = len(out)
-        waiting_since_ms = max(flow.hold[0][1], self._compared_since_ms)
+        before, arrived_ms = len(out), flow.hold[0][1]
         if flow.release(out):
             self._note_divergence(flow)
         if len(out) > before:
-            self._hold_limit.sample(self._now_ms - waiting_since_ms)
+            self._lateness.released(arrived_ms, self._now_ms)
             out[before:] = released = in_pieces(out[before:])
             self._released_equal += len(released)
             self._uncount(released)
@@ -355,8 +369,7 @@ class PrimaryDataplane:
         if epoch >= self.epoch and self._awaiting_commit:
             self._awaiting_commit = False
             self._now_ms = self._now_ms if now_ms is None else now_ms
-            self._compared_since_ms = self._progress_ms = self._now_ms
-            self._loading = True
+            self._lateness.compare_from(self._now_ms)
             self._table.tidy(self._now_ms)
             for flow in list(self._waiting):
                 if not isinstance(flow, FragmentHold):
@@ -398,7 +411,7 @@ class PrimaryDataplane:
         self._svm_pieces.give_up()
         self._also.clear()
         self._waiting.clear()
-        self._arrivals.clear()
+        self._lateness.forget()
 
     # ---------------------------------------------------------------- when a checkpoint is needed
 
@@ -410,11 +423,8 @@ class PrimaryDataplane:
         reason = self._reason
         if reason is None and self.full:
             reason = "limit"
-        if reason is None:
-            since_ms = self._waiting_since_ms()
-            if since_ms is not None and now_ms >= self._late_at_ms(since_ms):
-                reason = "late"
-                self._hold_limit.sample(now_ms - since_ms)  # its twin will never be measured: the lag is at least this
+        if reason is None and self._lateness.is_late(now_ms):
+            reason = "late"
         self._asked = reason is not None
         return reason
 
@@ -424,20 +434,7 @@ class PrimaryDataplane:
             return None
         if self._reason is not None or self.full:
             return now_ms
-        since_ms = self._waiting_since_ms()
-        return None if since_ms is None else self._late_at_ms(since_ms)
-
-    def _late_at_ms(self, since_ms: float) -> float:
-        return self._hold_limit.late_at_ms(since_ms, self._progress_ms, loading=self._loading)
-
-    def _waiting_since_ms(self) -> float | None:
-        """Since when the oldest held frame could have been released."""
-        while self._arrivals:
-            no, arrived_ms, flow = self._arrivals[0]
-            if _is_held(no, flow):
-                return max(arrived_ms, self._compared_since_ms)
-            self._arrivals.popleft()
-        return None
+        return self._lateness.late_at_ms()
 
     def _reach_limit(self) -> None:
         self._reason = self._reason or "limit"
@@ -456,11 +453,12 @@ class PrimaryDataplane:
         return DataplaneStats(
             released_equal=self._released_equal,
             released_by_checkpoint=self._released_by_checkpoint,
+            released_by_policy=self._released_by_policy,
             diverged=self._diverged,
             held_frames=self._held_frames,
             held_bytes=self._held_bytes,
-            lag_ms=self._hold_limit.lag_ms,
-            limit_ms=self._hold_limit.limit_ms,
+            lag_ms=self._lateness.limit.lag_ms,
+            limit_ms=self._lateness.limit.limit_ms,
             flows=len(self._table),
         )
 
@@ -490,11 +488,6 @@ class PrimaryDataplane:
             flow.diverged = True  # its offset may be one that we have forgotten
             self._reach_limit()
         return flow
-
-
-def _is_held(no: int, flow: AnyFlow) -> bool:
-    """Whether frame `no` of the flow has not left yet: frames leave in order."""
-    return bool(flow.hold) and flow.hold[0][0] <= no
 
 
 def _opens(seq: int, flags: int) -> bool:

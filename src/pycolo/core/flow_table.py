@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import islice
 
+from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.flow import Flow
-from pycolo.core.holding import FlowRules
+from pycolo.core.holding import TwinBudget
 
 IDLE_MS_MAX = 600_000.0
 _EVICTION_LOOKS_MAX = 64
@@ -23,8 +24,8 @@ _EXPIRY_LOOKS_MAX = 1024
 class FlowTable:
     """Connections by key, the guest as the source."""
 
-    def __init__(self, flows_max: int, rules: FlowRules, epoch: int) -> None:
-        self._flows_max, self._rules = flows_max, rules
+    def __init__(self, flows_max: int, epoch: int, budget: TwinBudget, terms: CompareTerms) -> None:
+        self._flows_max, self._budget, self._terms = flows_max, budget, terms
         self._flows: OrderedDict[bytes, Flow] = OrderedDict()
         self._finished: OrderedDict[bytes, None] = OrderedDict()
         self._half_open: OrderedDict[bytes, None] = OrderedDict()
@@ -43,7 +44,7 @@ class FlowTable:
 
     def new(self, key: bytes) -> Flow:
         """A connection that is not in the table."""
-        return Flow(key, self.epoch, self._rules)
+        return Flow(key, self.epoch, self._budget, self._terms)
 
     def admit(self, key: bytes, now_ms: float) -> Flow | None:
         """A new connection in the table; None when all of it holds something."""
