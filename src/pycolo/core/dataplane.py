@@ -64,7 +64,7 @@ class PrimaryDataplane:
 
     def _start_afresh(self) -> None:
         self._budget = TwinBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
-        self._table = FlowTable(self._limits.flows_max, self.epoch, self._budget, self._terms)
+        self._table = self._new_table()
         self._datagrams: dict[bytes, DatagramFlow] = {}
         self._pieces = FragmentHold()
         self._svm_pieces: Reassembly[tuple[int, bytes]] = Reassembly()
@@ -78,15 +78,18 @@ class PrimaryDataplane:
         """Frames on their way to both VMs: what they acknowledge, and how far the client's data go."""
         self._now_ms = now_ms
         for frame in frames:
-            segment = parse_tcp(frame)
-            if segment is None:
-                continue
-            key, seq, ack, flags, _, start, end = segment
-            flow = self._table.get(opposite(key), now_ms)
-            if flow is not None:
-                flow.observe_client(seq, ack, flags, end - start)
-                self._table.note_client(flow)
-                self._table.note_end(flow)
+            self._client_frame(frame)
+
+    def _client_frame(self, frame: bytes) -> None:
+        segment = parse_tcp(frame)
+        if segment is None:
+            return
+        key, seq, ack, flags, _, start, end = segment
+        flow = self._table.get(opposite(key), self._now_ms)
+        if flow is not None:
+            flow.observe_client(seq, ack, flags, end - start)
+            self._table.note_client(flow)
+            self._table.note_end(flow)
 
     # ---------------------------------------------------------------- a frame of the PVM
 
@@ -97,21 +100,24 @@ class PrimaryDataplane:
         self._now_ms = now_ms
         out: list[bytes] = []
         for frame in frames:
-            segment = parse_tcp(frame)
-            if segment is not None:
-                self._pvm_segment(frame, segment, out)
-                continue
-            layers = locate(frame)
-            if layers is not None and layers.fragment is not None:
-                self._pvm_fragment(frame, layers, out)
-                continue
-            said = message(frame, layers)
-            if said is None:
-                out.append(frame)
-                self._next_no += 1
-            else:
-                self._pvm_message(frame, said, out)
+            self._pvm_frame(frame, out)
         return out
+
+    def _pvm_frame(self, frame: bytes, out: list[bytes]) -> None:
+        segment = parse_tcp(frame)
+        if segment is not None:
+            self._pvm_segment(frame, segment, out)
+            return
+        layers = locate(frame)
+        if layers is not None and layers.fragment is not None:
+            self._pvm_fragment(frame, layers, out)
+            return
+        said = message(frame, layers)
+        if said is None:
+            out.append(frame)
+            self._next_no += 1
+        else:
+            self._pvm_message(frame, said, out)
 
     def _pvm_segment(self, frame: bytes, segment: Segment, out: list[bytes]) -> None:
         key, seq, ack, flags, at, start, end = segment
@@ -223,18 +229,21 @@ class PrimaryDataplane:
         self._lateness.progress(now_ms)
         out: list[bytes] = []
         for no, frame in enumerate(frames, first_no):
-            segment = parse_tcp(frame)
-            if segment is not None:
-                self._svm_segment(no, frame, segment, out)
-                continue
-            layers = locate(frame)
-            if layers is not None and layers.fragment is not None:
-                self._svm_fragment(no, frame, layers, out)
-                continue
-            said = message(frame, layers)
-            if said is not None:
-                self._svm_message(no, said, out)
+            self._svm_frame(no, frame, out)
         return out
+
+    def _svm_frame(self, no: int, frame: bytes, out: list[bytes]) -> None:
+        segment = parse_tcp(frame)
+        if segment is not None:
+            self._svm_segment(no, frame, segment, out)
+            return
+        layers = locate(frame)
+        if layers is not None and layers.fragment is not None:
+            self._svm_fragment(no, frame, layers, out)
+            return
+        said = message(frame, layers)
+        if said is not None:
+            self._svm_message(no, said, out)
 
     def _svm_segment(self, no: int, frame: bytes, segment: Segment, out: list[bytes]) -> None:
         key, seq, _, flags, *_ = segment
@@ -477,6 +486,9 @@ class PrimaryDataplane:
         return confirmed
 
     # ---------------------------------------------------------------- flows
+
+    def _new_table(self) -> FlowTable:
+        return FlowTable(self._limits.flows_max, self.epoch, self._budget, self._terms)
 
     def _new_datagram_flow(self, key: bytes) -> DatagramFlow:
         return DatagramFlow(key, self._limits.datagrams_max, self._budget, self._confirmed)

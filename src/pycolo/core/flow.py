@@ -452,11 +452,36 @@ class Flow:
         self.hold.clear()
         self.epoch, self.diverged, self.successor, self.delta = epoch, False, None, 0
         self.difference, self.touched_ms = None, now_ms
+        self.rebase_identity()
+        self.svm_ack, self.svm_fin, self.svm_rst = self.pvm_ack, self.pvm_fin, self.pvm_rst
+        self.released = self.pvm_next
+
+    def rebase_identity(self) -> None:
+        """The part of `rebase` that is about how the connection began."""
         if not self.pvm_open:
             self.client_isn, self.guest_opened = None, False
         self.svm_open, self.svm_isn, self.svm_syn = self.pvm_open, self.pvm_isn, self.pvm_syn
-        self.svm_ack, self.svm_fin, self.svm_rst = self.pvm_ack, self.pvm_fin, self.pvm_rst
-        self.released = self.pvm_next
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but payload and acknowledgements can be expected, and all that matters of it are numbers."""
+        twin = self.twin
+        return not (
+            self.hold
+            or self.diverged
+            or self.pvm_rst
+            or self.svm_rst
+            or not self.compared
+            or self.pvm_open != self.svm_open
+            or self.successor is not None
+            or self._tolerance is not None
+            or self.tolerated
+            or self.svm_odd.any
+            or twin.apart
+            or (twin.guessed and not twin.main)
+            or {self.pvm_fin, self.svm_fin, self.client_fin} != {None}
+            or None in (self.delta, self.pvm_first, self.pvm_next, self.pvm_ack, self.released, self.svm_ack, twin.base)
+        )
 
     def finished(self) -> bool:
         """No payload can come from the PVM any more: it has reset, or both FINs are acknowledged."""

@@ -42,6 +42,10 @@ class FlowTable:
             flow.rebase(self.epoch, now_ms)
         return flow
 
+    def known(self, key: bytes) -> Flow | None:
+        """A known connection as it is, of whichever epoch."""
+        return self._flows.get(key)
+
     def new(self, key: bytes) -> Flow:
         """A connection that is not in the table."""
         return Flow(key, self.epoch, self._budget, self._terms)
@@ -57,6 +61,10 @@ class FlowTable:
     def flows(self) -> list[Flow]:
         """All of them, and those that only the SVM has opened yet."""
         return [each for flow in self._flows.values() for each in (flow, flow.successor) if each is not None]
+
+    def is_half_open(self, key: bytes) -> bool:
+        """Whether no client has said anything on it yet."""
+        return key in self._half_open
 
     def replace(self, flow: Flow, successor: Flow) -> None:
         """The next connection on the same ports."""
@@ -96,26 +104,32 @@ class FlowTable:
                 self._forget(key, flow)
         self._finished.clear()
         for key, flow in list(islice(self._flows.items(), _EXPIRY_LOOKS_MAX)):
-            if flow.hold or flow.epoch == self.epoch or now_ms - flow.touched_ms < IDLE_MS_MAX:
+            if self._in_use(flow, now_ms):
                 self._flows.move_to_end(key)
             else:
                 self._forget(key, flow)
+
+    def _in_use(self, flow: Flow, now_ms: float) -> bool:
+        return bool(flow.hold) or flow.epoch == self.epoch or now_ms - flow.touched_ms < IDLE_MS_MAX
+
+    def _holds(self, flow: Flow) -> bool:
+        return bool(flow.hold)
 
     def _evict(self) -> bool:
         while self._finished:
             key, _ = self._finished.popitem(last=False)
             flow = self._flows.get(key)
-            if flow is not None and not flow.hold and flow.finished():
+            if flow is not None and not self._holds(flow) and flow.finished():
                 self._forget(key, flow)
                 return True
         while self._half_open:
             key, _ = self._half_open.popitem(last=False)
             flow = self._flows.get(key)
-            if flow is not None and not flow.hold:
+            if flow is not None and not self._holds(flow):
                 self._forget(key, flow)
                 return True
         for key, flow in islice(self._flows.items(), _EVICTION_LOOKS_MAX):
-            if not flow.hold:
+            if not self._holds(flow):
                 self._forget(key, flow)
                 return True
         return False

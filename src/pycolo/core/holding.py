@@ -21,20 +21,20 @@ class HoldLimit:
 
     def __init__(self, hold_ms_min: float, hold_ms_max: float) -> None:
         self._ms_min, self._ms_max = hold_ms_min, hold_ms_max
-        self._deviation_ms = 0.0
-        self._sampled = False
+        self.deviation_ms = 0.0
+        self.sampled = False
         self.lag_ms = 0.0
         self.limit_ms = hold_ms_max  # nothing is known yet: patience
 
     def sample(self, lag_ms: float) -> None:
         """A frame was released because its twin came, `lag_ms` after it could have been."""
         lag_ms = min(max(lag_ms, 0.0), self._ms_max)
-        if self._sampled:
-            self._deviation_ms += _DEVIATION_GAIN * (abs(lag_ms - self.lag_ms) - self._deviation_ms)
+        if self.sampled:
+            self.deviation_ms += _DEVIATION_GAIN * (abs(lag_ms - self.lag_ms) - self.deviation_ms)
             self.lag_ms += _GAIN * (lag_ms - self.lag_ms)
         else:
-            self.lag_ms, self._deviation_ms, self._sampled = lag_ms, lag_ms / 2, True
-        bound_ms = _FACTOR * (self.lag_ms + 4 * self._deviation_ms)
+            self.lag_ms, self.deviation_ms, self.sampled = lag_ms, lag_ms / 2, True
+        bound_ms = _FACTOR * (self.lag_ms + 4 * self.deviation_ms)
         self.limit_ms = min(max(bound_ms, self._ms_min), self._ms_max)
 
     def late_at_ms(self, waiting_since_ms: float, progress_ms: float, *, loading: bool = False) -> float:

@@ -6,6 +6,7 @@ Guarantee: what is remembered is bounded by what is held.
 from __future__ import annotations
 
 from collections import deque
+from heapq import merge
 from typing import Any, Generic, Protocol, TypeVar
 
 from pycolo.core.holding import HoldLimit
@@ -29,7 +30,8 @@ class Lateness(Generic[F]):
     def __init__(self, limits: DataplaneLimits) -> None:
         self.limit = HoldLimit(limits.hold_ms_min, limits.hold_ms_max)
         self._arrivals: deque[tuple[int, float, F]] = deque()
-        self._compared_since_ms = self._progress_ms = 0.0
+        self.beside_ms: float | None = None  # when the oldest came that is held elsewhere
+        self.compared_since_ms = self._progress_ms = 0.0
         self._loading = False  # the SVM has put out nothing in this epoch yet
 
     def arrived(self, no: int, now_ms: float, flow: F, held_frames: int) -> None:
@@ -38,18 +40,23 @@ class Lateness(Generic[F]):
         if len(self._arrivals) > 2 * held_frames + _SLACK:
             self._arrivals = deque(entry for entry in self._arrivals if _is_held(entry[0], entry[2]))
 
+    def moved_here(self, entries: list[tuple[int, float]], flow: F) -> None:
+        """Frames (number, arrival in ms) of a flow that were held elsewhere."""
+        mine = [(no, arrived_ms, flow) for no, arrived_ms in entries]
+        self._arrivals = deque(merge(self._arrivals, mine, key=lambda entry: entry[0]))
+
     def progress(self, now_ms: float) -> None:
         """The SVM has put out something."""
         self._progress_ms, self._loading = now_ms, False
 
     def compare_from(self, now_ms: float) -> None:
         """A checkpoint is committed: until now nothing could be released, and the SVM loads."""
-        self._compared_since_ms = self._progress_ms = now_ms
+        self.compared_since_ms = self._progress_ms = now_ms
         self._loading = True
 
     def released(self, arrived_ms: float, now_ms: float) -> None:
         """A frame that came at `arrived_ms` has met its twin."""
-        self.limit.sample(now_ms - max(arrived_ms, self._compared_since_ms))
+        self.limit.sample(now_ms - max(arrived_ms, self.compared_since_ms))
 
     def forget(self) -> None:
         """Nothing is held any more."""
@@ -66,7 +73,7 @@ class Lateness(Generic[F]):
 
     def late_at_ms(self) -> float | None:
         """When the frame that could have been released longest ago is late; None: nothing is held."""
-        if self.oldest() is None:
+        if self.oldest() is None and self.beside_ms is None:
             return None
         return self.limit.late_at_ms(self._since_ms, self._progress_ms, loading=self._loading)
 
@@ -80,7 +87,9 @@ class Lateness(Generic[F]):
 
     @property
     def _since_ms(self) -> float:
-        return max(self._arrivals[0][1], self._compared_since_ms)
+        here = [self._arrivals[0][1]] if self._arrivals else []
+        beside = [self.beside_ms] if self.beside_ms is not None else []
+        return max(min(here + beside), self.compared_since_ms)
 
 
 def _is_held(no: int, flow: Holding) -> bool:
