@@ -45,7 +45,8 @@ from compare_lanes import (
 PAYLOADS_BYTES, FLOWS = (64, 512, 1448), (1, 100, 10_000)
 CASES = tuple(Case(*one) for one in itertools.product(PAYLOADS_BYTES, FLOWS))
 QEMUS: dict[str, Contestant] = {"qemu-unix": qemu, "qemu-tcp": functools.partial(qemu, "tcp")}
-WITHOUT_LATENCY = ("qemu-tcp", "relay")  # Nagle's algorithm delays single frames there; a relay does not wait
+USUAL = "qemu-usual"  # with the system's own socket buffers: what a user gets, frames out of order and all
+WITHOUT_LATENCY = ("qemu-tcp", USUAL, "relay")  # Nagle's algorithm delays single frames; a relay does not wait
 
 Figures = dict[str, dict[str, list[Any]]]
 """For each kind of figure and each contestant: a value for each round, or all values."""
@@ -54,20 +55,20 @@ Figures = dict[str, dict[str, list[Any]]]
 def main() -> int:
     """The exit status."""
     options = _options()
-    contestants: dict[str, Contestant] = dict(QEMUS)
+    contestants: dict[str, Contestant] = QEMUS | {USUAL: functools.partial(qemu, buffer_bytes=0)}
     engines = options.engine or list(ENGINES)
     contestants |= {name: functools.partial(ours, ENGINES[name]) for name in engines}
     check_that_it_compares(functools.partial(qemu, notices=True))
     for name in engines:
         check_that_it_compares(contestants[name])
     contestants["relay"] = functools.partial(ours, None)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"machine": machine(), "settings": settings(options, engines), "rows": rows}
     for case in CASES:
         figures = measure(case, contestants, engines, options)
         rows.append(summary(case, figures, engines))
         print(f"{case.payload_bytes} bytes, {case.flows} flows: {_line(rows[-1])}", file=sys.stderr)
-    result = {"machine": machine(), "settings": settings(options, engines), "rows": rows}
-    options.out.write_text(json.dumps(result, indent=2))
+        options.out.write_text(json.dumps(result, indent=2))  # what is measured is not lost if somebody stops it
     show(result, Console(width=140))
     return 0
 
@@ -182,7 +183,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 def _show_rates(result: dict[str, Any], console: Console) -> None:
     engines = result["settings"]["engines"]
     table = Table(title="thousand frames per second: median (lowest - highest); CPU of the process, us per frame")
-    for heading in ("payload", "flows", "QEMU", "CPU"):
+    for heading in ("payload", "flows", "QEMU", "CPU", "usual (reordered)"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in engines:
         for heading in (name, "CPU", "to QEMU", "in memory"):
@@ -192,9 +193,11 @@ def _show_rates(result: dict[str, Any], console: Console) -> None:
     for row in result["rows"]:
         rates, cpu, best = row["frames_per_s"], row["cpu_us_per_frame"], row["qemu_best"]
         cells = [f"{row['payload_bytes']}", f"{row['flows']}", _thousands(rates[best]), _median(cpu[best])]
+        share = statistics.median(row["reordered"][USUAL]) / result["settings"]["frames"]
+        cells.append(f"{statistics.median(rates[USUAL]) / 1e3:.0f} ({share:.0%})")
         for name in engines:
             ratio, alone = f"{row['ratio_to_qemu_best'][name]:.2f}", row["in_memory_frames_per_s"][name]
-            cells += [_thousands(rates[name]), _median(cpu[name]), ratio, f"{statistics.median(alone) / 1e3:.0f}"]
+            cells += [_thousands(rates[name]), _median(cpu[name]), ratio, _thousands(alone)]
         cells += [f"{statistics.median(rates[name]) / 1e3:.0f}" for name in ("relay", "memcpy")]
         table.add_row(*cells)
     console.print(table)

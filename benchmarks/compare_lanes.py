@@ -25,7 +25,8 @@ from compare_engines import Engine, relay, serve
 from compare_frames import LENGTH_BYTES, PVM, TCP_AT, Case, Matrix, Splitter, Traffic, make_traffic
 
 QEMU = "qemu-system-x86_64"
-BUFFER_BYTES = 4 << 20  # of each socket: with the usual 208 KiB QEMU sleeps, and puts frames out in reverse order
+BUFFER_BYTES = 4 << 20  # of each socket, so that QEMU's output is never full: then it sleeps, and reorders frames
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # as SO_SNDBUF and SO_RCVBUF, beyond the system's limit; for root alone
 CHUNK_BYTES = 1 << 16  # the primary is never further ahead: QEMU drops what is over 1,024 frames of a connection
 WARM_FRAMES = 2000
 PAIR_PAUSE_S = 200e-6
@@ -63,11 +64,11 @@ class Rate(NamedTuple):
 
 
 @contextlib.contextmanager
-def qemu(out: str = "unix", *, notices: bool = False) -> Iterator[Lanes]:
-    """A QEMU without a guest; its output goes through a socket of this family."""
+def qemu(out: str = "unix", *, buffer_bytes: int = BUFFER_BYTES, notices: bool = False) -> Iterator[Lanes]:
+    """A QEMU without a guest; its output goes through a socket of this family; 0: buffers as they usually are."""
     names = ["primary", "secondary", "out", *(["notices"] if notices else [])]
     with contextlib.ExitStack() as stack:
-        pairs = {name: _pair(stack, out if name == "out" else "unix") for name in names}
+        pairs = {name: _pair(stack, out if name == "out" else "unix", buffer_bytes) for name in names}
         options = f"primary_in=primary,secondary_in=secondary,outdev=out{',notify_dev=notices' if notices else ''}"
         command = ["setpriv", "--pdeathsig", "KILL", QEMU, "-M", "none", "-nodefaults", "-no-user-config", "-S"]
         command += ["-display", "none", "-object", "iothread,id=thread"]
@@ -90,7 +91,7 @@ def ours(make: Callable[[], Engine] | None) -> Iterator[Lanes]:
     """A process of ours around an engine; around nothing at all it is a relay."""
     names = ("primary", "secondary", "client", "out")
     with contextlib.ExitStack() as stack:
-        pairs = {name: _pair(stack, "unix") for name in names}
+        pairs = {name: _pair(stack, "unix", BUFFER_BYTES) for name in names}
         process = FORK.Process(target=_serve, args=(make, pairs), daemon=True)
         process.start()
         try:
@@ -113,7 +114,7 @@ def _serve(make: Callable[[], Engine] | None, pairs: dict[str, tuple[socket.sock
         serve(make(), **ends)
 
 
-def _pair(stack: contextlib.ExitStack, family: str) -> tuple[socket.socket, socket.socket]:
+def _pair(stack: contextlib.ExitStack, family: str, buffer_bytes: int) -> tuple[socket.socket, socket.socket]:
     if family == "unix":
         ends = socket.socketpair()
     else:
@@ -122,11 +123,19 @@ def _pair(stack: contextlib.ExitStack, family: str) -> tuple[socket.socket, sock
             ends = dialled, door.accept()[0]
     for end in ends:
         stack.callback(end.close)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            end.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
+        if buffer_bytes:
+            _enlarge(end, buffer_bytes)
     for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # the kernel's: Python's own would cost a poll each time
         ends[0].setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", WAIT_S_MAX, 0))
     return ends
+
+
+def _enlarge(end: socket.socket, buffer_bytes: int) -> None:
+    for forced, option in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            end.setsockopt(socket.SOL_SOCKET, forced, buffer_bytes)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, option, buffer_bytes)
 
 
 # ---------------------------------------------------------------- how fast
