@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,8 +45,12 @@ from compare_lanes import (
 
 PAYLOADS_BYTES, FLOWS = (64, 512, 1448), (1, 100, 10_000)
 CASES = tuple(Case(*one) for one in itertools.product(PAYLOADS_BYTES, FLOWS))
-QEMUS: dict[str, Contestant] = {"qemu-unix": qemu, "qemu-tcp": functools.partial(qemu, "tcp")}
 USUAL = "qemu-usual"  # with the system's own socket buffers: what a user gets, frames out of order and all
+QEMUS: dict[str, Contestant] = {
+    "qemu-unix": qemu,
+    "qemu-tcp": functools.partial(qemu, "tcp"),
+    USUAL: functools.partial(qemu, buffer_bytes=0),
+}
 WITHOUT_LATENCY = ("qemu-tcp", USUAL, "relay")  # Nagle's algorithm delays single frames; a relay does not wait
 
 Figures = dict[str, dict[str, list[Any]]]
@@ -55,7 +60,9 @@ Figures = dict[str, dict[str, list[Any]]]
 def main() -> int:
     """The exit status."""
     options = _options()
-    contestants: dict[str, Contestant] = QEMUS | {USUAL: functools.partial(qemu, buffer_bytes=0)}
+    if shutil.which(QEMU) is None:
+        raise SystemExit(f"{QEMU} is not installed: `make setup` does it")
+    contestants: dict[str, Contestant] = dict(QEMUS)
     engines = options.engine or list(ENGINES)
     contestants |= {name: functools.partial(ours, ENGINES[name]) for name in engines}
     check_that_it_compares(functools.partial(qemu, notices=True))
@@ -69,7 +76,7 @@ def main() -> int:
         rows.append(summary(case, figures, engines))
         print(f"{case.payload_bytes} bytes, {case.flows} flows: {_line(rows[-1])}", file=sys.stderr)
         options.out.write_text(json.dumps(result, indent=2))  # what is measured is not lost if somebody stops it
-    show(result, Console(width=140))
+    show(result, Console(width=160))
     return 0
 
 
@@ -140,8 +147,12 @@ def summary(case: Case, figures: Figures, engines: list[str]) -> dict[str, Any]:
         name: dict(zip(("p50", "p99"), np.percentile(values, (50, 99)).tolist(), strict=True))
         for name, values in figures.pop("latency_us").items()
     }
-    ratios = {name: rates[name] / rates[best] for name in engines}
-    return case._asdict() | {"qemu_best": best, "ratio_to_qemu_best": ratios, "latency_us": latency_us} | figures
+    cpu_us = {name: statistics.median(values) for name, values in figures["cpu_us_per_frame"].items()}
+    ratios = {
+        "ratio_to_qemu_best": {name: rates[name] / rates[best] for name in engines},
+        "cpu_ratio_to_qemu_best": {name: cpu_us[best] / cpu_us[name] for name in engines},
+    }
+    return case._asdict() | {"qemu_best": best} | ratios | {"latency_us": latency_us} | figures
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -182,7 +193,9 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def _show_rates(result: dict[str, Any], console: Console) -> None:
     engines = result["settings"]["engines"]
-    table = Table(title="thousand frames per second: median (lowest - highest); CPU of the process, us per frame")
+    table = Table(
+        title="thousand frames per second: median (lowest - highest); CPU: us per frame; to QEMU: by rate / by CPU"
+    )
     for heading in ("payload", "flows", "QEMU", "CPU", "usual (reordered)"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in engines:
@@ -196,8 +209,9 @@ def _show_rates(result: dict[str, Any], console: Console) -> None:
         share = statistics.median(row["reordered"][USUAL]) / result["settings"]["frames"]
         cells.append(f"{statistics.median(rates[USUAL]) / 1e3:.0f} ({share:.0%})")
         for name in engines:
-            ratio, alone = f"{row['ratio_to_qemu_best'][name]:.2f}", row["in_memory_frames_per_s"][name]
-            cells += [_thousands(rates[name]), _median(cpu[name]), ratio, _thousands(alone)]
+            ratio = f"{row['ratio_to_qemu_best'][name]:.2f} / {row['cpu_ratio_to_qemu_best'][name]:.2f}"
+            cells += [_thousands(rates[name]), _median(cpu[name]), ratio]
+            cells.append(_thousands(row["in_memory_frames_per_s"][name]))
         cells += [f"{statistics.median(rates[name]) / 1e3:.0f}" for name in ("relay", "memcpy")]
         table.add_row(*cells)
     console.print(table)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tcp_frames import ones_complement
 
-from compare_engines import ENGINES, frames_per_s_in_memory, make_turns
+from compare_engines import ENGINES, PythonEngine, frames_per_s_in_memory, make_turns
 from compare_frames import ACK_EVERY, Case, Splitter, framed, make_traffic, split_rows
 from compare_lanes import check_that_it_compares, measure_latency_us, measure_rate, open_flows, ours
 from pycolo.core.packet import ACK, SYN, Segment, checksum_is_right, opposite, parse_tcp
@@ -91,6 +93,33 @@ def test_an_engine_serves_two_streams(name: str) -> None:
         rate = measure_rate(lanes, traffic, 2000, 2990)
         assert rate.reordered == 0
         assert len(measure_latency_us(lanes, traffic, 2990, 3000)) == 10
+
+
+class Reversing(PythonEngine):
+    """Puts out each batch newest first, as QEMU does when its output is full."""
+
+    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
+        return super().svm(frames)[::-1]
+
+
+class Spoiling(PythonEngine):
+    """Changes the last byte of what it puts out."""
+
+    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
+        return [frame[:-1] + bytes([frame[-1] ^ 1]) for frame in super().svm(frames)]
+
+
+def test_frames_out_of_order_are_counted() -> None:
+    traffic = make_traffic(Case(64, 10), 3000)
+    with ours(Reversing) as lanes:
+        open_flows(lanes, traffic)
+        assert measure_rate(lanes, traffic, 2000, 3000).reordered > 0
+
+
+def test_frames_that_come_out_changed_are_found_out() -> None:
+    traffic = make_traffic(Case(64, 10), 3000)
+    with ours(Spoiling) as lanes, pytest.raises(SystemExit, match="not what the PVM did"):
+        open_flows(lanes, traffic)
 
 
 @pytest.mark.parametrize("name", ENGINES)
