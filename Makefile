@@ -13,7 +13,7 @@ TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-l
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: packages
 packages:
@@ -59,6 +59,10 @@ sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
 bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/disk.py $(ARGS)
 
+.PHONY: bench-compare
+bench-compare: setup ## Our comparison of frames beside QEMU's colo-compare (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
 .PHONY: bench-failover
 bench-failover: setup ## 20 deaths under load: how long clients wait, how soon it is safe again (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/failover.py $(ARGS)
@@ -69,4 +73,4 @@ bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--hel
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-disk.json bench-failover.json bench-tls.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json src/*.egg-info
