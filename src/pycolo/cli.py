@@ -88,12 +88,13 @@ def demo(**options: Any) -> None:
 
 def main() -> None:
     """Entry point of `colo`."""
+    from pycolo.capture.cli import compare
     from pycolo.disk.cli import disk
     from pycolo.guest.cli import guest
     from pycolo.host.cli import COMMANDS
     from pycolo.pki.cli import pki
 
-    for command in (disk, guest, pki, *COMMANDS):
+    for command in (compare, disk, guest, pki, *COMMANDS):
         cli.add_command(command)
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
