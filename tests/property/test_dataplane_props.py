@@ -9,12 +9,13 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.layers import locate
+from pycolo.core.limits import DataplaneLimits
+from pycolo.core.messages import is_link_control, message, whole_frame
 from pycolo.core.packet import (
     checksum_is_right,
-    datagram,
     distance,
-    is_link_control,
     parse_tcp,
     rewrite,
     timestamps,
@@ -355,13 +356,13 @@ def test_the_clients_view_is_one_stream(
     for frame in shown:
         parsed = parse_tcp(frame)
         assert parsed is not None
-        _, seq, _, _, start, end = parsed
-        assert checksum_is_right(frame, end)
+        _, seq, _, _, head, start, end = parsed
+        assert checksum_is_right(frame, head, end)
         place = distance(seq, (pvm_isn + 1) % 2**32)
         assert frame[start:end] == stream[place : place + end - start]
         assert place + 1 <= has, "no gap"
         has = max(has, place + 1 + end - start)
-        found = timestamps(frame, start)
+        found = timestamps(frame, head, start)
         assert found is not None
         assert distance(found[0], value) >= 0, "PAWS"
         value = found[0]
@@ -369,9 +370,9 @@ def test_the_clients_view_is_one_stream(
     (back,) = plane.translator.inbound([of_client(at, value)])
     parsed = parse_tcp(back)
     assert parsed is not None
-    assert checksum_is_right(back, parsed[5])
+    assert checksum_is_right(back, parsed[4], parsed[6])
     assert parsed[2] == (svm_isn + at) % 2**32
-    echoed = timestamps(back, parsed[4])
+    echoed = timestamps(back, parsed[4], parsed[5])
     if shown and echoed is not None and value:
         assert echoed[0] == 9
         assert echoed[1] == (svm_clock + 100 + len(sizes) - 1) % 2**32
@@ -403,18 +404,21 @@ tiny = DataplaneLimits(held_frames_max=8, flows_max=2, stream_bytes_max=16, unre
 @given(frames, frames)
 def test_no_bytes_make_a_parser_raise(frame: bytes, other: bytes) -> None:
     is_link_control(frame)
-    key, comparable = datagram(frame)
-    assert len(comparable) <= len(frame)
-    assert key
+    for key, comparable, payload_at in filter(None, (message(frame, locate(frame)), whole_frame(frame))):
+        assert payload_at <= len(comparable) <= len(frame)
+        assert key
     tolerates(frame, frame, other)
     parsed = parse_tcp(frame)
     if parsed is not None:
-        _, _, _, _, start, end = parsed
-        assert 54 <= start <= end <= len(frame)
-        timestamps(frame, start)
-        changed = rewrite(frame, start, seq_add=3, ack_add=2**32 - 1, value_add=-5, echo_add=7)
+        _, _, _, _, at, start, end = parsed
+        assert 34 <= at <= start - 20 <= end - 20 <= len(frame) - 20
+        timestamps(frame, at, start)
+        changed = rewrite(frame, at, start, end, seq_add=3, ack_add=2**32 - 1, value_add=-5, echo_add=7)
         assert len(changed) == len(frame)
-        assert rewrite(changed, start, seq_add=-3, ack_add=1, value_add=5, echo_add=-7)[:50] == frame[:50]
+        assert (
+            rewrite(changed, at, start, end, seq_add=-3, ack_add=1, value_add=5, echo_add=-7)[: at + 16]
+            == frame[: at + 16]
+        )
 
 
 @settings(max_examples=300, deadline=None)

@@ -8,7 +8,7 @@ from tcp_frames import arp, udp
 
 from pycolo.agent.primary import PrimarySide
 from pycolo.core import wire
-from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic, nic_pair

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from tcp_frames import A, Connection, F, R, S, arp, udp
 
-from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.limits import DataplaneLimits
 
 PVM, SVM = Connection(isn=1000), Connection(isn=7000)
 
@@ -273,7 +274,7 @@ def test_flows_are_bounded_and_an_unknown_offset_is_never_guessed() -> None:
     for pvm, svm in pairs:
         dataplane.pvm_frames([pvm.syn_ack()], 0)
         assert dataplane.svm_frames(1, 0, [svm.syn_ack()], 0) == [pvm.syn_ack()]
-    assert len(dataplane._flows) == 4
+    assert len(dataplane._table) == 4
     pvm, _ = pairs[0]
     dataplane.svm_frames(1, 0, [pvm.out(1, 1, A, bytes(100))], 0)
     assert dataplane.pvm_frames([pvm.out(1, 1, A, bytes(50))], 0) == []
@@ -292,7 +293,7 @@ def test_ended_connections_make_room_without_harm() -> None:
         out = dataplane.svm_frames(1, 0, [svm.syn_ack(), svm.out(1, 1, A | F), svm.out(2, 2)], 0)
         assert len(out) == 3
         dataplane.client_frames([pvm.back(2, 2)], 0)
-    assert len(dataplane._flows) <= 4
+    assert len(dataplane._table) <= 4
     assert dataplane.due(0) is None
 
 
@@ -301,17 +302,17 @@ def test_ended_connections_are_forgotten_at_a_checkpoint() -> None:
     for pvm, svm in connections(10):
         dataplane.pvm_frames([pvm.syn_ack(), pvm.out(1, 1, R | A)], 0)
         dataplane.svm_frames(1, 0, [svm.syn_ack(), svm.out(1, 1, R | A)], 0)
-    assert len(dataplane._flows) == 10
+    assert len(dataplane._table) == 10
     dataplane.seal(2)
     dataplane.commit(2)
-    assert len(dataplane._flows) == 0
+    assert len(dataplane._table) == 0
 
 
 def test_when_every_flow_holds_something_a_further_one_is_compared_whole() -> None:
     dataplane = plane(flows_max=2)
     frames = [pvm.syn_ack() for pvm, _ in connections(4)]
     assert dataplane.pvm_frames(frames, 0) == []
-    assert len(dataplane._flows) == 2
+    assert len(dataplane._table) == 2
     dataplane.svm_frames(1, 0, [connections(4)[3][1].syn_ack()], 0)
     assert dataplane.due(0) == "limit"
     dataplane.seal(2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tcp_frames import A, Connection, F, P, R, S, U, stamps
 
-from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.limits import DataplaneLimits
 
 PVM, SVM = Connection(isn=1000), Connection(isn=2**32 - 3)  # the SVM's numbers wrap at once
 MSS, OTHER_MSS = b"\x02\x04\x05\xb4", b"\x02\x04\x02\x00"
@@ -133,12 +134,57 @@ def test_timestamps_window_and_ip_id_do_not_count() -> None:
     assert pair.s(1, 1, A, b"same", stamps(900_000, 3)) == 1
 
 
-def test_urgent_data_and_unknown_options_are_not_comparable() -> None:
-    for flags, options in ((A | U, b""), (A, b"\x1e\x08" + bytes(6))):
+@pytest.mark.parametrize(("flags", "options"), [(A | U, b""), (A, b"\x1e\x08" + bytes(6)), (A | F | U, b"")])
+def test_urgent_data_and_unknown_options_are_compared_as_they_are(flags: int, options: bytes) -> None:
+    pair = Pair()
+    pair.s(1, 1, flags, b"x", options)
+    assert pair.p(1, 1, flags, b"x", options) == 1
+    for other_flags, other_options in ((flags & ~U, b""), (flags, b"\x1e\x08" + bytes(5) + b"\x01")):
         pair = Pair()
-        pair.s(1, 1, flags, b"x", options)
+        pair.s(1, 1, other_flags, b"x", other_options)
         assert pair.p(1, 1, flags, b"x", options) == 0
-        assert pair.diverged
+        found = pair.plane.take_divergences()
+        assert [each.what for each in found] == ["options"] * bool(other_options), "else it may still come"
+        assert pair.diverged is bool(other_options)
+
+
+def test_a_segment_behind_a_gap_is_compared_and_the_gap_filled_later() -> None:
+    pair = Pair()
+    for at, text in ((7, b"world"), (1, b"hello "), (12, b"!")):
+        pair.s(at, 1, A, text)
+    assert pair.p(7, 1, A, b"world") == 1
+    assert pair.p(1, 1, A, b"hello world!") == 1
+
+
+def test_an_svm_that_contradicts_itself_has_diverged() -> None:
+    pair = Pair()
+    pair.s(1, 1, A, b"hello")
+    pair.s(1, 1, A, b"hallo")
+    assert pair.diverged
+    (found,) = pair.plane.take_divergences()
+    assert (found.what, found.offset, found.pvm, found.svm) == ("contradiction", 1, b"ello", b"allo")
+
+
+def test_a_keep_alive_of_the_svm_contradicts_nothing() -> None:
+    pair = Pair()
+    pair.s(1, 1, A, b"hello")
+    assert pair.p(1, 1, A, b"hello") == 1
+    pair.c(1, 6)
+    pair.s(5, 1, A, b"\0")
+    assert not pair.diverged
+
+
+def test_a_divergence_says_where_and_what() -> None:
+    pair = Pair()
+    pair.p(1, 1, A, b"hello ")
+    pair.p(7, 1, A, b"world")
+    pair.s(1, 1, A, b"hello would")
+    (found,) = pair.plane.take_divergences()
+    assert found.sentence() == (
+        "tcp 10.0.0.2:8080 to 10.0.0.1:40000: payload at byte 8: primary 72 6c 64 |rld|, secondary 75 6c 64 |uld|"
+    )
+    assert found.pvm_frame == 3
+    assert pair.plane.take_divergences() == []
 
 
 def test_trimmed_streams_give_the_room_back() -> None:

@@ -10,7 +10,7 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from tcp_frames import A, Connection, F, R, S, arp, stamps, udp
 
-from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
 
 PVM, SVM = Connection(isn=1000), Connection(isn=2**32 - 500)

@@ -6,7 +6,7 @@ import pytest
 from tcp_frames import A, Connection, R, S, stamps
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, learned, look
 
-from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation_chain import ENTRIES_PER_MESSAGE_MAX, LAYERS_MAX, TranslatorChain
 from pycolo.core.wire import Translations

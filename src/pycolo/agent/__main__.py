@@ -17,7 +17,7 @@ from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Side
-from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.overheard import Overheard
 from pycolo.core.secondary import advance_ticks
 from pycolo.core.translation_chain import TranslatorChain

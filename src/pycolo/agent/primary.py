@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
 from pycolo.core import wire
-from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel

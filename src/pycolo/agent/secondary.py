@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Side
 from pycolo.core import wire
-from pycolo.core.dataplane import DataplaneLimits
+from pycolo.core.limits import DataplaneLimits
 from pycolo.core.overheard import Overheard
 from pycolo.core.replay import ReplayLog
 from pycolo.core.secondary import SecondaryDataplane

@@ -15,61 +15,33 @@ Guarantees
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 from pycolo.core.datagrams import DatagramFlow
+from pycolo.core.divergence import Divergence, divergence
+from pycolo.core.explain import explain
 from pycolo.core.flow import Flow
-from pycolo.core.holding import HoldLimit, TwinBudget
-from pycolo.core.packet import (
-    ACK,
-    RST,
-    SYN,
-    Segment,
-    datagram,
-    is_link_control,
-    opposite,
-    parse_tcp,
-    whole_frame,
-)
+from pycolo.core.flow_table import FlowTable
+from pycolo.core.fragments import Reassembly
+from pycolo.core.holding import FlowRules, HoldLimit, TwinBudget
+from pycolo.core.layers import Layers, locate
+from pycolo.core.limits import DataplaneLimits, DataplaneStats
+from pycolo.core.messages import Message, message, stray_reset, whole_frame
+from pycolo.core.packet import ACK, RST, SYN, Segment, opposite, parse_tcp
+from pycolo.core.pieces import Assembled, FragmentHold, in_pieces
 
 Reason = Literal["divergence", "late", "limit"]
+AnyFlow = Flow | DatagramFlow | FragmentHold
 
-_EVICTION_LOOKS_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class DataplaneLimits:
-    """Bounds of what the agents hold, remember and wait for."""
-
-    hold_ms_min: float = 50
-    hold_ms_max: float = 1000
-    held_frames_max: int = 20_000
-    held_bytes_max: int = 64 << 20
-    flows_max: int = 8192
-    stream_bytes_max: int = 8 << 20  # of the SVM's stream, per flow
-    unreleased_bytes_max: int = 256 << 20  # of the SVM's output, all flows together
-    datagrams_max: int = 1024  # of the SVM, per flow
-
-
-@dataclass(frozen=True, slots=True)
-class DataplaneStats:
-    """Counts since the start, and what is held now."""
-
-    released_equal: int
-    released_by_checkpoint: int
-    diverged: int
-    held_frames: int
-    held_bytes: int
-    lag_ms: float
-    limit_ms: float
+DIVERGENCES_MAX = 64
 
 
 class PrimaryDataplane:
     """Holds, compares and releases the PVM's output; `epoch` is the one whose output is compared now."""
+
+    captured = False  # as in `FlowRules`
 
     def __init__(self, limits: DataplaneLimits, epoch: int) -> None:
         self.epoch = epoch
@@ -87,16 +59,19 @@ class PrimaryDataplane:
         self._solo = False
         self._reason: Reason | None = None
         self._asked = False
+        self._divergences: deque[Divergence] = deque(maxlen=DIVERGENCES_MAX)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._budget = TwinBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
-        self._flows: OrderedDict[bytes, Flow] = OrderedDict()
-        self._finished: OrderedDict[bytes, None] = OrderedDict()
-        self._forgot = False  # a live connection was forgotten, so an unknown one may have any offset
+        rules = FlowRules(self._budget, captured=self.captured)
+        self._table = FlowTable(self._limits.flows_max, rules, self.epoch)
         self._datagrams: dict[bytes, DatagramFlow] = {}
-        self._waiting: dict[Flow | DatagramFlow, None] = {}
-        self._arrivals: deque[tuple[int, float, Flow | DatagramFlow]] = deque()
+        self._pieces = FragmentHold()
+        self._svm_pieces: Reassembly[tuple[int, bytes]] = Reassembly()
+        self._also: dict[int, list[int]] = {}  # numbers of the SVM's fragments before the last one of their packet
+        self._waiting: dict[AnyFlow, None] = {}
+        self._arrivals: deque[tuple[int, float, AnyFlow]] = deque()
 
     # ---------------------------------------------------------------- a client's frame
 
@@ -107,14 +82,12 @@ class PrimaryDataplane:
             segment = parse_tcp(frame)
             if segment is None:
                 continue
-            key, seq, ack, flags, start, end = segment
-            key = opposite(key)
-            flow = self._flows.get(key)
+            key, seq, ack, flags, _, start, end = segment
+            flow = self._table.get(opposite(key), now_ms)
             if flow is not None:
-                if flow.epoch != self.epoch:
-                    flow.rebase(self.epoch)
                 flow.observe_client(seq, ack, flags, end - start)
-                self._note_end(flow)
+                self._table.note_client(flow)
+                self._table.note_end(flow)
 
     # ---------------------------------------------------------------- a frame of the PVM
 
@@ -127,53 +100,62 @@ class PrimaryDataplane:
         for frame in frames:
             segment = parse_tcp(frame)
             if segment is not None:
-                self._pvm_segment(frame, segment, now_ms, out)
-            elif is_link_control(frame):
+                self._pvm_segment(frame, segment, out)
+                continue
+            layers = locate(frame)
+            if layers is not None and layers.fragment is not None:
+                self._pvm_fragment(frame, layers, out)
+                continue
+            said = message(frame, layers)
+            if said is None:
                 out.append(frame)
+                self._next_no += 1
             else:
-                self._pvm_datagram(frame, *datagram(frame), out)
+                self._pvm_message(frame, said, out)
         return out
 
-    def _pvm_segment(self, frame: bytes, segment: Segment, now_ms: float, out: list[bytes]) -> None:
-        key, seq, ack, flags, start, end = segment
-        flow = self._flow(key)
+    def _pvm_segment(self, frame: bytes, segment: Segment, out: list[bytes]) -> None:
+        key, seq, ack, flags, at, start, end = segment
+        flow = self._table.get(key, self._now_ms)
         if _opens(seq, flags):
             flow = self._pvm_opens(frame, segment, flow)
         elif flow is None:
+            if flags & RST:
+                self._pvm_message(frame, stray_reset(segment), out)
+                return
             flow = self._admit(key)
         if flow is None:
-            self._forgot = True
-            self._pvm_datagram(frame, *whole_frame(frame), out)
+            self._table.forgot = True
+            self._pvm_message(frame, whole_frame(frame), out)
             return
         flow.observe_pvm(seq, ack, flags, end - start)
-        flow.hold.append((self._next_no, now_ms, frame, seq, ack, flags, start, end))
+        flow.hold.append((self._next_no, self._now_ms, frame, seq, ack, flags, at, start, end))
         self._count(frame, flow)
         self._pump(flow, out)
 
     def _pvm_opens(self, frame: bytes, segment: Segment, flow: Flow | None) -> Flow | None:
         """The PVM opens or refuses a connection: the known one, the one the SVM has opened already, or a new one."""
-        key, seq, ack, flags, start, _ = segment
+        key, seq, ack, flags, *_ = segment
         if flow is None:
-            flow = self._admit(key)
+            flow = self._table.admit(key, self._now_ms)
         elif not flow.answers(flow.pvm_isn, seq, ack, flags):
-            flow = self._succeed(key, flow, seq, ack, flags)
+            flow = self._succeed(flow, seq, ack, flags)
         elif not flow.pvm_open:
             self._orphan(flow)
         if flow is not None:
-            flow.open_pvm(frame, seq, ack, flags, start)
+            flow.open_pvm(frame, segment)
+            if flags & (SYN | ACK) == SYN | ACK:
+                self._table.note_half_open(flow)
         return flow
 
-    def _succeed(self, key: bytes, flow: Flow, seq: int, ack: int, flags: int) -> Flow:
+    def _succeed(self, flow: Flow, seq: int, ack: int, flags: int) -> Flow:
         self._orphan(flow)
         successor = flow.successor
         if successor is not None and successor.answers(None, seq, ack, flags):
             flow.successor = None
         else:
-            successor = self._new_flow(key)
-        flow.forget()
-        self._finished.pop(key, None)
-        self._flows[key] = successor
-        self._flows.move_to_end(key)
+            successor = self._table.new(flow.key)
+        self._table.replace(flow, successor)
         return successor
 
     def _orphan(self, flow: Flow) -> None:
@@ -184,20 +166,38 @@ class PrimaryDataplane:
             self._waiting.pop(flow, None)
             self._reason = "divergence"
 
-    def _pvm_datagram(self, frame: bytes, key: bytes, comparable: bytes, out: list[bytes]) -> None:
+    def _pvm_message(self, frame: bytes, said: Message, out: list[bytes]) -> None:
+        key, comparable, payload_at = said
         flow = self._datagrams.get(key)
         if flow is None:
             flow = self._datagrams[key] = self._new_datagram_flow(key)
-        flow.hold.append((self._next_no, self._now_ms, frame, comparable))
+        flow.hold.append((self._next_no, self._now_ms, frame, comparable, payload_at))
         self._count(frame, flow)
         self._pump(flow, out)
 
-    def _count(self, frame: bytes, flow: Flow | DatagramFlow) -> None:
+    def _pvm_fragment(self, frame: bytes, layers: Layers, out: list[bytes]) -> None:
+        """It waits for the rest of its packet; what comes of it is a frame like any other, and counted already."""
+        packets = self._pieces.add(self._next_no, self._now_ms, frame, layers)
+        self._count(frame, self._pieces)
+        for packet in packets:
+            self._uncount(in_pieces([packet]))
+            self._next_no -= isinstance(packet, Assembled)  # it goes by the number of its last piece
+            segment = parse_tcp(packet)
+            if segment is not None:
+                self._pvm_segment(packet, segment, out)
+                continue
+            said = message(packet, locate(packet))
+            self._pvm_message(packet, whole_frame(packet) if said is None else said, out)
+        if not self._pieces.hold:
+            self._waiting.pop(self._pieces, None)
+
+    def _count(self, frame: bytes, flow: AnyFlow) -> None:
         """A frame has gone into the flow's hold."""
         self._arrivals.append((self._next_no, self._now_ms, flow))
         self._next_no += 1
-        self._held_frames += 1
-        self._held_bytes += len(frame)
+        pieces = in_pieces([frame])
+        self._held_frames += len(pieces)
+        self._held_bytes += sum(map(len, pieces))
         self._waiting[flow] = None
         if len(self._arrivals) > 2 * self._held_frames + 1024:
             self._arrivals = deque(entry for entry in self._arrivals if _is_held(entry[0], entry[2]))
@@ -214,16 +214,26 @@ class PrimaryDataplane:
         for no, frame in enumerate(frames, first_no):
             segment = parse_tcp(frame)
             if segment is not None:
-                self._svm_segment(frame, segment, out)
-            elif not is_link_control(frame):
-                self._svm_datagram(no, *datagram(frame), out)
+                self._svm_segment(no, frame, segment, out)
+                continue
+            layers = locate(frame)
+            if layers is not None and layers.fragment is not None:
+                self._svm_fragment(no, frame, layers, out)
+                continue
+            said = message(frame, layers)
+            if said is not None:
+                self._svm_message(no, said, out)
         return out
 
-    def _svm_segment(self, frame: bytes, segment: Segment, out: list[bytes]) -> None:
-        key, seq, ack, flags, start, end = segment
-        flow = self._flow(key)
+    def _svm_segment(self, no: int, frame: bytes, segment: Segment, out: list[bytes]) -> None:
+        key, seq, _, flags, *_ = segment
+        flow = self._table.get(key, self._now_ms)
         if flow is None:
-            flow = self._admit(key)
+            opens = _opens(seq, flags)
+            if flags & RST and not opens:
+                self._svm_message(no, stray_reset(segment), out)
+                return
+            flow = self._table.admit(key, self._now_ms) if opens else self._admit(key)
             if flow is None:
                 self._reach_limit()
                 return
@@ -231,14 +241,16 @@ class PrimaryDataplane:
             flow = self._svm_opens(frame, segment, flow)
         elif flow.successor is not None:
             flow = flow.successor
-        if not flow.observe_svm(frame, seq, ack, flags, start, end):
+        if not flow.observe_svm(frame, segment):
             self._reach_limit()
+        if flow.difference is not None:
+            self._note_divergence(flow)
         if flow.hold:
             self._pump(flow, out)
 
     def _svm_opens(self, frame: bytes, segment: Segment, flow: Flow) -> Flow:
         """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
-        key, seq, ack, flags, start, _ = segment
+        _, seq, ack, flags, *_ = segment
         successor = flow.successor
         if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
             mine = flow
@@ -247,11 +259,12 @@ class PrimaryDataplane:
         else:
             if successor is not None:
                 successor.forget()
-            mine = flow.successor = self._new_flow(key)
-        mine.open_svm(frame, seq, ack, flags, start)
+            mine = flow.successor = self._table.new(flow.key)
+        mine.open_svm(frame, segment)
         return mine
 
-    def _svm_datagram(self, no: int, key: bytes, comparable: bytes, out: list[bytes]) -> None:
+    def _svm_message(self, no: int, said: Message, out: list[bytes]) -> None:
+        key, comparable, _ = said
         flow = self._datagrams.get(key)
         if flow is None:
             if len(self._datagrams) >= self._limits.flows_max:
@@ -262,6 +275,20 @@ class PrimaryDataplane:
             self._reach_limit()
         self._pump(flow, out)
 
+    def _svm_fragment(self, no: int, frame: bytes, layers: Layers, out: list[bytes]) -> None:
+        whole = self._svm_pieces.add((no, frame), frame, layers)
+        if whole is not None:
+            segment = parse_tcp(whole.frame)
+            if segment is not None:
+                self._svm_segment(no, whole.frame, segment, out)
+            else:
+                self._also[no] = [ticket[0] for ticket in whole.tickets if ticket[0] != no]
+                said = message(whole.frame, locate(whole.frame))
+                self._svm_message(no, whole_frame(whole.frame) if said is None else said, out)
+        while (hopeless := self._svm_pieces.over_limit()) is not None:
+            for number, each in hopeless.tickets:
+                self._svm_message(number, whole_frame(each), out)
+
     # ---------------------------------------------------------------- what leaves because it is equal
 
     def _pump(self, flow: Flow | DatagramFlow, out: list[bytes]) -> None:
@@ -271,23 +298,25 @@ class PrimaryDataplane:
         before = len(out)
         waiting_since_ms = max(flow.hold[0][1], self._compared_since_ms)
         if flow.release(out):
-            self._diverged += 1
-            self._reason = "divergence"
-        released = len(out) - before
-        if released:
+            self._note_divergence(flow)
+        if len(out) > before:
             self._hold_limit.sample(self._now_ms - waiting_since_ms)
-            self._released_equal += released
-            self._uncount(out[before:])
+            out[before:] = released = in_pieces(out[before:])
+            self._released_equal += len(released)
+            self._uncount(released)
         if not flow.hold:
             del self._waiting[flow]
             if isinstance(flow, Flow):
-                self._note_end(flow)
+                self._table.note_end(flow)
             elif not flow.twins:
                 del self._datagrams[flow.key]
 
-    def _note_end(self, flow: Flow) -> None:
-        if (flow.pvm_rst or flow.pvm_fin is not None) and flow.finished():
-            self._finished[flow.key] = None
+    def _note_divergence(self, flow: Flow | DatagramFlow) -> None:
+        self._diverged += 1
+        self._reason = "divergence"
+        pvm_no = flow.hold[0][0] if flow.hold else None
+        self._divergences.append(divergence(flow.name, explain(flow), pvm_no, flow.svm_no))
+        flow.difference = None
 
     def _uncount(self, frames: Sequence[bytes]) -> None:
         self._held_frames -= len(frames)
@@ -305,13 +334,14 @@ class PrimaryDataplane:
         sealed = self._take_held()
         for flow in self._waiting:
             if isinstance(flow, Flow):
-                flow.rebase(epoch_next)
-                self._note_end(flow)
+                flow.rebase(epoch_next, self._now_ms)
+                self._table.note_end(flow)
         self._forget_waiting()
         self._sealed.append((epoch_next, sealed))
         self.epoch = epoch_next
+        self._table.begin_epoch(epoch_next)
         self._awaiting_commit, self._solo = True, False
-        self._asked, self._reason, self._forgot = False, None, False
+        self._asked, self._reason = False, None
         return len(sealed)
 
     def commit(self, epoch: int, now_ms: float | None = None) -> list[bytes]:
@@ -327,9 +357,10 @@ class PrimaryDataplane:
             self._now_ms = self._now_ms if now_ms is None else now_ms
             self._compared_since_ms = self._progress_ms = self._now_ms
             self._loading = True
-            self._forget_finished()
+            self._table.tidy(self._now_ms)
             for flow in list(self._waiting):
-                self._pump(flow, out)
+                if not isinstance(flow, FragmentHold):
+                    self._pump(flow, out)
         return out
 
     def hold_until_commit(self) -> None:
@@ -351,7 +382,7 @@ class PrimaryDataplane:
         held = [(entry[0], entry[2]) for flow in self._waiting for entry in flow.hold]
         held += self._orphans
         self._orphans = []
-        return [frame for _, frame in sorted(held)]
+        return in_pieces([frame for _, frame in sorted(held)])
 
     def _take_sealed(self, epoch: int) -> list[bytes]:
         out: list[bytes] = []
@@ -363,17 +394,11 @@ class PrimaryDataplane:
         for flow in self._datagrams.values():
             flow.forget()
         self._datagrams.clear()
+        self._pieces.forget()
+        self._svm_pieces.give_up()
+        self._also.clear()
         self._waiting.clear()
         self._arrivals.clear()
-
-    def _forget_finished(self) -> None:
-        """All offsets are zero now, so to forget a flow that has ended costs no knowledge."""
-        for key in self._finished:
-            flow = self._flows.get(key)
-            if flow is not None and flow.successor is None and flow.finished():
-                del self._flows[key]
-                flow.forget()
-        self._finished.clear()
 
     # ---------------------------------------------------------------- when a checkpoint is needed
 
@@ -436,61 +461,38 @@ class PrimaryDataplane:
             held_bytes=self._held_bytes,
             lag_ms=self._hold_limit.lag_ms,
             limit_ms=self._hold_limit.limit_ms,
+            flows=len(self._table),
         )
+
+    def take_divergences(self) -> list[Divergence]:
+        """Why outputs differed since the last call, at most DIVERGENCES_MAX."""
+        taken = list(self._divergences)
+        self._divergences.clear()
+        return taken
 
     def take_confirmations(self) -> list[int]:
         """Numbers of the SVM's datagrams (not TCP) whose twin has left, since the last call."""
         confirmed = list(self._confirmed)
         self._confirmed.clear()
+        if self._also:
+            confirmed += [other for no in confirmed for other in self._also.pop(no, ())]
         return confirmed
 
-    # ---------------------------------------------------------------- the table of flows
-
-    def _flow(self, key: bytes) -> Flow | None:
-        flow = self._flows.get(key)
-        if flow is not None and flow.epoch != self.epoch:
-            flow.rebase(self.epoch)
-        return flow
-
-    def _new_flow(self, key: bytes) -> Flow:
-        return Flow(key, self.epoch, self._budget)
+    # ---------------------------------------------------------------- flows
 
     def _new_datagram_flow(self, key: bytes) -> DatagramFlow:
         return DatagramFlow(key, self._limits.datagrams_max, self._budget, self._confirmed)
 
     def _admit(self, key: bytes) -> Flow | None:
-        """A new flow in the table, None when all of it holds something."""
-        if len(self._flows) >= self._limits.flows_max and not self._evict():
-            return None
-        flow = self._flows[key] = self._new_flow(key)
-        if self._forgot:
-            flow.diverged = True  # until it is seen to open: its offset may be one that we have forgotten
+        """A connection that began before we looked, in the table; None when all of that holds something."""
+        flow = self._table.admit(key, self._now_ms)
+        if flow is not None and self._table.forgot:
+            flow.diverged = True  # its offset may be one that we have forgotten
             self._reach_limit()
         return flow
 
-    def _evict(self) -> bool:
-        """Forget a flow that holds nothing: an ended one if there is one, else one of the oldest."""
-        while self._finished:
-            key, _ = self._finished.popitem(last=False)
-            flow = self._flows.get(key)
-            if flow is not None and flow.finished():
-                self._forget(key, flow)
-                return True
-        for key, flow in islice(self._flows.items(), _EVICTION_LOOKS_MAX):
-            if not flow.hold:
-                self._forget(key, flow)
-                return True
-        return False
 
-    def _forget(self, key: bytes, flow: Flow) -> None:
-        has_offset = flow.epoch == self.epoch and (flow.delta != 0 or flow.successor is not None)
-        if has_offset and (flow.successor is not None or not flow.ended_in_order()):
-            self._forgot = True
-        del self._flows[key]
-        flow.forget()
-
-
-def _is_held(no: int, flow: Flow | DatagramFlow) -> bool:
+def _is_held(no: int, flow: AnyFlow) -> bool:
     """Whether frame `no` of the flow has not left yet: frames leave in order."""
     return bool(flow.hold) and flow.hold[0][0] <= no
 

@@ -15,29 +15,34 @@ back, RFC 2018, 8: a client keeps the bytes until they are acknowledged).
 from __future__ import annotations
 
 from collections import deque
-from enum import IntEnum
 
-from pycolo.core.holding import TwinBudget
-from pycolo.core.packet import ACK, FIN, HALF, MASK, ODD, RST, SYN, URG, distance, syn_terms
-from pycolo.core.tolerance import CONTEXT_BYTES, HTTP_PORT, tolerates
+from pycolo.core.divergence import Difference
+from pycolo.core.holding import FlowRules
+from pycolo.core.packet import (
+    ACK,
+    FIN,
+    HALF,
+    MASK,
+    ODD,
+    RST,
+    SYN,
+    TCP_FLOW,
+    URG,
+    Segment,
+    distance,
+    odd_terms,
+    source_port,
+    syn_terms,
+)
+from pycolo.core.tolerance import CONTEXT_BYTES, tolerates
+from pycolo.core.twin_stream import DIVERGED, RELEASE, WAIT, Added, TwinStream, TwinTerms, Verdict, joined
 
-Held = tuple[int, float, bytes, int, int, int, int, int]
-"""A held segment: number, arrival in ms, frame, seq, ack, flags, payload start, payload end."""
+Held = tuple[int, float, bytes, int, int, int, int, int, int]
+"""A held segment: number, arrival in ms, frame, seq, ack, flags, header's, payload's start, payload end."""
 
-_TRIM_BYTES = 4096  # trimming less at a time costs more than it frees
 _WINDOW_MAX = 1 << 30  # RFC 7323, 2.3: no peer is further ahead than this
 _EVENTS = SYN | FIN | RST | URG | ODD
-
-
-class Verdict(IntEnum):
-    """What becomes of a held frame."""
-
-    WAIT = 0
-    RELEASE = 1
-    DIVERGED = 2
-
-
-WAIT, RELEASE, DIVERGED = Verdict.WAIT, Verdict.RELEASE, Verdict.DIVERGED
+_CAPTURED_BYTES_MAX = 1 << 20
 
 
 class Flow:
@@ -45,14 +50,15 @@ class Flow:
 
     __slots__ = (
         "_budget",
+        "_captured",
         "_context_bytes",
-        "_guessed",
         "_tolerated",
         "acked",
         "client_fin",
         "client_isn",
         "client_next",
         "delta",
+        "difference",
         "diverged",
         "epoch",
         "guest_opened",
@@ -60,37 +66,44 @@ class Flow:
         "key",
         "pvm_ack",
         "pvm_fin",
+        "pvm_first",
         "pvm_isn",
         "pvm_next",
         "pvm_open",
         "pvm_rst",
         "pvm_syn",
         "released",
+        "rules",
         "successor",
         "svm_ack",
-        "svm_base",
         "svm_fin",
         "svm_isn",
+        "svm_odd",
         "svm_open",
         "svm_rst",
-        "svm_stream",
         "svm_syn",
+        "touched_ms",
+        "twin",
     )
 
-    def __init__(self, key: bytes, epoch: int, budget: TwinBudget) -> None:
+    def __init__(self, key: bytes, epoch: int, rules: FlowRules) -> None:
         self.key = key  # as in `packet.Segment`, with the guest as the source
         self.epoch = epoch
+        self.touched_ms = 0.0  # when it was first used in this epoch
         self.hold: deque[Held] = deque()
         self.diverged = False
+        self.difference: Difference | None = None  # why, until somebody takes it
         self.successor: Flow | None = None  # the next connection on the same ports: the SVM has opened it, the PVM not
-        self._budget = budget
-        self._context_bytes = CONTEXT_BYTES if int.from_bytes(key[8:10]) == HTTP_PORT else 0
+        self.rules = rules
+        self._budget, self._captured = rules.budget, rules.captured
+        self._context_bytes = CONTEXT_BYTES if source_port(key) in rules.http_ports else 0
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
         self.client_isn: int | None = None
         self.guest_opened = False
         self.pvm_open = self.svm_open = False  # has this side been seen to open (or refuse) just this connection?
         self.pvm_isn: int | None = None
         self.pvm_syn = b""
+        self.pvm_first: int | None = None  # the place of its first byte that we have seen
         self.pvm_next: int | None = None
         self.pvm_ack: int | None = None
         self.pvm_fin: int | None = None  # the sequence number of the FIN itself
@@ -99,16 +112,22 @@ class Flow:
         self.acked: int | None = None  # the client has acknowledged all before this, in the PVM's numbers
         self.client_next: int | None = None  # end of the client's data
         self.client_fin: int | None = None
-        self._guessed = True  # svm_base is just the first segment seen, not known
         self.delta: int | None = 0
         self.svm_isn: int | None = None
         self.svm_syn = b""
-        self.svm_base: int | None = None
-        self.svm_stream = bytearray()
+        self.twin = TwinStream(rules.budget)
         self._tolerated: dict[int, bytes] = {}  # what the PVM said instead, at which of the SVM's sequence numbers
+        self.svm_odd = TwinTerms()
         self.svm_ack: int | None = None
         self.svm_fin: int | None = None
         self.svm_rst = False
+
+    svm_no = None  # the numbers of the SVM's segments are not kept
+
+    @property
+    def name(self) -> bytes:
+        """As `divergence.flow_of` reads it."""
+        return TCP_FLOW + self.key
 
     # ---------------------------------------------------------------- identity
 
@@ -128,31 +147,33 @@ class Flow:
         else:
             self.guest_opened = True
 
-    def open_pvm(self, frame: bytes, seq: int, ack: int, flags: int, start: int) -> None:
+    def open_pvm(self, frame: bytes, segment: Segment) -> None:
         """The PVM opens (SYN, SYN-ACK) or refuses (RST that answers a SYN) this connection."""
+        _, seq, ack, flags, at, start, _ = segment
         self._identify(ack, flags)
         if not self.pvm_open:  # what it said so far was said in an older connection
             self.pvm_open, self.diverged = True, False
             self.pvm_next = self.pvm_ack = self.pvm_fin = self.released = self.acked = self.client_fin = None
             self.client_next = ack if flags & ACK else None
         if flags & SYN:
-            self.pvm_isn, self.pvm_syn = seq, syn_terms(frame, flags, start)
+            self.pvm_isn, self.pvm_syn = seq, syn_terms(frame, flags, at, start)
+            self.pvm_first = (seq + 1) & MASK
             if self.acked is None:
-                self.acked = (seq + 1) & MASK  # there is nothing before
+                self.acked = self.pvm_first  # there is nothing before
             self._align()
 
-    def open_svm(self, frame: bytes, seq: int, ack: int, flags: int, start: int) -> None:
+    def open_svm(self, frame: bytes, segment: Segment) -> None:
         """The SVM does."""
+        _, seq, ack, flags, at, start, _ = segment
         self._identify(ack, flags)
         if not self.svm_open:  # as above
             self.svm_open, self.diverged = True, False
             self.svm_ack = self.svm_fin = None
             self._set_stream(None, bytearray())
         if flags & SYN:
-            self.svm_syn = syn_terms(frame, flags, start)
+            self.svm_syn = syn_terms(frame, flags, at, start)
             if self.svm_isn is None:
                 self._set_stream((seq + 1) & MASK, bytearray())
-                self._guessed = False
             self.svm_isn = seq
             self._align()
 
@@ -178,7 +199,8 @@ class Flow:
             return
         if self.acked is None or distance(ack, self.acked) > 0:
             self.acked = ack
-            self._trim()
+            if self.delta is not None:
+                self._trim((ack + self.delta) & MASK)
 
     def observe_pvm(self, seq: int, ack: int, flags: int, length: int) -> None:
         """The PVM has produced a segment, which goes into `hold`."""
@@ -187,6 +209,8 @@ class Flow:
             self.pvm_ack = ack
         if flags & RST:
             return
+        if self.pvm_first is None:
+            self.pvm_first = seq
         end = (seq + length) & MASK
         if flags & (SYN | FIN):
             if flags & FIN:
@@ -195,53 +219,59 @@ class Flow:
         if self.pvm_next is None or distance(end, self.pvm_next) > 0:
             self.pvm_next = end
 
-    def observe_svm(self, frame: bytes, seq: int, ack: int, flags: int, start: int, end: int) -> bool:
+    def observe_svm(self, frame: bytes, segment: Segment) -> bool:
         """The SVM has produced a segment; False when there is no room for its payload."""
+        _, seq, ack, flags, at, start, end = segment
         if self.pvm_open and not self.svm_open:
             return True  # it still speaks of the connection before this one
         self.svm_rst = flags & RST != 0
         if flags & ACK and (self.svm_ack is None or distance(ack, self.svm_ack) > 0):
             self.svm_ack = ack
+        if flags & (ODD | URG) and not flags & SYN:
+            self.svm_odd.add(seq, end - start, odd_terms(frame, flags, at, start))
         if flags & RST:
             return True
         if flags & SYN:
             seq = (seq + 1) & MASK
-        if self.svm_base is None or (self._guessed and not self.svm_stream and distance(seq, self.svm_base) > 0):
-            self.svm_base = seq
-        known = distance((self.svm_base + len(self.svm_stream)) & MASK, seq)
-        if known < 0:
-            return True  # a gap: what the SVM said before got lost, so nothing behind it can be compared
-        if known < end - start and self.svm_fin is None and not self._extend(frame[start + known : end]):
-            return False
-        if flags & FIN and known <= end - start:
+        self.twin.reach(seq)
+        if flags & FIN:
             self.svm_fin = (seq + end - start) & MASK
-        return True
+        return start == end or self._svm_payload(seq, frame[start:end])
 
-    def _extend(self, payload: bytes) -> bool:
-        budget = self._budget
-        if len(self.svm_stream) + len(payload) > budget.flow_bytes_max or not budget.has_room(len(payload)):
-            return False
-        self.svm_stream += payload
-        budget.used_bytes += len(payload)
-        return True
+    def _svm_payload(self, seq: int, payload: bytes) -> bool:
+        end = (seq + len(payload)) & MASK
+        if self.svm_fin is not None and distance(end, self.svm_fin) > 0:
+            return True  # nothing stands behind a FIN
+        if (
+            not self._captured
+            and self.acked is not None
+            and self.delta is not None
+            and distance((self.acked + self.delta) & MASK, end) >= 0
+        ):
+            return True  # the client has it: a keep-alive, which may be any byte (RFC 1122, 4.2.3.6)
+        added = self.twin.add(seq, payload)
+        if added == Added.CONTRADICTS and not self.diverged:
+            place, before = self.twin.first_difference(seq, payload)
+            self.diverged = True
+            self.difference = Difference("contradiction", self.offset(seq, place), before, payload[place:])
+        return added != Added.NO_ROOM
+
+    def offset(self, svm_seq: int, place: int) -> int | None:
+        """Of a place in the SVM's numbers: bytes since the first that the PVM was seen to say."""
+        if self.pvm_first is None or self.delta is None:
+            return None
+        return distance((svm_seq + place) & MASK, (self.pvm_first + self.delta) & MASK)
 
     def _set_stream(self, base: int | None, stream: bytearray) -> None:
-        self._budget.used_bytes += len(stream) - len(self.svm_stream)
-        self.svm_base, self.svm_stream = base, stream
+        self.twin.set(base, stream, guessed=base is None)
         self._tolerated.clear()
+        self.svm_odd.clear()
 
-    def _trim(self) -> None:
+    def _trim(self, to: int) -> None:
         """Forget what the client has acknowledged, and by that what has been released."""
-        if self.svm_base is None or self.delta is None or self.acked is None:
-            return
-        surplus = distance((self.acked + self.delta) & MASK, self.svm_base) - self._context_bytes
-        if surplus >= _TRIM_BYTES:
-            surplus = min(surplus, len(self.svm_stream))
-            del self.svm_stream[:surplus]
-            self._budget.used_bytes -= surplus
-            self.svm_base = base = (self.svm_base + surplus) & MASK
-            if self._tolerated:
-                self._tolerated = {at: said for at, said in self._tolerated.items() if distance(at, base) >= 0}
+        if self.twin.trim((to - self._context_bytes) & MASK) and self._tolerated:
+            base = self.twin.base or 0
+            self._tolerated = {at: said for at, said in self._tolerated.items() if distance(at, base) >= 0}
 
     # ---------------------------------------------------------------- what leaves
 
@@ -251,9 +281,10 @@ class Flow:
         while hold:
             verdict = self._judge(hold[0])
             if verdict != RELEASE:
-                self.diverged = verdict == DIVERGED
+                if verdict == DIVERGED:
+                    self.diverged = True
                 break
-            _, _, frame, seq, _, flags, start, end = hold.popleft()
+            _, _, frame, seq, _, flags, _, start, end = hold.popleft()
             out.append(frame)
             if not flags & RST:
                 length = end - start + bool(flags & SYN) + bool(flags & FIN)
@@ -263,13 +294,15 @@ class Flow:
     def _note_released(self, end: int) -> None:
         if self.released is None or (end - self.released) & MASK < HALF:
             self.released = end
+        if self._captured and self.delta is not None and len(self.twin.main) > _CAPTURED_BYTES_MAX:
+            self._trim((self.released + self.delta - _CAPTURED_BYTES_MAX // 2) & MASK)
 
     def _judge(self, held: Held) -> Verdict:
-        _, _, frame, seq, ack, flags, start, end = held
+        _, _, frame, seq, ack, flags, _, start, end = held
         if self.pvm_open != self.svm_open:
             return WAIT
         if flags & _EVENTS:
-            return self._judge_event(frame, seq, ack, flags, start, end)
+            return self._judge_event(held)
         if start != end:
             verdict = self._judge_payload(seq, frame, start, end)
             if verdict != RELEASE:
@@ -281,6 +314,8 @@ class Flow:
 
         As long as the SVM has merely ended its own stream, a FIN counts: somebody may still wait for the client's end.
         """
+        if self._captured:
+            return True
         if self.svm_ack is None:
             return False
         return (self.svm_ack - ack) & MASK < HALF or (self.svm_rst and self._all_data_acknowledged())
@@ -290,16 +325,19 @@ class Flow:
             self.svm_ack is not None and self.client_next is not None and distance(self.svm_ack, self.client_next) >= 0
         )
 
-    def _judge_event(self, frame: bytes, seq: int, ack: int, flags: int, start: int, end: int) -> Verdict:
-        """A segment with SYN, FIN, RST, or with something that we can't compare: urgent data, an unknown option."""
-        if flags & URG or flags & (ODD | SYN) == ODD:
-            return DIVERGED
+    def _judge_event(self, held: Held) -> Verdict:
+        """A segment with SYN, FIN, RST, urgent data, or an option that we don't know."""
+        _, _, frame, seq, ack, flags, at, start, end = held
         first = (seq + bool(flags & SYN)) & MASK
-        verdicts = [
-            self._judge_syn(syn_terms(frame, flags, start)) if flags & SYN else RELEASE,
-            self._judge_payload(first, frame, start, end) if start != end else RELEASE,
-            self._judge_fin((first + end - start) & MASK) if flags & FIN else RELEASE,
-        ]
+        verdicts = []
+        if flags & SYN:
+            verdicts.append(self._judge_syn(syn_terms(frame, flags, at, start)))
+        elif flags & (URG | ODD):
+            verdicts.append(self._judge_odd(seq, end - start, odd_terms(frame, flags, at, start)))
+        if start != end:
+            verdicts.append(self._judge_payload(first, frame, start, end))
+        if flags & FIN:
+            verdicts.append(self._judge_fin((first + end - start) & MASK))
         if flags & RST:
             verdicts.append(self._judge_reset(ack, flags))
         elif flags & ACK and not self._acknowledged(ack):
@@ -308,10 +346,19 @@ class Flow:
             return DIVERGED
         return WAIT if WAIT in verdicts else RELEASE
 
+    @property
+    def _otherwise(self) -> Verdict:
+        """The SVM has done something else by now. A capture may still tell of more than it seems to be about."""
+        return WAIT if self._captured else DIVERGED
+
     def _judge_syn(self, terms: bytes) -> Verdict:
         if not self.svm_syn:
-            return DIVERGED if self.svm_rst else WAIT  # refused there, accepted here
+            return self._otherwise if self.svm_rst else WAIT  # refused there, accepted here
         return RELEASE if terms == self.svm_syn else DIVERGED
+
+    def _judge_odd(self, seq: int, length: int, terms: bytes) -> Verdict:
+        """The SVM has to have said the same in one segment of the same place and length."""
+        return WAIT if self.delta is None else self.svm_odd.judge((seq + self.delta) & MASK, length, terms)
 
     def _judge_fin(self, place: int) -> Verdict:
         """The SVM's FIN has to stand at the same place; no other event stands for it."""
@@ -319,11 +366,10 @@ class Flow:
             return WAIT
         place = (place + self.delta) & MASK
         if self.svm_fin is not None:
-            return RELEASE if place == self.svm_fin else DIVERGED
-        if self.svm_rst or self.svm_base is None:
-            return DIVERGED if self.svm_rst else WAIT
-        beyond = distance((self.svm_base + len(self.svm_stream)) & MASK, place) > 0
-        return DIVERGED if beyond else WAIT
+            return RELEASE if place == self.svm_fin else self._otherwise
+        if self.svm_rst or self.twin.base is None:
+            return self._otherwise if self.svm_rst else WAIT
+        return DIVERGED if distance(self.twin.next, place) > 0 else WAIT
 
     def _judge_reset(self, ack: int, flags: int) -> Verdict:
         """A RST leaves when the SVM has reset as well, or has ended its stream and acknowledged all data of the client.
@@ -343,49 +389,48 @@ class Flow:
         """
         if self.acked is not None:
             below = ((self.acked - seq + HALF) & MASK) - HALF
-            if below > 0:
+            if below > 0 and (not self._captured or (below == 1 and end - start == 1)):
                 if below >= end - start:
                     return RELEASE
                 seq, start = seq + below, start + below
-        if self.svm_base is None or self.delta is None:
+        if self.delta is None:
             return WAIT
-        at = ((seq + self.delta - self.svm_base + HALF) & MASK) - HALF
-        if at < 0:
-            return WAIT  # sent before we began to look: only a checkpoint helps
-        payload = frame[start:end]
-        if len(self.svm_stream) - at < len(payload):
-            return self._judge_partly(payload, at)
-        if self.svm_stream.startswith(payload, at) or self._tolerate(payload, at):
+        payload, place = frame[start:end], (seq + self.delta) & MASK
+        verdict = self.twin.judge(place, payload)
+        if verdict == RELEASE:
             return RELEASE
-        return DIVERGED
+        return self._judge_other(place, payload, verdict)
 
-    def _judge_partly(self, payload: bytes, at: int) -> Verdict:
-        """The SVM has not produced all of it: wait, unless it can't come to be equal any more."""
-        if self.svm_fin is not None or self.svm_rst:
+    def _judge_other(self, place: int, payload: bytes, verdict: Verdict) -> Verdict:
+        """The SVM has not said just that: wait, unless it can't come to be equal any more."""
+        twin = self.twin
+        if self._context_bytes and verdict == DIVERGED and twin.base is not None:
+            theirs = twin.said(place, len(payload))
+            before = min(self._context_bytes, distance(place, twin.base))
+            if len(theirs) == len(payload):
+                if tolerates(twin.said((place - before) & MASK, max(0, before)), payload, theirs):
+                    self._tolerated[place] = payload
+                    return RELEASE
+                return DIVERGED
+            verdict = WAIT
+        if verdict == DIVERGED:
             return DIVERGED
-        known = self.svm_stream[at:]
-        if known and not self._context_bytes and not payload.startswith(known):
-            return DIVERGED
+        end = (place + len(payload)) & MASK
+        if self._captured and not twin.guessed and twin.base is not None and distance(twin.base, end) >= 0:
+            return RELEASE  # compared before, and forgotten
+        if self.svm_rst or (self.svm_fin is not None and distance(end, self.svm_fin) > 0):
+            return self._otherwise
         return WAIT
-
-    def _tolerate(self, payload: bytes, at: int) -> bool:
-        if not self._context_bytes or self.svm_base is None:
-            return False
-        theirs = bytes(self.svm_stream[at : at + len(payload)])
-        if not tolerates(bytes(self.svm_stream[max(0, at - self._context_bytes) : at]), payload, theirs):
-            return False
-        self._tolerated[(self.svm_base + at) & MASK] = payload
-        return True
 
     # ---------------------------------------------------------------- epochs
 
-    def rebase(self, epoch: int) -> None:
+    def rebase(self, epoch: int, now_ms: float = 0.0) -> None:
         """The SVM becomes a copy of the PVM as it is now: all it has sent, held or released, is the SVM's past."""
         base, stream = self._pvm_stream()
         self._set_stream(base, stream)
-        self._guessed = base is None
         self.hold.clear()
         self.epoch, self.diverged, self.successor, self.delta = epoch, False, None, 0
+        self.difference, self.touched_ms = None, now_ms
         if not self.pvm_open:
             self.client_isn, self.guest_opened = None, False
         self.svm_open, self.svm_isn, self.svm_syn = self.pvm_open, self.pvm_isn, self.pvm_syn
@@ -397,26 +442,27 @@ class Flow:
         if self.pvm_next is None:
             return None, bytearray()
         pieces = self._released_piece()
-        for _, _, frame, seq, _, flags, start, end in self.hold:
+        for _, _, frame, seq, _, flags, _, start, end in self.hold:
             if start != end and not flags & RST:
                 pieces.append(((seq + bool(flags & SYN)) & MASK, frame[start:end]))
         top = self.pvm_next
         if self.pvm_fin is not None and distance(top, self.pvm_fin) > 0:
             top = self.pvm_fin
-        return _joined(pieces, top, self._budget.flow_bytes_max)
+        return joined(pieces, top, self._budget.flow_bytes_max)
 
     def _released_piece(self) -> list[tuple[int, bytes]]:
         """What the PVM has released of the SVM's stream, in the PVM's words where a difference was tolerated."""
-        if self.svm_base is None or self.delta is None or self.released is None:
+        twin = self.twin
+        if twin.base is None or self.delta is None or self.released is None:
             return []
-        base = (self.svm_base - self.delta) & MASK
+        base = (twin.base - self.delta) & MASK
         length = distance(self.released, base)
         if length <= 0:
             return []
-        stream = self.svm_stream[:length]
+        stream = twin.main[:length]
         for at, said in self._tolerated.items():
-            start = distance(at, self.svm_base)
-            if start + len(said) <= length:
+            start = distance(at, twin.base)
+            if start >= 0 and start + len(said) <= length:
                 stream[start : start + len(said)] = said
         return [(base, bytes(stream))]
 
@@ -440,20 +486,3 @@ class Flow:
         self._set_stream(None, bytearray())
         if self.successor is not None:
             self.successor.forget()
-
-
-def _joined(pieces: list[tuple[int, bytes]], top: int, bytes_max: int) -> tuple[int, bytearray]:
-    """The longest run of bytes without a gap that ends at sequence number `top`, and where it begins."""
-    pieces.sort(key=lambda piece: distance(piece[0], top))
-    stream = bytearray()
-    first: int = top
-    for seq, payload in pieces:
-        known = distance((first + len(stream)) & MASK, seq)
-        if not stream or known < 0:
-            first, stream = seq, bytearray(payload)
-        elif known < len(payload):
-            stream += payload[known:]
-    if distance(top, (first + len(stream)) & MASK) != 0:
-        return top, bytearray()
-    surplus = max(0, len(stream) - bytes_max // 2)
-    return (first + surplus) & MASK, stream[surplus:]

@@ -7,6 +7,8 @@ Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
 _PATIENCE = 5  # limits that a frame waits at most while the SVM goes on with other things
 _LOADING_SHARE = 1 / 4  # of `hold_ms_max`
@@ -61,3 +63,16 @@ class TwinBudget:
     def has_room(self, more_bytes: int) -> bool:
         """Whether so many bytes more may be kept."""
         return self.used_bytes + more_bytes <= self.total_bytes_max
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRules:
+    """What all connections share.
+
+    `captured`: both sides are captures of what has been sent long ago. No client throws anything away then, so
+    acknowledgements don't matter, and nothing counts as compared because it was acknowledged.
+    """
+
+    budget: TwinBudget
+    http_ports: frozenset[int] = frozenset((80,))  # whose `Date:` header may differ
+    captured: bool = False

@@ -1,33 +1,41 @@
-"""Frames in, numbers out: what the comparison and the translation need to know of an Ethernet II frame.
+"""TCP segments in frames, over IPv4 or IPv6, with VLAN tags or without: what comparison and translation need of them.
 
 Guarantees
-* No byte string makes a function here raise; what is not plain IPv4 without options or fragments is simply not parsed.
-* Padding behind the IP total length never counts as payload.
-* A rewritten segment has a checksum that is right exactly when it was right before (RFC 1624).
+* No byte string makes a function here raise; what is not a whole TCP segment is simply not parsed.
+* Padding behind the IP length never counts as payload.
+* A rewritten segment has a checksum that is right exactly when it was right before (RFC 1624); a partial one (only of
+  the pseudo header, for a network card to complete) stays partial.
 """
 
 from __future__ import annotations
 
 import struct
 
+from pycolo.core.layers import TCP, Layers, locate
+
 MASK = 0xFFFFFFFF
 HALF = 1 << 31
 
 FIN, SYN, RST, ACK, URG, ECE, CWR = 0x01, 0x02, 0x04, 0x10, 0x20, 0x40, 0x80
 ODD = 0x100
-"""Our own flag: the segment carries an option beyond NOP, timestamp and SACK, whose meaning we can't compare."""
+"""Our own flag: the segment carries something besides payload whose meaning we don't know: `odd_terms`."""
 
-Segment = tuple[bytes, int, int, int, int, int]
-"""Key (source and destination ip, source and destination port: 12 bytes), seq, ack, flags, payload start and end."""
+Segment = tuple[bytes, int, int, int, int, int, int]
+"""Key, seq, ack, flags, where the TCP header begins, payload start and end.
 
-_TCP = struct.Struct(">HBxHxxHxB14xIIBB")
-_IPV4 = struct.Struct(">HBxHxxHxB")
+The key: source and destination address (4 or 16 bytes each), source and destination port, VLAN ids (2 bytes each)."""
+
+TCP_FLOW = b"T"  # what a connection's key begins with where keys of other flows are meant as well
+
+_TCP_OVER_IPV4 = struct.Struct(">HBxHxxHxB14xIIBB")
+_TCP = struct.Struct(">4xIIBB")
+_U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _U32_PAIR = struct.Struct(">II")
 
-_TCP_AT = 34  # Ethernet 14, IPv4 without options 20
-_OPTIONS_AT = _TCP_AT + 20
-_SEQ_AT, _ACK_AT, _CHECKSUM_AT = _TCP_AT + 4, _TCP_AT + 8, _TCP_AT + 16
+_PLAIN_AT = 34  # Ethernet 14, IPv4 without options 20
+_PLAIN_START = _PLAIN_AT + 20
+IPV4_KEY_MAX = 12 + 4  # longer keys are of IPv6
 _NOP_NOP_TS = b"\x01\x01\x08\x0a"
 _FRAGMENT_BITS = 0xBFFF  # all but "don't fragment": more fragments, offset, and the reserved bit
 _END, _NOP, _SACK, _TIMESTAMP = 0, 1, 5, 8
@@ -42,34 +50,67 @@ def distance(a: int, b: int) -> int:
 
 
 def parse_tcp(frame: bytes) -> Segment | None:
-    """The segment in `frame`, or None when it is not a whole TCP segment over plain IPv4."""
-    if len(frame) < _OPTIONS_AT:
+    """The segment in `frame`, or None when it is not a whole TCP segment."""
+    if len(frame) < _PLAIN_START:
         return None
-    ethertype, version, total, fragment, protocol, seq, ack, offset, flags = _TCP.unpack_from(frame, 12)
+    ethertype, version, total, fragment, protocol, seq, ack, offset, flags = _TCP_OVER_IPV4.unpack_from(frame, 12)
     if protocol != 6 or ethertype != 0x0800 or version != 0x45 or fragment & _FRAGMENT_BITS:
+        return None if ethertype == 0x0800 and version == 0x45 else _parse_anywhere(frame)
+    start, end = _PLAIN_AT + (offset >> 4) * 4, 14 + total
+    if start < _PLAIN_START or start > end or end > len(frame):
         return None
-    start, end = _TCP_AT + (offset >> 4) * 4, 14 + total
-    if start < _OPTIONS_AT or start > end or end > len(frame):
-        return None
-    if start != _OPTIONS_AT and (start != 66 or frame[54:58] != _NOP_NOP_TS) and _has_odd_option(frame, start):
+    if start != _PLAIN_START and (start != 66 or frame[54:58] != _NOP_NOP_TS) and _odd_options(frame, _PLAIN_AT, start):
         flags |= ODD
-    return frame[26:38], seq, ack, flags, start, end
+    return frame[26:38], seq, ack, flags, _PLAIN_AT, start, end
+
+
+def _parse_anywhere(frame: bytes) -> Segment | None:
+    layers = locate(frame)
+    if layers is None or layers.protocol != TCP or layers.fragment is not None:
+        return None
+    return segment_in(frame, layers)
+
+
+def segment_in(frame: bytes, layers: Layers) -> Segment | None:
+    """The segment in a frame whose layers are known to be those of TCP."""
+    at, end = layers.upper, layers.end
+    if at + 20 > end:
+        return None
+    seq, ack, offset, flags = _TCP.unpack_from(frame, at)
+    start = at + (offset >> 4) * 4
+    if not at + 20 <= start <= end:
+        return None
+    if layers.odd or _odd_options(frame, at, start):
+        flags |= ODD
+    return layers.addresses(frame) + frame[at : at + 4] + layers.tags, seq, ack, flags, at, start, end
 
 
 def opposite(key: bytes) -> bytes:
     """The key of the same connection in the other direction."""
-    return key[4:8] + key[:4] + key[10:12] + key[8:10]
+    if len(key) == 12:
+        return key[4:8] + key[:4] + key[10:12] + key[8:10]
+    size = 4 if len(key) <= IPV4_KEY_MAX else 16
+    ports = 2 * size
+    return key[size:ports] + key[:size] + key[ports + 2 : ports + 4] + key[ports : ports + 2] + key[ports + 4 :]
 
 
-def _has_odd_option(frame: bytes, end: int) -> bool:
-    found, whole = _options(frame, end)
+def source_port(key: bytes) -> int:
+    """The port of the side that is the source."""
+    at = 8 if len(key) <= IPV4_KEY_MAX else 32
+    return int.from_bytes(key[at : at + 2])
+
+
+def _odd_options(frame: bytes, at: int, start: int) -> bool:
+    if start == at + 20:
+        return False
+    found, whole = _options(frame, at, start)
     return not whole or any(kind not in (_SACK, _TIMESTAMP) for kind, _, _ in found)
 
 
-def _options(frame: bytes, end: int) -> tuple[list[tuple[int, int, int]], bool]:
-    """Options of the TCP header that ends at `end`: (kind, where its value starts, where it ends); False: malformed."""
+def _options(frame: bytes, at: int, end: int) -> tuple[list[tuple[int, int, int]], bool]:
+    """Options of the TCP header from `at` to `end`: (kind, where its value starts, where it ends); False: malformed."""
     found: list[tuple[int, int, int]] = []
-    at = _OPTIONS_AT
+    at += 20
     while at < end:
         kind = frame[at]
         if kind == _END:
@@ -85,105 +126,92 @@ def _options(frame: bytes, end: int) -> tuple[list[tuple[int, int, int]], bool]:
     return found, True
 
 
-def timestamps_at(frame: bytes, start: int) -> int | None:
-    """Where TSval and TSecr stand (8 bytes together) in the segment whose payload begins at `start`; None without."""
-    if start >= 66 and frame[54:58] == _NOP_NOP_TS:
-        return 58
-    if start == _OPTIONS_AT:
+def timestamps_at(frame: bytes, at: int, start: int) -> int | None:
+    """Where TSval and TSecr stand (8 bytes together) in the segment with that header; None without."""
+    if start == at + 20:
         return None
-    for kind, value, end in _options(frame, start)[0]:
+    if start >= at + 32 and frame[at + 20 : at + 24] == _NOP_NOP_TS:
+        return at + 24
+    for kind, value, end in _options(frame, at, start)[0]:
         if kind == _TIMESTAMP and end - value == 8:
             return value
     return None
 
 
-def timestamps(frame: bytes, start: int) -> tuple[int, int] | None:
+def timestamps(frame: bytes, at: int, start: int) -> tuple[int, int] | None:
     """TSval and TSecr (RFC 7323), None without the option."""
-    at = timestamps_at(frame, start)
-    if at is None:
+    place = timestamps_at(frame, at, start)
+    if place is None:
         return None
-    value, echo = _U32_PAIR.unpack_from(frame, at)
+    value, echo = _U32_PAIR.unpack_from(frame, place)
     return value, echo
 
 
-def syn_terms(frame: bytes, flags: int, start: int) -> bytes:
+def syn_terms(frame: bytes, flags: int, at: int, start: int) -> bytes:
     """What a SYN negotiates: flags and options, timestamp values blanked out; equal terms, equal connection."""
-    options = bytearray(frame[_OPTIONS_AT:start])
-    at = timestamps_at(frame, start)
-    if at is not None:
-        options[at - _OPTIONS_AT : at - _OPTIONS_AT + 8] = bytes(8)
+    options = bytearray(frame[at + 20 : start])
+    place = timestamps_at(frame, at, start)
+    if place is not None:
+        options[place - at - 20 : place - at - 12] = bytes(8)
     return bytes([flags & (SYN | ACK | ECE | CWR)]) + bytes(options)
 
 
-# ---------------------------------------------------------------- what is not TCP
-
-
-def is_link_control(frame: bytes) -> bool:
-    """ARP, RARP (QEMU's announce-self), LLDP, STP, IGMP, ND, MLD: no application state (design, section 6)."""
-    ethertype = frame[12:14]
-    if ethertype == b"\x08\x00":
-        return frame[14:15] in (b"\x45", b"\x46") and frame[23:24] == b"\x02" and not _is_fragment(frame)
-    if ethertype == b"\x86\xdd":
-        return _is_neighbour_or_listener(frame)
-    return ethertype in (b"\x08\x06", b"\x80\x35", b"\x88\xcc") or (
-        frame[:6] == b"\x01\x80\xc2\x00\x00\x00" and frame[14:16] == b"\x42\x42"
-    )
-
-
-def _is_fragment(frame: bytes) -> bool:
-    return bool(int.from_bytes(frame[20:22]) & _FRAGMENT_BITS)
-
-
-def _is_neighbour_or_listener(frame: bytes) -> bool:
-    """ICMPv6 of ND (RFC 4861) or MLD (RFC 3810, behind an 8-byte hop-by-hop header)."""
-    if frame[20:21] == b"\x3a":
-        kind = frame[54:55]
-    elif frame[20:21] == b"\x00" and frame[54:56] == b"\x3a\x00":
-        kind = frame[62:63]
-    else:
-        return False
-    return bool(kind) and kind[0] in (130, 131, 132, 133, 134, 135, 136, 137, 143)
-
-
-def datagram(frame: bytes) -> tuple[bytes, bytes]:
-    """Flow key and comparable bytes of a frame that is not TCP.
-
-    UDP: a flow per addresses and ports. ICMP: per addresses, type and (echo) id. Their IP id, TTL, IP checksum and
-    padding don't count. Everything else: a flow per ethertype and destination, the whole frame counts.
+def odd_terms(frame: bytes, flags: int, at: int, start: int) -> bytes:
+    """What a segment says besides its payload that we can only compare as it is: urgent pointer (RFC 9293, 3.8.5), IP
+    options and extension headers, and every TCP option but NOP, timestamp and SACK (MPTCP, MD5, AO ...).
     """
-    if len(frame) >= 42:
-        ethertype, version, total, fragment, protocol = _IPV4.unpack_from(frame, 12)
-        end = 14 + total
-        if ethertype == 0x0800 and version == 0x45 and not fragment & _FRAGMENT_BITS and 42 <= end <= len(frame):
-            if protocol == 17:
-                return b"U" + frame[26:38], _comparable(frame, end)
-            if protocol == 1:
-                echo_id = frame[38:40] if frame[34] in (0, 8) else b""
-                return b"I" + frame[26:35] + echo_id, _comparable(frame, end)
-    return whole_frame(frame)
-
-
-def whole_frame(frame: bytes) -> tuple[bytes, bytes]:
-    """Key and comparable bytes of a frame about which nothing is assumed."""
-    return b"W" + frame[12:14] + frame[:6], frame
-
-
-def _comparable(frame: bytes, end: int) -> bytes:
-    return frame[:18] + frame[20:22] + frame[23:24] + frame[26:end]
+    terms = frame[at + 18 : at + 20] if flags & URG else b""
+    layers = locate(frame) if flags & ODD else None
+    if layers is not None and layers.odd:
+        header = 20 if layers.version == 4 else 40
+        terms += b"I" + frame[layers.ip + header : at]
+    if flags & ODD:
+        found, whole = _options(frame, at, start)
+        if not whole:
+            return terms + b"M" + frame[at + 20 : start]
+        for kind, value, end in found:
+            if kind not in (_SACK, _TIMESTAMP):
+                terms += bytes([kind]) + frame[value - 1 : end]
+    return terms
 
 
 # ---------------------------------------------------------------- rewriting
 
 
-def checksum_is_right(frame: bytes, end: int) -> bool:
-    """Whether the TCP checksum of the segment that ends at `end` fits (RFC 9293, 3.1); one's complement: mod 65535."""
-    body = frame[26:end] + (b"\0" if end & 1 else b"")
-    return (int.from_bytes(body) + 6 + end - _TCP_AT) % 0xFFFF == 0
+def _sum_of(data: bytes) -> int:
+    """The one's complement sum before it is folded to 16 bits: mod 65535."""
+    return int.from_bytes(data + b"\0" if len(data) & 1 else data) % 0xFFFF
+
+
+def _pseudo_header_sum(frame: bytes, at: int, end: int) -> int:
+    """Of addresses, protocol and length (RFC 9293, 3.1; RFC 8200, 8.1); not more than plain arithmetic mod 65535."""
+    if at == _PLAIN_AT:
+        addresses = frame[26:34]
+    else:
+        layers = locate(frame)
+        addresses = b"" if layers is None else layers.addresses(frame)
+    return (_sum_of(addresses) + TCP + end - at) % 0xFFFF
+
+
+def checksum_is_right(frame: bytes, at: int, end: int) -> bool:
+    """Whether the checksum fits the segment whose header begins at `at` and which ends at `end` (RFC 9293, 3.1)."""
+    return (_pseudo_header_sum(frame, at, end) + _sum_of(frame[at:end])) % 0xFFFF == 0
+
+
+def _is_partial(frame: bytes, at: int, end: int) -> bool:
+    """Whether the checksum covers the pseudo header alone: the rest is left to a network card (`CHECKSUM_PARTIAL`).
+
+    A whole checksum looks so in one case of 65,536; then it is right, which a partial one hardly ever is.
+    """
+    (found,) = _U16.unpack_from(frame, at + 16)
+    return found % 0xFFFF == _pseudo_header_sum(frame, at, end) and not checksum_is_right(frame, at, end)
 
 
 def rewrite(
     frame: bytes,
+    at: int,
     start: int,
+    end: int,
     *,
     seq_add: int = 0,
     ack_add: int = 0,
@@ -191,33 +219,41 @@ def rewrite(
     echo_add: int = 0,
 ) -> bytes:
     """The segment with these added (mod 2^32) to sequence number, acknowledgement and SACK edges, TSval, TSecr."""
-    fields = _fields(frame, start, seq_add, ack_add, value_add, echo_add)
+    fields = _fields(frame, at, start, seq_add, ack_add, value_add, echo_add)
     if not fields:
         return frame
     changed = bytearray(frame)
     total = 0
-    for at, add in fields:
-        old = _U32.unpack_from(frame, at)[0]
+    for place, add in fields:
+        old = _U32.unpack_from(frame, place)[0]
         new = (old + add) & MASK
-        _U32.pack_into(changed, at, new)
-        total += (new - old) << 8 if at & 1 else new - old  # at an odd place the halves lie swapped
-    # A sum of real data is never 0, as the protocol number is in it: of its two zeros the checksum's is 0x0000.
-    complement = (0xFFFF - int.from_bytes(frame[_CHECKSUM_AT : _CHECKSUM_AT + 2]) + total) % 0xFFFF or 0xFFFF
-    changed[_CHECKSUM_AT : _CHECKSUM_AT + 2] = (0xFFFF - complement).to_bytes(2)
+        _U32.pack_into(changed, place, new)
+        total += (new - old) << 8 if place - at & 1 else new - old  # at an odd place the halves lie swapped
+    if not _is_partial(frame, at, end):
+        changed[at + 16 : at + 18] = adjusted_checksum(frame[at + 16 : at + 18], total)
     return bytes(changed)
 
 
+def adjusted_checksum(checksum: bytes, added: int) -> bytes:
+    """The checksum (2 bytes) of data to whose 16-bit words `added` was added in all (RFC 1624, 3).
+
+    A sum of real data is never 0, as the protocol number is in it: of its two zeros the checksum's is 0x0000.
+    """
+    complement = (0xFFFF - int.from_bytes(checksum) + added) % 0xFFFF or 0xFFFF
+    return (0xFFFF - complement).to_bytes(2)
+
+
 def _fields(
-    frame: bytes, start: int, seq_add: int, ack_add: int, value_add: int, echo_add: int
+    frame: bytes, at: int, start: int, seq_add: int, ack_add: int, value_add: int, echo_add: int
 ) -> list[tuple[int, int]]:
     """Where to add what."""
-    fields = [(_SEQ_AT, seq_add), (_ACK_AT, ack_add)]
-    if start == 66 and frame[54:58] == _NOP_NOP_TS:
-        fields += (58, value_add), (62, echo_add)
-    elif start != _OPTIONS_AT:
-        for kind, value, end in _options(frame, start)[0]:
+    fields = [(at + 4, seq_add), (at + 8, ack_add)]
+    if start == at + 32 and frame[at + 20 : at + 24] == _NOP_NOP_TS:
+        fields += (at + 24, value_add), (at + 28, echo_add)
+    elif start != at + 20:
+        for kind, value, end in _options(frame, at, start)[0]:
             if kind == _TIMESTAMP and end - value == 8:
                 fields += (value, value_add), (value + 4, echo_add)
             elif kind == _SACK:
-                fields += [(at, ack_add) for at in range(value, end - 3, 4)]
-    return [(at, add) for at, add in fields if add & MASK]
+                fields += [(edge, ack_add) for edge in range(value, end - 3, 4)]
+    return [(place, add) for place, add in fields if add & MASK]

@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from pycolo.core.dataplane import DataplaneLimits
-from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, is_link_control, parse_tcp
+from pycolo.core.layers import locate
+from pycolo.core.limits import DataplaneLimits
+from pycolo.core.messages import message
+from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
@@ -57,11 +59,11 @@ class SecondaryDataplane:
             segment = parse_tcp(frame)
             if segment is not None:
                 self._svm_segment(no, frame, segment)
-            elif not is_link_control(frame):
+            elif message(frame, locate(frame)) is not None:
                 self._retain(no, frame)
 
     def _svm_segment(self, no: int, frame: bytes, segment: Segment) -> None:
-        key, seq, _, flags, start, end = segment
+        key, seq, _, flags, _, start, end = segment
         before = self.translator.connections.get(key)
         if flags & SYN and self.translator.opened(frame, segment) and before is not None:
             self._drop_all(before)

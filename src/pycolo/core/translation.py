@@ -110,8 +110,8 @@ class Connection:
 
     def open(self, frame: bytes, segment: Segment) -> None:
         """The guest opens the connection: from now on the offsets are unknown."""
-        _, seq, ack, flags, start, _ = segment
-        stamps = timestamps(frame, start)
+        _, seq, ack, flags, at, start, _ = segment
+        stamps = timestamps(frame, at, start)
         self.isn, self.learning = seq, True
         self.syn_value = None if stamps is None else stamps[0]
         self.client_first = ack if flags & ACK else None
@@ -123,28 +123,29 @@ class Connection:
         who knows the client's sequence number costs a checkpoint. The SVM's own number means that its own opening got
         through, which happens after a takeover.
         """
-        _, seq, ack, flags, start, end = segment
+        _, seq, ack, flags, at, start, end = segment
         if not flags & ACK or flags & RST or self.isn is None:
             return
         if self.client_first is None:
             plausible = bool(flags & SYN)
         else:
             plausible = not flags & SYN and 0 <= distance(seq, self.client_first) < _FIRST_ACK_WINDOW
-        if not plausible or not checksum_is_right(frame, end):
+        if not plausible or not checksum_is_right(frame, at, end):
             return
         self.learning = False
         self.seq_add = (self.isn + 1 - ack) & MASK
-        stamps = timestamps(frame, start)
+        stamps = timestamps(frame, at, start)
         own_got_through = self.advance is not None and not self.seq_add
         if stamps is not None and self.syn_value is not None and not own_got_through:
             self.value_add = (self.syn_value - stamps[1]) & MASK
             self.advance = None  # what was shown until now was not in the numbers of the PVM
 
-    def note_inbound(self, frame: bytes, flags: int, start: int) -> None:
+    def note_inbound(self, frame: bytes, segment: Segment) -> None:
         """Keep the newest timestamp that the client has echoed, and whether it ends."""
+        _, _, _, flags, at, start, _ = segment
         if flags & (FIN | RST):
             self.client_fin, self.reset = self.client_fin or bool(flags & FIN), self.reset or bool(flags & RST)
-        stamps = timestamps(frame, start) if flags & ACK else None
+        stamps = timestamps(frame, at, start) if flags & ACK else None
         if stamps is not None and stamps[1] and (self.echo is None or distance(stamps[1], self.echo) > 0):
             self.echo = stamps[1]
 
@@ -152,19 +153,20 @@ class Connection:
         """Keep whether the guest ends."""
         self.guest_fin, self.reset = self.guest_fin or bool(flags & FIN), self.reset or bool(flags & RST)
 
-    def to_guest(self, frame: bytes, flags: int, start: int) -> bytes:
+    def to_guest(self, frame: bytes, segment: Segment) -> bytes:
         """The client's segment in the numbers of the guest."""
+        _, _, _, flags, at, start, end = segment
         if not flags & ACK or not (self.seq_add or self.value_add or self.advance):
             return frame
-        stamps = timestamps(frame, start)
+        stamps = timestamps(frame, at, start)
         if stamps is None or not stamps[1]:
-            return rewrite(frame, start, ack_add=self.seq_add)
+            return rewrite(frame, at, start, end, ack_add=self.seq_add)
         echo_add = self.value_add
         if self.advance is not None and distance(stamps[1], self.first_shown) >= 0:
             echo_add -= self.advance
-        return rewrite(frame, start, ack_add=self.seq_add, echo_add=echo_add)
+        return rewrite(frame, at, start, end, ack_add=self.seq_add, echo_add=echo_add)
 
-    def to_client(self, frame: bytes, start: int, advance_ticks: int) -> bytes:
+    def to_client(self, frame: bytes, segment: Segment, advance_ticks: int) -> bytes:
         """The guest's segment in the numbers that the client knows, after a takeover.
 
         Timestamps go `advance` ticks forward, a constant of the connection. Needed: `value_add` is wrong by the lag
@@ -173,16 +175,17 @@ class Connection:
         an idle connection shows. Echoes are mapped back exactly: those from `first_shown` on carry the advance, older
         ones don't, and as the values never run backwards there is no third kind.
         """
-        stamps = timestamps(frame, start)
+        _, _, _, _, at, start, end = segment
+        stamps = timestamps(frame, at, start)
         if stamps is None:
-            return rewrite(frame, start, seq_add=-self.seq_add) if self.seq_add else frame
+            return rewrite(frame, at, start, end, seq_add=-self.seq_add) if self.seq_add else frame
         if self.advance is None:
             shown = (stamps[0] - self.value_add + advance_ticks) & MASK
             behind = 0 if self.echo is None else max(0, distance(self.echo, shown) + 1)
             behind = behind if behind <= _ECHO_AHEAD_MAX else 0
             self.advance = advance_ticks + behind
             self.first_shown = (shown + behind) & MASK
-        return rewrite(frame, start, seq_add=-self.seq_add, value_add=self.advance - self.value_add)
+        return rewrite(frame, at, start, end, seq_add=-self.seq_add, value_add=self.advance - self.value_add)
 
 
 class Translator:
@@ -279,18 +282,17 @@ class Translator:
 
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
         """A client's segment for the guest, and its connection if it is known."""
-        key, _, _, flags, start, _ = segment
-        key = opposite(key)
+        key, flags = opposite(segment[0]), segment[3]
         connection = self.connections.get(key)
         if connection is None or not connection.existed:
             return frame, None
         if connection.learning:
             connection.learn(frame, segment)
             self._note(key)
-        connection.note_inbound(frame, flags, start)
+        connection.note_inbound(frame, segment)
         if flags & (FIN | RST) and connection.ended:
             self._ended[key] = None
-        return connection.to_guest(frame, flags, start), connection
+        return connection.to_guest(frame, segment), connection
 
     def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
         """Client frames as the guest has to see them."""
@@ -310,7 +312,7 @@ class Translator:
 
     def outbound_segment(self, frame: bytes, segment: Segment) -> bytes:
         """One segment. A connection whose first segment since the takeover is no SYN was there before."""
-        key, _, _, flags, start, _ = segment
+        key, flags = segment[0], segment[3]
         if flags & SYN:
             self.opened(frame, segment)
         connection = self.connections.get(key)
@@ -328,7 +330,7 @@ class Translator:
             return frame
         if connection.advance is None:
             self._note(key)
-        return connection.to_client(frame, start, self._advance_ticks)
+        return connection.to_client(frame, segment, self._advance_ticks)
 
     def _note(self, key: bytes) -> None:
         """The offsets of this connection change; before a takeover nobody asks for that."""
