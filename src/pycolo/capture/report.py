@@ -7,9 +7,9 @@ from typing import Any
 
 from pycolo.capture.compare import SHOWN_MAX, CaptureFacts, Found, Outcome
 from pycolo.capture.engine import Divergence
-from pycolo.capture.protocol_view import Row, side_by_side
+from pycolo.capture.protocol_view import side_by_side
 
-_HEX_WIDTH = 16
+_HEX_WIDTH, _HEX_AT = 16, 25  # bytes in a line, and the column of the first
 _COLUMN_MAX = 48
 _WHAT = {
     "payload": "the payload differs",
@@ -123,38 +123,40 @@ def _place(divergence: Divergence) -> str:
 
 
 def _bytes(divergence: Divergence) -> Iterator[str]:
-    """Both sides' bytes, a pair of lines for each sixteen, and below it a mark at the first that differs."""
+    """The bytes of both sides in turns, sixteen to a line, with a mark below the first that differs."""
     ours, theirs = divergence.pvm, divergence.svm
-    first = next((n for n, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), None)
-    if first is None:
-        first = min(len(ours), len(theirs))
+    mark = _first_difference(ours, theirs)
     for at in range(0, max(len(ours), len(theirs)), _HEX_WIDTH):
-        label = at + (divergence.offset or 0)
-        yield f"     primary   {label:>8}  {_hex_line(ours[at : at + _HEX_WIDTH])}"
-        yield f"     secondary {label:>8}  {_hex_line(theirs[at : at + _HEX_WIDTH])}"
-        if at <= first < at + _HEX_WIDTH:
-            mark = first - at
-            yield " " * (25 + 3 * mark) + "^^" + " " * (3 * _HEX_WIDTH - 2 * mark) + "^"
+        place = at + (divergence.offset or 0)
+        for side, said in (("primary", ours), ("secondary", theirs)):
+            if said[at:]:
+                yield f"     {side:<9} {place:>8}  {_hex_line(said[at : at + _HEX_WIDTH])}"
+        if ours and theirs and at <= mark < at + _HEX_WIDTH:
+            column = mark - at
+            yield " " * (_HEX_AT + 3 * column) + "^^" + " " * (3 * _HEX_WIDTH - 2 * column) + "^"
+
+
+def _first_difference(ours: bytes, theirs: bytes) -> int:
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
 
 
 def _hex_line(data: bytes) -> str:
-    if not data:
-        return "(nothing)"
     text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
     return f"{data.hex(' '):<{3 * _HEX_WIDTH - 1}}  |{text}|"
 
 
 def _headers(found: Found) -> Iterator[str]:
-    """The headers side by side; a star before what differs."""
+    """The headers side by side; a star before what differs, where there are two."""
     rows = side_by_side(found.primary_frame, found.secondary_frame)
     if not rows:
         return
-    title = Row("", "", "primary", "secondary")
+    both = found.primary_frame is not None and found.secondary_frame is not None
     names = max(len(f"{row.layer} {row.name}") for row in rows)
-    values = max(len(_cell(row.primary)) for row in (title, *rows))
-    yield f"     {'':<{names}}  {_cell(title.primary):<{values}}  {_cell(title.secondary)}"
+    values = max(len("primary"), *(len(_cell(row.primary)) for row in rows))
+    yield f"     {'':<{names}}  {'primary':<{values}}  secondary"
     for row in rows:
-        star = "*" if row.differs else " "
+        star = "*" if both and row.differs else " "
         yield f"   {star} {row.layer + ' ' + row.name:<{names}}  {_cell(row.primary):<{values}}  {_cell(row.secondary)}"
 
 
