@@ -403,7 +403,7 @@ tiny = DataplaneLimits(held_frames_max=8, flows_max=2, stream_bytes_max=16, unre
 @settings(max_examples=300, deadline=None)
 @given(frames, frames)
 def test_no_bytes_make_a_parser_raise(frame: bytes, other: bytes) -> None:
-    is_link_control(frame)
+    is_link_control(frame, locate(frame))
     for key, comparable, payload_at in filter(None, (message(frame, locate(frame)), whole_frame(frame))):
         assert payload_at <= len(comparable) <= len(frame)
         assert key

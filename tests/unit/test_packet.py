@@ -174,7 +174,7 @@ def test_link_control() -> None:
         mld + b"\x8f" + bytes(3),
         igmp,
     ):
-        assert is_link_control(frame), frame.hex()
+        assert is_link_control(frame, locate(frame)), frame.hex()
     for frame in (
         SEGMENT,
         udp(b"x"),
@@ -185,7 +185,7 @@ def test_link_control() -> None:
         b"\x08\x06",
         arp()[:12] + b"\x81\x00",
     ):
-        assert not is_link_control(frame), frame.hex()
+        assert not is_link_control(frame, locate(frame)), frame.hex()
 
 
 def said(frame: bytes) -> tuple[bytes, bytes]:

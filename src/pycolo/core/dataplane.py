@@ -305,10 +305,10 @@ class PrimaryDataplane:
             self._released_equal += len(released)
             self._uncount(released)
         if not flow.hold:
-            del self._waiting[flow]
+            self._waiting.pop(flow, None)
             if isinstance(flow, Flow):
                 self._table.note_end(flow)
-            elif not flow.twins:
+            elif not flow.twins and not flow.diverged:
                 del self._datagrams[flow.key]
 
     def _note_divergence(self, flow: Flow | DatagramFlow) -> None:

@@ -79,6 +79,18 @@ def flow_of(key: bytes) -> tuple[str, str, str, tuple[int, ...]]:
     return _NAMES.get(protocol, f"ip {protocol}"), *_ends(addresses, ports), _vlans(key[4:at])
 
 
+def hosts_of(key: bytes) -> bytes:
+    """VLAN ids, source and destination address of a flow; of one without IP where it goes to."""
+    if key[:1] == b"W":
+        return b"W" + key[3:]
+    if key[:1] == b"R":
+        key = key[1:]
+    if key[:1] == TCP_FLOW:
+        at = 9 if len(key) <= 1 + IPV4_KEY_MAX else 33
+        return key[at + 4 :] + key[1:at]
+    return key[4 : 4 + 2 * key[3] + (8 if key[1] == 4 else 32)]
+
+
 def _ends(addresses: bytes, ports: bytes) -> tuple[str, str]:
     half = len(addresses) // 2
     ends = [str(ipaddress.ip_address(each)) for each in (addresses[:half], addresses[half:])]

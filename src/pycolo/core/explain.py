@@ -14,7 +14,7 @@ def explain(flow: Flow | DatagramFlow) -> Difference:
         return flow.difference or Difference("missing")
     _, _, frame, seq, _, flags, at, start, end = flow.hold[0]
     first = (seq + bool(flags & SYN) + (flow.delta or 0)) & MASK
-    if flags & SYN and syn_terms(frame, flags, at, start) != flow.svm_syn:
+    if flags & SYN and flow.svm_syn and syn_terms(frame, flags, at, start) != flow.svm_syn:
         return Difference("syn", None, syn_terms(frame, flags, at, start), flow.svm_syn)
     place, theirs = flow.twin.first_difference(first, frame[start:end])
     if theirs:

@@ -195,7 +195,8 @@ class Flow:
                 self.client_next = end
             if flags & FIN:
                 self.client_fin = end
-        if not flags & ACK or self.released is None or distance(self.released, ack) < 0:
+        known = self.pvm_next if self._captured else self.released
+        if not flags & ACK or known is None or distance(known, ack) < 0:
             return
         if self.acked is None or distance(ack, self.acked) > 0:
             self.acked = ack
@@ -354,10 +355,10 @@ class Flow:
     def _judge_syn(self, terms: bytes) -> Verdict:
         if not self.svm_syn:
             return self._otherwise if self.svm_rst else WAIT  # refused there, accepted here
-        return RELEASE if terms == self.svm_syn else DIVERGED
+        return RELEASE if terms == self.svm_syn else self._otherwise
 
     def _judge_odd(self, seq: int, length: int, terms: bytes) -> Verdict:
-        """The SVM has to have said the same in one segment of the same place and length."""
+        """Options and urgent data; see `TwinTerms.judge`."""
         return WAIT if self.delta is None else self.svm_odd.judge((seq + self.delta) & MASK, length, terms)
 
     def _judge_fin(self, place: int) -> Verdict:

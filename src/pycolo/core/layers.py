@@ -96,7 +96,7 @@ def _ipv6(frame: bytes, at: int, tags: bytes) -> Layers | None:
         return None
     odd = False
     for _ in range(EXTENSION_HEADERS_MAX):
-        if following not in (_HOP_BY_HOP, _DESTINATION, _FRAGMENT):
+        if following not in (_HOP_BY_HOP, _DESTINATION, _FRAGMENT, _ROUTING):
             break
         if upper + 8 > end:
             return None
@@ -106,10 +106,10 @@ def _ipv6(frame: bytes, at: int, tags: bytes) -> Layers | None:
             if place & 0xFFF9:  # else the packet is whole (RFC 6946)
                 return Layers(tags, at, 6, following, upper, end, odd, Fragment(ident, place & 0xFFF8, bool(place & 1)))
             continue
-        following, size = frame[upper], frame[upper + 1] * 8 + 8
+        kind, following, size = following, frame[upper], frame[upper + 1] * 8 + 8
         if upper + size > end:
             return None
-        odd = odd or not _only_padding(frame, upper + 2, upper + size)
+        odd = odd or kind == _ROUTING or not _only_padding(frame, upper + 2, upper + size)
         upper += size
     return Layers(tags, at, 6, following, upper, end, odd, None)
 

@@ -29,12 +29,8 @@ _ECHO = {4: (0, 8), 6: (128, 129)}
 _ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 
 
-def is_link_control(frame: bytes) -> bool:
-    """Whether the frame serves the link or the neighbourhood alone."""
-    return _is_link_control(frame, locate(frame))
-
-
-def _is_link_control(frame: bytes, layers: Layers | None) -> bool:
+def is_link_control(frame: bytes, layers: Layers | None) -> bool:
+    """Whether the frame, `layers` as located, serves the link or the neighbourhood alone."""
     if layers is None:
         kind = ethertype(frame)[0]
         if frame[:5] == _BRIDGE_GROUP and len(frame) > 5 and frame[5] < 0x10:
@@ -58,7 +54,7 @@ Message = tuple[bytes, bytes, int]
 
 def message(frame: bytes, layers: Layers | None) -> Message | None:
     """A frame that is not TCP and no fragment, `layers` as located; None: link control, which is never compared."""
-    if _is_link_control(frame, layers):
+    if is_link_control(frame, layers):
         return None
     if layers is None or layers.fragment is not None:
         return whole_frame(frame)

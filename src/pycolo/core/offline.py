@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.dataplane import PrimaryDataplane
-from pycolo.core.divergence import Difference, Divergence
-from pycolo.core.explain import held_place, svm_surplus
+from pycolo.core.divergence import Difference, Divergence, hosts_of
+from pycolo.core.explain import explain, held_place, svm_surplus
 from pycolo.core.flow import Flow
 from pycolo.core.layers import ICMP, ICMPV6, TCP, UDP, locate
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.messages import is_link_control, whole_frame
+from pycolo.core.messages import Message, is_link_control, whole_frame
 from pycolo.core.pieces import FragmentHold
 
 LIMITS = DataplaneLimits(
@@ -42,7 +42,7 @@ class CapturedDataplane(PrimaryDataplane):
 
     def __init__(self, limits: DataplaneLimits) -> None:
         super().__init__(limits, _EPOCH)
-        self.found: list[Divergence] = []
+        self.found: list[tuple[bytes, Divergence]] = []  # with the name of the flow
         self._out_of_room = False
 
     def keep_limits(self) -> None:
@@ -50,8 +50,6 @@ class CapturedDataplane(PrimaryDataplane):
 
         Call it between frames.
         """
-        self.found += self.take_divergences()
-        del self.found[DIVERGENCES_MAX:]
         while self.full and self._waiting:
             self._waiting_since_ms()  # finds the one that has waited longest
             self._missing(self._arrivals[0][2] if self._arrivals else next(iter(self._waiting)))
@@ -59,16 +57,23 @@ class CapturedDataplane(PrimaryDataplane):
             self._out_of_room = False
             self._surplus()
 
-    def finish(self) -> None:
-        """Nothing more comes: fragments make no packets any more, and what waits has no twin."""
+    def finish(self) -> int:
+        """Nothing more comes: fragments make no packets any more, and what waits has no twin. What that released."""
+        released = self.stats.released_equal
         self._release_fragments()
         for flow in list(self._waiting):
             self._missing(flow)
         self._surplus()
-        self.keep_limits()
+        return self.stats.released_equal - released
 
     def _reach_limit(self) -> None:
         self._out_of_room = True
+
+    def _pvm_message(self, frame: bytes, said: Message, out: list[bytes]) -> None:
+        super()._pvm_message(frame, _by_error_alone(said), out)
+
+    def _svm_message(self, no: int, said: Message, out: list[bytes]) -> None:
+        super()._svm_message(no, _by_error_alone(said), out)
 
     def _pump(self, flow: Flow | DatagramFlow, out: list[bytes]) -> None:
         if not flow.diverged:
@@ -78,6 +83,8 @@ class CapturedDataplane(PrimaryDataplane):
 
     def _note_divergence(self, flow: Flow | DatagramFlow) -> None:
         super()._note_divergence(flow)
+        if len(self.found) < DIVERGENCES_MAX:
+            self.found += [(flow.name, each) for each in self.take_divergences()]
         self._give_up(flow)
 
     def _give_up(self, flow: Flow | DatagramFlow) -> None:
@@ -96,8 +103,10 @@ class CapturedDataplane(PrimaryDataplane):
         if isinstance(flow, FragmentHold):
             self._release_fragments()
         elif flow.hold:
-            offset, said = held_place(flow)
-            self._differs(flow, Difference("missing", offset, said))
+            difference = explain(flow)
+            if difference.what not in ("syn", "payload", "options"):
+                difference = Difference("missing", *held_place(flow))
+            self._differs(flow, difference)
 
     def _surplus(self) -> None:
         """What the SVM has said and the PVM has not."""
@@ -109,15 +118,23 @@ class CapturedDataplane(PrimaryDataplane):
 
     def _release_fragments(self) -> None:
         """Each stands for itself from here on."""
-        left, self._pieces = list(self._pieces.hold), FragmentHold()
         self._waiting = {flow: None for flow in self._waiting if not isinstance(flow, FragmentHold)}
         out: list[bytes] = []
         for pieces in self._svm_pieces.give_up():
             for no, frame in pieces.tickets:
                 self._svm_message(no, whole_frame(frame), out)
-        for _, _, frame in left:
+        for frame in self._pieces.give_up():
             self._uncount([frame])
             self._pvm_message(frame, whole_frame(frame), out)
+
+
+def _by_error_alone(said: Message) -> Message:
+    """ICMP errors by type and code, whatever they quote: what differs in a quote is one divergence, not two flows."""
+    key, comparable, payload_at = said
+    if key[:1] != b"Q":
+        return said
+    size = 4 + 2 * key[3] + (8 if key[1] == 4 else 32) + 2
+    return key[:size], comparable, payload_at
 
 
 class Comparison:
@@ -126,13 +143,17 @@ class Comparison:
     def __init__(self, limits: DataplaneLimits = LIMITS) -> None:
         self._plane = CapturedDataplane(limits)
         self._flows: set[int] = set()
+        self._said: dict[bytes, list[int]] = {}  # between two hosts: a hash of all frames, on either side
         self.flows_by_protocol: Counter[str] = Counter()
         self.frames_primary = self.frames_secondary = self.released = self.link_control = 0
 
     @property
     def divergences(self) -> list[Divergence]:
-        """What was found until now."""
-        return self._plane.found
+        """What was found until now, but for what is the same frame by frame.
+
+        Such a flow is no divergence, however little sense its frames make to who looks for streams in them.
+        """
+        return [found for name, found in self._plane.found if not self._same(hosts_of(name))]
 
     @property
     def flows(self) -> int:
@@ -143,7 +164,7 @@ class Comparison:
         """Frames of the PVM's capture."""
         for frame in frames:
             self.frames_primary += 1
-            self._count_flow(frame)
+            self._count_flow(frame, 0)
             self._plane.client_frames([frame], now_ms)
             self.released += len(self._plane.pvm_frames([frame], now_ms))
             self._plane.keep_limits()
@@ -151,30 +172,44 @@ class Comparison:
     def secondary(self, frames: Sequence[bytes], now_ms: float) -> None:
         """Frames of the SVM's capture."""
         for frame in frames:
-            self._count_flow(frame)
+            self._count_flow(frame, 1)
             self.released += len(self._plane.svm_frames(_EPOCH, self.frames_secondary, [frame], now_ms))
             self.frames_secondary += 1
             self._plane.keep_limits()
 
     def finish(self) -> None:
         """There are no more frames."""
-        self._plane.finish()
+        self.released += self._plane.finish()
 
-    def _count_flow(self, frame: bytes) -> None:
-        if is_link_control(frame):
+    def _same(self, hosts: bytes) -> bool:
+        ours, theirs = self._said.get(hosts, (0, 1))
+        return ours == theirs
+
+    def _note_said(self, hosts: bytes, frame: bytes, side: int) -> None:
+        said = self._said.get(hosts)
+        if said is None:
+            if len(self._said) >= FLOWS_COUNTED_MAX:
+                return
+            said = self._said[hosts] = [0, 0]
+        said[side] = hash((said[side], frame))
+
+    def _count_flow(self, frame: bytes, side: int) -> None:
+        layers = locate(frame)
+        if is_link_control(frame, layers):
             self.link_control += 1
             return
-        layers = locate(frame)
+        self._note_said(b"W" + frame[:6], frame, side)
+        if layers is not None:
+            self._note_said(layers.tags + layers.addresses(frame), frame, side)
         if layers is None:
             name, ends = "other", frozenset((frame[:6], frame[6:12]))
         else:
             name = _PROTOCOLS.get(layers.protocol, "ip")
             addresses = layers.addresses(frame)
             half = len(addresses) // 2
-            has_ports = layers.protocol in (TCP, UDP) and layers.fragment is None
-            ports = frame[layers.upper : layers.upper + 4] if has_ports else b""
-            if layers.fragment is not None:
-                return  # counted as what it is a piece of, when that has come with all of its headers elsewhere
+            if layers.fragment is not None and layers.fragment.offset:
+                return  # it belongs to what its packet's first fragment belongs to
+            ports = frame[layers.upper : layers.upper + 4] if layers.protocol in (TCP, UDP) else b""
             ends = frozenset((addresses[:half] + ports[:2], addresses[half:] + ports[2:]))
         flow = hash((name, ends, b"" if layers is None else layers.tags))
         if flow not in self._flows and len(self._flows) < FLOWS_COUNTED_MAX:

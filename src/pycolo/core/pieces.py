@@ -64,6 +64,10 @@ class FragmentHold:
         self.hold = deque(held for held in self.hold if held[0] not in taken)
         return frames
 
+    def give_up(self) -> list[bytes]:
+        """All frames that wait, those of one packet together."""
+        return [frame for pieces in self._reassembly.give_up() for frame in self._take(pieces.tickets)]
+
     def forget(self) -> None:
         """What waited has left otherwise."""
         self.hold.clear()

@@ -78,6 +78,8 @@ class TwinStream:
             return self._append(payload)
         if known < 0 or at < 0:
             return self._add_apart(seq, payload, at)
+        if known == len(payload) == 1:
+            return Added.KEPT  # a keep-alive, whose byte may be any (RFC 1122, 4.2.3.6)
         if not self.main.startswith(payload[:known], at):
             return Added.CONTRADICTS
         if known >= len(payload):
@@ -220,33 +222,39 @@ class TwinTerms:
     __slots__ = ("_said",)
 
     def __init__(self) -> None:
-        self._said: dict[tuple[int, int, bytes], None] | None = (
-            None  # place, payload's length, terms; None: nothing yet
-        )
+        self._said: list[tuple[int, int, bytes]] = []  # place, length of the payload, terms
 
     def add(self, seq: int, length: int, terms: bytes) -> None:
         """The SVM has said `terms` in a segment."""
-        if self._said is None:
-            self._said = {}
-        self._said[seq, length, terms] = None
-        if len(self._said) > TERMS_MAX:
-            del self._said[next(iter(self._said))]
+        if self._said:
+            start, known, before = self._said[-1]
+            if terms == before and length and seq == (start + known) & MASK:
+                self._said[-1] = start, known + length, terms
+                return
+        self._said.append((seq, length, terms))
+        del self._said[:-TERMS_MAX]
 
     def judge(self, seq: int, length: int, terms: bytes) -> Verdict:
-        """Whether it has said the same in a segment of the same place and length."""
-        said = self._said or {}
-        if (seq, length, terms) in said:
+        """Whether it has said the same of this payload, or of some of it in segments that are cut otherwise."""
+        there = [said for start, known, said in self._said if _overlap(start, known, seq, length)]
+        if terms in there:
             return RELEASE
-        return DIVERGED if length and any(known[:2] == (seq, length) for known in said) else WAIT
+        return DIVERGED if there and length else WAIT
 
     @property
     def newest(self) -> bytes:
         """The last terms."""
-        return next((known[2] for known in reversed(self._said)), b"") if self._said else b""
+        return self._said[-1][2] if self._said else b""
 
     def clear(self) -> None:
         """All of it is of the past."""
-        self._said = None
+        self._said.clear()
+
+
+def _overlap(start: int, length: int, other: int, other_length: int) -> bool:
+    """Whether two places of a stream have a byte in common, or are the same empty one."""
+    ahead = distance(other, start)
+    return -max(other_length, 1) < ahead < max(length, 1)
 
 
 def joined(pieces: list[tuple[int, bytes]], top: int, bytes_max: int) -> tuple[int, bytearray]:
