@@ -8,14 +8,13 @@ Guarantees
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Literal
 
 from pycolo.capture.engine import Comparison, Divergence
+from pycolo.capture.lookup import Located, look_up, primary_place, secondary_place
 from pycolo.edge.capture_file import CaptureReader
 from pycolo.edge.capture_spool import rereadable, spoken
 from pycolo.errors import CaptureDamaged, EnvironmentFault
@@ -47,10 +46,8 @@ class Found:
     """A divergence; frames are numbered as in the files, and at hand for the first SHOWN_MAX only."""
 
     divergence: Divergence
-    primary_number: int | None
-    primary_frame: bytes | None
-    secondary_number: int | None
-    secondary_frame: bytes | None
+    primary: Located
+    secondary: Located
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ def compare_files(primary: Path, secondary: Path, comparison: Comparison, tick: 
         ):
             ours, theirs = _Whole(primary_reader), _Whole(secondary_reader)
             _feed(ours, theirs, comparison, tick)
-        found = _look_up(comparison.divergences, primary_path, secondary_path)
+        found = _found(comparison.divergences, primary_path, secondary_path)
     return Outcome(
         _facts(primary, ours),
         _facts(secondary, theirs),
@@ -155,38 +152,10 @@ def _next_side(ours: Timed | None, theirs: Timed | None, last: Side | None) -> S
     return "primary" if ours[0] < theirs[0] else "secondary"
 
 
-# ---------------------------------------------------------------- the frames of what was found
-
-_Frames = dict[int, tuple[int, bytes | None]]
-"""By the engine's number, which counts what it was given: number in the file, and the frame if it will be shown."""
-
-
-def _look_up(divergences: Sequence[Divergence], primary: Path, secondary: Path) -> list[Found]:
-    """Read once more: to keep frames for the case that one of them differs would take most of them."""
-    ours = _frames_at(primary, [each.pvm_frame for each in divergences])
-    theirs = _frames_at(secondary, [each.svm_frame for each in divergences])
-    return [_found(each, ours, theirs) for each in divergences]
-
-
-def _frames_at(path: Path, numbers: Sequence[int | None]) -> _Frames:
-    wanted = {number for number in numbers if number is not None}
-    shown = set(numbers[:SHOWN_MAX])
-    found: _Frames = {}
-    if not wanted:
-        return found
-    with suppress(EnvironmentFault), CaptureReader(path) as reader:  # it was read before; then it is less that is shown
-        for number, record in enumerate(islice(reader, max(wanted)), 1):
-            if number in wanted:
-                found[number] = record.number, record.frame if number in shown else None
-    return found
-
-
-def _found(divergence: Divergence, ours: _Frames, theirs: _Frames) -> Found:
-    return Found(divergence, *_frame(ours, divergence.pvm_frame), *_frame(theirs, divergence.svm_frame))
-
-
-def _frame(frames: _Frames, number: int | None) -> tuple[int | None, bytes | None]:
-    return (None, None) if number is None else frames.get(number, (number, None))
+def _found(divergences: Sequence[Divergence], primary: Path, secondary: Path) -> list[Found]:
+    ours = look_up(primary, [primary_place(each) for each in divergences], SHOWN_MAX)
+    theirs = look_up(secondary, [secondary_place(each) for each in divergences], SHOWN_MAX)
+    return [Found(*each) for each in zip(divergences, ours, theirs, strict=True)]
 
 
 def _facts(path: Path, whole: _Whole) -> CaptureFacts:

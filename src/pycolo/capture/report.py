@@ -62,8 +62,8 @@ def _entry(found: Found) -> dict[str, Any]:
         "offset": divergence.offset,
         "primary": divergence.pvm.hex(),
         "secondary": divergence.svm.hex(),
-        "primary_frame": found.primary_number,
-        "secondary_frame": found.secondary_number,
+        "primary_frame": found.primary.number,
+        "secondary_frame": found.secondary.number,
     }
 
 
@@ -108,7 +108,7 @@ def _frames(count: int) -> str:
 
 def _divergence(number: int, found: Found) -> list[str]:
     lines = [f"{number}. {_flow(found.divergence)}: {_place(found.divergence)}"]
-    numbers = (("primary", found.primary_number), ("secondary", found.secondary_number))
+    numbers = (("primary", found.primary.number), ("secondary", found.secondary.number))
     frames = [f"{side} frame {at}" for side, at in numbers if at is not None]
     if frames:
         lines.append(f"   {', '.join(frames)}")
@@ -148,10 +148,10 @@ def _hex_line(data: bytes) -> str:
 
 def _headers(found: Found) -> Iterator[str]:
     """The headers side by side; a star before what differs, where there are two."""
-    rows = side_by_side(found.primary_frame, found.secondary_frame)
+    rows = side_by_side(found.primary.frame, found.secondary.frame)
     if not rows:
         return
-    both = found.primary_frame is not None and found.secondary_frame is not None
+    both = found.primary.frame is not None and found.secondary.frame is not None
     names = max(len(f"{row.layer} {row.name}") for row in rows)
     values = max(len("primary"), *(len(_cell(row.primary)) for row in rows))
     yield f"     {'':<{names}}  {'primary':<{values}}  secondary"
