@@ -228,8 +228,9 @@ class Client:
                     raise (WrongState if response.status == 409 else EnvironmentFault)(await response.text())
                 return await response.json()
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
-            why = problem.os_error.strerror if isinstance(problem, aiohttp.ClientConnectorError) else str(problem)
+            cause = problem.os_error if isinstance(problem, aiohttp.ClientConnectorError) else problem
+            why = getattr(cause, "strerror", None) or str(cause) or "the connection has ended"
             raise EnvironmentFault(
                 f"no daemon answers on {self._path} ({why}): give the `state_dir` of one that runs, "
-                "or start one with `colo daemon`"
+                "or start one with `colo daemon HOST_TOML`"
             ) from problem

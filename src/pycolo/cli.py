@@ -43,7 +43,9 @@ def config_check(files: tuple[Path, ...], kind: str | None) -> None:
         if not found.errors:
             click.echo(f"{path}: a good {found.kind}.toml")
     if wrong:
-        raise EnvironmentFault(f"{wrong} {'error' if wrong == 1 else 'errors'} found: correct what is named above")
+        raise EnvironmentFault(
+            f"{wrong} {'error' if wrong == 1 else 'errors'} found: correct what is named above, and check again"
+        )
 
 
 @cli.command()
@@ -86,8 +88,8 @@ def demo(**options: Any) -> None:
     run_demo(DemoOptions(**options))
 
 
-def main() -> None:
-    """Entry point of `colo`."""
+def whole_cli() -> click.Group:
+    """`colo` with all its commands."""
     from pycolo.capture.cli import compare
     from pycolo.disk.cli import disk
     from pycolo.guest.cli import guest
@@ -96,8 +98,13 @@ def main() -> None:
 
     for command in (compare, disk, guest, pki, *COMMANDS):
         cli.add_command(command)
+    return cli
+
+
+def main() -> None:
+    """Entry point of `colo`."""
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(whole_cli().main(standalone_mode=False) or 0)
     except PycoloError as failure:
         click.echo(f"colo: {failure}", err=True)
         sys.exit(failure.exit_status)

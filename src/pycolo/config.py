@@ -2,79 +2,56 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pycolo.config_compare import CompareConfig
+from pycolo.config_messages import sentences
+from pycolo.config_values import (
+    BindAddress,
+    Device,
+    DiskName,
+    Endpoint,
+    EtcdPrefix,
+    FilePath,
+    HostPort,
+    Mac,
+    Name,
+    OwnAddress,
+    WholePath,
+    same_address,
+)
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.tls import TlsFiles
 from pycolo.errors import EnvironmentFault
-
-
-def _host_and_maybe_port(text: str) -> str:
-    address(text)
-    return text
-
-
-_ENDPOINT = re.compile(r"https?://(?P<host_port>(\[[0-9A-Fa-f:.]+\]|[\w-]{1,63}(\.[\w-]{1,63})*):[0-9]{1,5})", re.ASCII)
-
-
-def _endpoint(text: str) -> str:
-    match = _ENDPOINT.fullmatch(text)
-    if match is None:
-        raise ValueError("it is not https://HOST:PORT")
-    _host_port(match["host_port"])
-    return text
-
-
-def _host_port(text: str) -> str:
-    if address(text)[1] == 0:
-        raise ValueError(f"{text!r} is not HOST:PORT with a port from 1 to 65535")
-    return text
-
-
-def _reachable(text: str) -> str:
-    if address(text)[0] in ("0.0.0.0", "::", "*"):  # noqa: S104 - it is refused
-        raise ValueError("other hosts are told this address, so it has to be one of this host's own")
-    return text
-
-
-HostPort = Annotated[str, AfterValidator(_host_port)]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-BindAddress = Annotated[str, AfterValidator(_host_and_maybe_port)]
-HOST_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
-Name = Annotated[str, Field(pattern=HOST_NAME)]
-Device = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$")]
-Mac = Annotated[str, Field(pattern=r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$")]
+from pycolo.toml_file import read_toml
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class FileArbiterConfig(_Model):
     """The arbiter of hosts that share one machine: a folder that both reach."""
 
     kind: Literal["file"]
-    path: Path
+    path: FilePath
 
 
 class EtcdArbiterConfig(_Model):
     """An etcd cluster as arbiter. `insecure` allows http endpoints, on which anybody may read the password."""
 
     kind: Literal["etcd"]
-    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=9)]
-    prefix: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_.-]{1,64}){1,8}$")] = "/pycolo"
+    endpoints: Annotated[tuple[Endpoint, ...], Field(strict=False, min_length=1, max_length=9)]
+    prefix: EtcdPrefix = "/pycolo"
     insecure: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
+    ca: FilePath | None = None
+    cert: FilePath | None = None
+    key: FilePath | None = None
     user: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    password_file: Path | None = None
+    password_file: FilePath | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> EtcdArbiterConfig:
@@ -95,9 +72,9 @@ ArbiterConfig = FileArbiterConfig | EtcdArbiterConfig
 class TlsConfig(_Model):
     """PEM files by which hosts know each other: the CA's certificate, this host's certificate, and its key."""
 
-    ca: Path
-    cert: Path
-    key: Path
+    ca: FilePath
+    cert: FilePath
+    key: FilePath
 
 
 class PeerConfig(_Model):
@@ -111,10 +88,10 @@ class _HostShared(_Model):
     """What the daemon of a host and each of its VM copies have to know alike."""
 
     name: Name
-    state_dir: Path
+    state_dir: FilePath
     arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
     bridge: Device
-    disk_dir: Path | None = None
+    disk_dir: FilePath | None = None
     log: Literal["json", "console"] = "json"
     tls: TlsConfig | None = None
     insecure: bool = False  # without TLS: whoever reaches the ports can be the peer
@@ -145,14 +122,14 @@ class HostConfig(_HostShared):
     """
 
     name: Name
-    state_dir: Path
+    state_dir: WholePath
     arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
     bridge: Device
-    listen: Annotated[HostPort, AfterValidator(_reachable)]
+    listen: OwnAddress
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
     memory_mib: Annotated[int, Field(ge=32, le=1 << 26)] | None = None
-    peers: Annotated[tuple[PeerConfig, ...], Field(max_length=64)] = ()
-    token_file: Path | None = None
+    peers: Annotated[tuple[PeerConfig, ...], Field(strict=False, max_length=64)] = ()
+    token_file: FilePath | None = None
 
     @model_validator(mode="after")
     def _peers_are_others(self) -> HostConfig:
@@ -162,6 +139,17 @@ class HostConfig(_HostShared):
                 raise ValueError(f"the host {name} is named as its own peer: list the other hosts only")
             if names.count(name) > 1:
                 raise ValueError(f"two peers are named {name}: give each host its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_elsewhere(self) -> HostConfig:
+        known = {same_address(self.listen): f"`listen` of this host, {self.name}"}
+        for peer in self.peers:
+            other = known.setdefault(same_address(peer.address), f"the address of the peer {peer.name}")
+            if other != f"the address of the peer {peer.name}":
+                raise ValueError(
+                    f"the address {peer.address} of the peer {peer.name} is {other}, too: correct one of them"
+                )
         return self
 
     @property
@@ -210,7 +198,7 @@ class ProtectionConfig(_Model):
     disk_stall_ms_max: Annotated[int, Field(ge=100, le=3000)] = 2000
     disk_copy_mib_per_s_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     protect: bool = True
-    secondaries: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    secondaries: Annotated[tuple[Name, ...], Field(strict=False, max_length=64)] = ()
     external_heartbeat_ms_max: Annotated[int, Field(ge=100, le=600_000)] = 1000
 
     @model_validator(mode="after")
@@ -225,8 +213,8 @@ class ProtectionConfig(_Model):
 class DiskConfig(_Model):
     """One disk; a missing image is made when `size_mib` says how large."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,19}$")]
-    path: Path
+    name: DiskName
+    path: FilePath
     size_mib: Annotated[int, Field(ge=0, le=1 << 26)] = 0
     format: Literal["auto", "raw"] = "auto"
     werror: Literal["stop", "enospc", "report"] = "stop"
@@ -239,13 +227,14 @@ class VmConfig(_Model):
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     memory_mib: Annotated[int, Field(ge=32, le=1 << 20)] = 256
     mac: Mac = "52:54:00:00:00:02"
-    kernel: Path | None = None
-    initrd: Path | None = None
+    kernel: FilePath | None = None
+    initrd: FilePath | None = None
     append: str = ""
     accel: Literal["tcg", "kvm"]
     qemu: str = "qemu-system-x86_64"
-    disks: Annotated[tuple[DiskConfig, ...], Field(max_length=16)] = ()
+    disks: Annotated[tuple[DiskConfig, ...], Field(strict=False, max_length=16)] = ()
     protection: ProtectionConfig = ProtectionConfig()
+    compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
     def _named(self) -> VmConfig:
@@ -291,20 +280,24 @@ _Config = TypeVar("_Config", bound=BaseModel)
 def load_config(path: Path, model: type[_Config]) -> _Config:
     """Read one TOML file. Raises EnvironmentFault with one sentence for the first thing that is wrong with it."""
     values = read_toml(path)
+    if (mistaken := mistaken_for(values, model)) is not None:
+        raise EnvironmentFault(f"{path} {mistaken}")
     try:
         return model.model_validate(values)
     except ValidationError as problem:
-        raise EnvironmentFault(f"{path}: {sentences(problem)[0]}") from None
+        raise EnvironmentFault(f"{path}: {sentences(problem, model)[0]}") from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file. Raises EnvironmentFault."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name one that can be read") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise EnvironmentFault(f"{path} is not TOML ({problem}): correct it") from None
+def mistaken_for(values: dict[str, Any], model: type[BaseModel]) -> str | None:
+    """What to do with the file when it is a host.toml and should be a vm.toml, or the other way round."""
+    other = HostConfig if model is VmConfig else VmConfig
+    own, others = model.model_fields.keys(), other.model_fields.keys()
+    signs = [key for key in values if key in others - own]
+    if len(signs) <= len(values.keys() & (own - others)):
+        return None
+    if other is HostConfig:
+        return f"is a host.toml (it has `{signs[0]}`): give a vm.toml here, and this one to `colo daemon` or --config"
+    return f"is a vm.toml (it has `{signs[0]}`): give the host.toml here, and this one to `colo protect`"
 
 
 def load_document(path: Path) -> CopyDocument:
@@ -314,28 +307,4 @@ def load_document(path: Path) -> CopyDocument:
     except OSError as problem:
         raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): name one that can be read") from None
     except ValidationError as problem:
-        raise EnvironmentFault(f"{path}: {sentences(problem)[0]}") from None
-
-
-def sentences(problem: ValidationError) -> list[str]:
-    """Each thing that is wrong: the key, what was found, and what was expected."""
-    return [_sentence(error) for error in problem.errors()]
-
-
-def _sentence(error: ErrorDetails) -> str:
-    place = error["loc"]
-    if place[:1] == ("arbiter",):  # what follows is the kind, which is no key of the file
-        place = place[:1] + place[2:]
-    key = ".".join(str(part) for part in place) or "the file"
-    if error["type"] == "union_tag_not_found":
-        return f'the key {key}.kind is missing: add kind = "file" or kind = "etcd"'
-    if error["type"] == "union_tag_invalid":
-        return f'{key}.kind is {error["ctx"]["tag"]!r}: it should be "file" or "etcd"'
-    if error["type"] == "missing":
-        return f"the key {key} is missing: add it"
-    if error["type"] == "extra_forbidden":
-        return f"the key {key} is unknown: remove it or correct its spelling"
-    message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], BaseModel | dict | list | tuple):  # all of it is too much to be read
-        return f"{key}: {message}" if place else message
-    return f"{key} is {error['input']!r:.200}: {message}"
+        raise EnvironmentFault(f"{path}: {sentences(problem, CopyDocument)[0]}") from None

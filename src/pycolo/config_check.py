@@ -10,8 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pycolo.config import HostConfig, VmConfig, read_toml, sentences
+from pycolo.config import HostConfig, VmConfig, mistaken_for
+from pycolo.config_files import look_at_host, look_at_vm
+from pycolo.config_messages import sentences
 from pycolo.errors import EnvironmentFault
+from pycolo.toml_file import read_toml
 
 KINDS: dict[str, type[BaseModel]] = {"host": HostConfig, "vm": VmConfig}
 
@@ -32,15 +35,21 @@ def check_file(path: Path, kind: str | None = None) -> Findings:
     except EnvironmentFault as problem:
         return Findings(kind or "unknown", [str(problem)])
     found = Findings(kind or _kind_of(values))
+    if (mistaken := mistaken_for(values, KINDS[found.kind])) is not None:
+        found.errors = [f"{path} {mistaken}"]
+        return found
     try:
         model = KINDS[found.kind].model_validate(values)
     except ValidationError as problem:
-        found.errors = [f"{path}: {sentence}" for sentence in sentences(problem)]
+        found.errors = [f"{path}: {sentence}" for sentence in sentences(problem, KINDS[found.kind])]
         return found
-    doubts = _host_doubts(model) if isinstance(model, HostConfig) else []
-    if isinstance(model, VmConfig):
-        doubts = _vm_doubts(model, path.parent)
-    found.warnings = [f"{path}: {doubt}" for doubt in doubts]
+    if isinstance(model, HostConfig):
+        look, doubts = look_at_host(model), _host_doubts(model)
+    else:
+        assert isinstance(model, VmConfig)
+        look, doubts = look_at_vm(model, path.parent), _vm_doubts(model)
+    found.errors = [f"{path}: {error}" for error in look.errors]
+    found.warnings = [f"{path}: {doubt}" for doubt in (*doubts, *look.warnings)]
     return found
 
 
@@ -55,19 +64,11 @@ def _host_doubts(host: HostConfig) -> list[str]:
         doubts.append("peers is empty: no VM can be protected until it names another host")
     if not Path("/sys/class/net", host.bridge, "bridge").exists():
         doubts.append(f"bridge is {host.bridge!r}: this machine has no bridge of that name now")
-    if host.disk_dir is not None and not host.disk_dir.is_dir():
-        doubts.append(f"disk_dir is '{host.disk_dir}': this folder does not exist on this machine")
-    if host.token_file is not None and not host.token_file.exists():
-        doubts.append(f"token_file is '{host.token_file}': it does not exist, so nobody is let in with a token")
     return doubts
 
 
-def _vm_doubts(vm: VmConfig, folder: Path) -> list[str]:
-    doubts = [
-        f"{key} is '{path}': this file does not exist on this machine"
-        for key, path in (("kernel", vm.kernel), ("initrd", vm.initrd))
-        if path is not None and not (folder / path).is_file()
-    ]
+def _vm_doubts(vm: VmConfig) -> list[str]:
+    doubts = []
     if shutil.which(vm.qemu) is None:
         doubts.append(f"qemu is {vm.qemu!r}: this machine has no such program")
     if vm.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):

@@ -159,7 +159,7 @@ async def test_the_socket_is_the_owners_and_goes(tmp_path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not path.exists()
     async with Client(folder) as client:
-        with pytest.raises(EnvironmentFault, match=r"no daemon answers on .*start one with `colo daemon`"):
+        with pytest.raises(EnvironmentFault, match=r"no daemon answers on .*start one with `colo daemon HOST_TOML`"):
             await client.status()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -95,7 +96,7 @@ def test_a_bad_key(host_toml: Path, vm_toml: Path) -> None:
     assert refused("daemon", host_toml) == f"{host_toml}: the key tap is unknown: remove it or correct its spelling"
     vm_toml.write_text(vm_toml.read_text() + "memory_gib = 4\n")
     sentence = refused("protect", vm_toml)
-    assert sentence == f"{vm_toml}: the key memory_gib is unknown: remove it or correct its spelling"
+    assert sentence == f"{vm_toml}: the key memory_gib is unknown: did you mean `memory_mib`?"
 
 
 def test_a_key_that_others_may_read(host_toml: Path) -> None:
@@ -127,17 +128,58 @@ def test_a_demo_without_qemu(tmp_path: Path) -> None:
 
 
 def test_asking_where_no_daemon_is(tmp_path: Path, vm_toml: Path) -> None:
-    socket = tmp_path / "api.sock"
+    where = tmp_path / "api.sock"
     asked = (("status",), ("host", "list"), ("stop", "vm"), ("events", "vm"), ("logs", "vm"), ("protect", vm_toml))
     for arguments in asked:
-        sentence = refused(*arguments, "--host-socket", socket)
-        assert sentence.startswith(f"the daemon at {socket} does not answer (")
-        assert sentence.endswith("start it with `colo daemon`, or name another with --host-socket")
+        sentence = refused(*arguments, "--host-socket", where)
+        assert sentence.startswith(f"the daemon at {where} does not answer (")
+        assert sentence.endswith("start it with `colo daemon HOST_TOML`, or name another with --host-socket")
 
 
 def test_the_configuration_tells_where_to_ask(host_toml: Path) -> None:
     sentence = refused("status", "--config", host_toml)
     assert sentence.startswith(f"the daemon at {host_toml.parent}/state/api.sock does not answer (")
+    assert sentence.endswith(f"start it with `colo daemon {host_toml}`, or name another with --host-socket")
+
+
+def test_asking_without_root(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "api.sock"))
+        (tmp_path / "api.sock").chmod(0o600)
+        sentence = refused("status", "--host-socket", tmp_path / "api.sock", prefix=(*NOBODY, *READ_ANYWHERE))
+    assert sentence.endswith("does not answer (Permission denied): run it as root")
+
+
+def test_a_socket_whose_path_is_too_long(host_toml: Path) -> None:
+    long = "x" * 120
+    sentence = refused("status", "--host-socket", f"/tmp/{long}")
+    assert sentence.startswith(
+        f"the path /tmp/{long} has more than 107 bytes, so no daemon can have its socket there: "
+    )
+    host_toml.write_text(host_toml.read_text().replace("/state", f"/{long}"))
+    sentence = refused("status", "--config", host_toml)
+    assert sentence.endswith("name the right one with --host-socket, or choose a shorter `state_dir` in host.toml")
+
+
+def test_one_file_for_the_other(host_toml: Path, vm_toml: Path) -> None:
+    for arguments in (("daemon", vm_toml), ("status", "--config", vm_toml)):
+        sentence = refused(*arguments)
+        assert sentence.startswith(f"{vm_toml} is a vm.toml (it has ")
+        assert sentence.endswith("give the host.toml here, and this one to `colo protect`")
+    sentence = refused("protect", host_toml)
+    assert sentence.startswith(f"{host_toml} is a host.toml (it has ")
+    assert sentence.endswith("give a vm.toml here, and this one to `colo daemon` or --config")
+
+
+def test_a_ca_in_a_file(host_toml: Path) -> None:
+    assert refused("pki", "init", host_toml) == f"{host_toml} is a file, and a folder is needed: name another"
+
+
+def test_tokens_go_to_no_other_file(host_toml: Path) -> None:
+    before = host_toml.read_text()
+    host_toml.chmod(0o600)
+    assert refused("token", "new", host_toml).startswith(f"line 1 of {host_toml} is no token: name a file that")
+    assert host_toml.read_text() == before
 
 
 def test_a_token_is_printed_once_and_only_its_hash_kept(tmp_path: Path) -> None:

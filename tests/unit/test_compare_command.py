@@ -262,6 +262,16 @@ def test_damage_ends_the_comparison(colo: Run, write: Write, tmp_path: Path) -> 
     assert found["secondary"]["damage"] == err.removeprefix("colo: ").rstrip()
 
 
+def test_a_name_that_is_no_text(colo: Run, write: Write, tmp_path: Path) -> None:
+    path = write("a", captures()["udp"])
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pcap"))
+    assert "/\ufffd.pcap can't be read" in sentence(colo(path, odd))
+    odd.write_bytes(path.read_bytes())
+    assert colo(path, odd)[0] == 0
+    status, found = document(colo(path, odd, "--json"))
+    assert (status, found["secondary"]["file"][-6:]) == (0, "\ufffd.pcap")
+
+
 def test_as_a_program(write: Write) -> None:
     frames = captures()["udp"]
     paths = write("a", frames), write("b", flipped(frames, 1, 0))

@@ -54,14 +54,14 @@ def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
     ("key", "value", "says"),
     [
         ("listen", None, "the key listen is missing: add it"),
-        ("listem", '"x"', "the key listem is unknown: remove it or correct its spelling"),
+        ("listem", '"x"', "the key listem is unknown: did you mean `listen`?"),
         ("listen", '"10.0.0.1"', "listen is '10.0.0.1': "),
         ("listen", '"0.0.0.0:7700"', "listen is '0.0.0.0:7700': other hosts are told this address"),
         ("listen", '"[::]:7700"', "listen is '[::]:7700': other hosts are told this address"),
         ("listen", '"10.0.0.1:0"', "listen is '10.0.0.1:0': "),
-        ("peers", '[{name = "h2", address = ":7700"}]', "peers.0.address is ':7700': "),
-        ("peers", '[{name = "h2", address = "h:65536"}]', "peers.0.address is 'h:65536': "),
-        ("peers", '[{name = "h2"}]', "the key peers.0.address is missing: add it"),
+        ("peers", '[{name = "h2", address = ":7700"}]', "address of [[peers]] number 1 is ':7700': "),
+        ("peers", '[{name = "h2", address = "h:65536"}]', "address of [[peers]] number 1 is 'h:65536': "),
+        ("peers", '[{name = "h2"}]', "the key address of [[peers]] number 1 is missing: add it"),
         ("peers", '[{name = "h1", address = "h:1"}]', "the host h1 is named as its own peer: list the other"),
         ("peers", '[{name = "x", address = "h:1"}, {name = "x", address = "i:1"}]', "two peers are named x: "),
         ("cpus", "0", "cpus is 0: "),
@@ -72,8 +72,8 @@ def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
         ("tap", '"colo0"', "the key tap is unknown: remove it"),
         ("arbiter", None, "the key arbiter is missing: add it"),
         ("arbiter", '"/run/colo"', "arbiter is '/run/colo': "),
-        ("arbiter", '{ path = "x" }', 'the key arbiter.kind is missing: add kind = "file" or kind = "etcd"'),
-        ("arbiter", '{ kind = "zk" }', 'arbiter.kind is \'zk\': it should be "file" or "etcd"'),
+        ("arbiter", '{ path = "x" }', 'the key arbiter.kind is missing: add kind = "etcd" or kind = "file"'),
+        ("arbiter", '{ kind = "zk" }', 'arbiter.kind is \'zk\': it should be "etcd" or "file"'),
         ("arbiter", '{ kind = "file" }', "the key arbiter.path is missing: add it"),
         ("arbiter", '{ kind = "file", path = "x", user = "y" }', "the key arbiter.user is unknown"),
     ],
@@ -112,15 +112,33 @@ def test_etcd_as_arbiter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"endpoints": "[]"}, "arbiter.endpoints: "),
-        ({"endpoints": '["10.0.0.1:2379"]'}, "arbiter.endpoints.0 is '10.0.0.1:2379': it is not https://HOST:PORT"),
-        ({"endpoints": '["https://e"]'}, "arbiter.endpoints.0 is 'https://e': "),
-        ({"endpoints": '["https://e:2379/x"]'}, "arbiter.endpoints.0 is 'https://e:2379/x': it is not https://"),
-        ({"endpoints": '["https://u:p@e:2379"]'}, "arbiter.endpoints.0 is 'https://u:p@e:2379': it is not https://"),
-        ({"endpoints": '["https://a..b:1"]'}, "arbiter.endpoints.0 is 'https://a..b:1': it is not https://HOST:PORT"),
-        ({"endpoints": '["https://e:0"]'}, "arbiter.endpoints.0 is 'https://e:0': 'e:0' is not HOST:PORT"),
-        ({"endpoints": f'["https://{"e" * 64}:1"]'}, "arbiter.endpoints.0 is 'https://eee"),
-        ({"endpoints": '["ftp://e:2379"]'}, "arbiter.endpoints.0 is 'ftp://e:2379': it is not https://HOST:PORT"),
+        ({"endpoints": "[]"}, "arbiter.endpoints has 0 entries: it should have at least 1"),
+        (
+            {"endpoints": '["10.0.0.1:2379"]'},
+            "number 1 of arbiter.endpoints is '10.0.0.1:2379': it is not https://HOST:PORT",
+        ),
+        ({"endpoints": '["https://e"]'}, "number 1 of arbiter.endpoints is 'https://e': "),
+        (
+            {"endpoints": '["https://e:2379/x"]'},
+            "number 1 of arbiter.endpoints is 'https://e:2379/x': it is not https://",
+        ),
+        (
+            {"endpoints": '["https://u:p@e:2379"]'},
+            "number 1 of arbiter.endpoints is 'https://u:p@e:2379': it is not https://",
+        ),
+        (
+            {"endpoints": '["https://a..b:1"]'},
+            "number 1 of arbiter.endpoints is 'https://a..b:1': 'a..b' can't be the name of a host",
+        ),
+        (
+            {"endpoints": '["https://e:0"]'},
+            "number 1 of arbiter.endpoints is 'https://e:0': the port 0 is out of range",
+        ),
+        ({"endpoints": f'["https://{"e" * 64}:1"]'}, "number 1 of arbiter.endpoints is 'https://eee"),
+        (
+            {"endpoints": '["ftp://e:2379"]'},
+            "number 1 of arbiter.endpoints is 'ftp://e:2379': it is not https://HOST:PORT",
+        ),
         ({"endpoints": '["http://e:2379"]'}, "arbiter: the endpoint http://e:2379 is not encrypted: use https, or"),
         ({"endpoints": '["https://e:1", "https://e:1"]'}, "arbiter: the endpoint https://e:1 stands there twice"),
         ({"prefix": '"pycolo"'}, "arbiter.prefix is 'pycolo': "),
@@ -149,7 +167,7 @@ def test_an_etcd_that_will_not_do(tmp_path: Path, values: dict[str, str], says: 
         ({}, "[protection]\nself_chek = true", "the key protection.self_chek is unknown"),
         ({}, '[protection]\ndirty_pages = "uffd"', "protection.dirty_pages is 'uffd': "),
         ({}, '[protection]\nsecondaries = ["h2", "h2"]', "protection: a host stands twice in `secondaries`"),
-        ({}, '[protection]\nsecondaries = ["h 2"]', "protection.secondaries.0 is 'h 2': "),
+        ({}, '[protection]\nsecondaries = ["h 2"]', "number 1 of protection.secondaries is 'h 2': "),
         ({}, "[protection]\nhold_ms_min = 9\nhold_ms_max = 8", "protection: hold_ms_min (9) must not"),
     ],
 )
@@ -194,21 +212,21 @@ def disks(count: int) -> str:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (DISK.replace('"root"', '"Root"'), "disks.0.name is 'Root': "),
-        (DISK.replace('"root"', '"1root"'), "disks.0.name is '1root': "),
-        (DISK.replace('"root"', '"a/b"'), "disks.0.name is 'a/b': "),
-        (DISK.replace('"root"', '"a,b"'), "disks.0.name is 'a,b': "),  # QEMU's options are cut at commas
-        (DISK.replace('"root"', '""'), "disks.0.name is '': "),
-        (DISK.replace('"root"', r'"root\n"'), r"disks.0.name is 'root\n': "),
-        (DISK.replace('"root"', f'"{"a" * 21}"'), f"disks.0.name is '{'a' * 21}': "),
-        ('[[disks]]\npath = "x"\n', "the key disks.0.name is missing: add it"),
-        ('[[disks]]\nname = "x"\n', "the key disks.0.path is missing: add it"),
-        (DISK + 'werror = "ignore"', "disks.0.werror is 'ignore': "),
-        (DISK + 'format = "qcow2"', "disks.0.format is 'qcow2': "),
-        (DISK + "size_mib = -1", "disks.0.size_mib is -1: "),
-        (DISK + "sizes_mib = 1", "the key disks.0.sizes_mib is unknown"),
+        (DISK.replace('"root"', '"Root"'), "name of [[disks]] number 1 is 'Root': "),
+        (DISK.replace('"root"', '"1root"'), "name of [[disks]] number 1 is '1root': "),
+        (DISK.replace('"root"', '"a/b"'), "name of [[disks]] number 1 is 'a/b': "),
+        (DISK.replace('"root"', '"a,b"'), "name of [[disks]] number 1 is 'a,b': "),  # QEMU's options are cut at commas
+        (DISK.replace('"root"', '""'), "name of [[disks]] number 1 is '': "),
+        (DISK.replace('"root"', r'"root\n"'), r"name of [[disks]] number 1 is 'root\n': "),
+        (DISK.replace('"root"', f'"{"a" * 21}"'), f"name of [[disks]] number 1 is '{'a' * 21}': "),
+        ('[[disks]]\npath = "x"\n', "the key name of [[disks]] number 1 is missing: add it"),
+        ('[[disks]]\nname = "x"\n', "the key path of [[disks]] number 1 is missing: add it"),
+        (DISK + 'werror = "ignore"', "werror of [[disks]] number 1 is 'ignore': "),
+        (DISK + 'format = "qcow2"', "format of [[disks]] number 1 is 'qcow2': "),
+        (DISK + "size_mib = -1", "size_mib of [[disks]] number 1 is -1: "),
+        (DISK + "sizes_mib = 1", "the key sizes_mib of [[disks]] number 1 is unknown"),
         (disks(3) + DISK.replace("root", "d1"), "two disks are named d1: give each its own name"),
-        (disks(17), "disks: "),
+        (disks(17), "disks has 17 entries: it should have at most 16"),
         ("[protection]\ndisk_buffer_mib_max = 15", "protection.disk_buffer_mib_max is 15: "),
         ("[protection]\ndisk_spill_mib_max = -1", "protection.disk_spill_mib_max is -1: "),
         ("[protection]\ndisk_queue_mib_max = 0", "protection.disk_queue_mib_max is 0: "),
@@ -353,3 +371,65 @@ def test_what_can_not_boot_is_refused(tmp_path: Path, left_out: tuple[str, ...],
 def test_a_disk_is_booted_without_a_kernel(tmp_path: Path) -> None:
     values = {key: value for key, value in VM.items() if key not in ("kernel", "initrd")}
     assert load_config(write(tmp_path, values, DISK), VmConfig).kernel is None
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("10.0.0.999:7700", "10.0.0.999 looks like an IPv4 address but is none: it has four numbers from 0 to 255"),
+        ("10.0.0:7700", "10.0.0 looks like an IPv4 address but is none"),
+        ("10.0.0.01:7700", "10.0.0.01 looks like an IPv4 address but is none"),
+        (":77000", "the port 77000 is out of range: it should be from 1 to 65535"),
+        ("h1:0", "the port 0 is out of range: it should be from 1 to 65535"),
+        (":7700", "there is no host before the port: it should be HOST:PORT"),
+        ("h1", "it should be HOST:PORT, such as 10.0.0.1:7700 or [fd00::1]:7700"),
+        ("h1:x", "it should be HOST:PORT"),
+        ("h1:\u0667", "it should be HOST:PORT"),
+        ("fd00::1:7700", "fd00::1 is no IPv6 address in brackets, such as [fd00::1]"),
+        ("[fd00::g]:7700", "[fd00::g] is no IPv6 address in brackets"),
+        (
+            "h 1:7700",
+            "'h 1' can't be the name of a host: one has letters, digits and '-', with a '.' between its parts",
+        ),
+        ("h..x:7700", "'h..x' can't be the name of a host"),
+        ("\u00e9:7700", "'\u00e9' can't be the name of a host"),
+        (f"{'h' * 64}:7700", f"'{'h' * 64}' can't be the name of a host"),
+    ],
+)
+@pytest.mark.parametrize("key", ["listen", "peers"])
+def test_an_address_that_will_not_do(tmp_path: Path, key: str, where: str, says: str) -> None:
+    value = f'"{where}"' if key == "listen" else f'[{{ name = "h2", address = "{where}" }}]'
+    name = "listen" if key == "listen" else "address of [[peers]] number 1"
+    path = write(tmp_path, HOST | {key: value})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {name} is {where!r}: {says}")
+
+
+@pytest.mark.parametrize("where", ["h1:1", "h1.example.:65535", "[fd00::1]:7700", "[fe80::1%eth0]:7700", "a_b-c:7700"])
+def test_addresses_that_will_do(tmp_path: Path, where: str) -> None:
+    assert load_config(write(tmp_path, HOST | {"listen": f'"{where}"'}), HostConfig).listen == where
+
+
+@pytest.mark.parametrize(
+    ("listen", "addresses", "says"),
+    [
+        ("10.0.0.1:7700", ("10.0.0.1:7700",), "the address 10.0.0.1:7700 of the peer p0 is `listen` of this host, h1"),
+        ("[fd00::1]:1", ("[FD00:0::1]:01",), "the address [FD00:0::1]:01 of the peer p0 is `listen` of this host"),
+        ("h1:1", ("h2:1", "H2.:1"), "the address H2.:1 of the peer p1 is the address of the peer p0, too: correct one"),
+    ],
+)
+def test_two_hosts_of_one_address(tmp_path: Path, listen: str, addresses: tuple[str, ...], says: str) -> None:
+    peers = ", ".join(f'{{ name = "p{number}", address = "{one}" }}' for number, one in enumerate(addresses))
+    path = write(tmp_path, HOST | {"listen": f'"{listen}"', "peers": f"[{peers}]"})
+    with pytest.raises(EnvironmentFault) as caught:
+        load_config(path, HostConfig)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
+def test_hosts_that_share_an_address_differ_in_the_port(tmp_path: Path) -> None:
+    peers = '[{ name = "h2", address = "10.0.0.1:7701" }, { name = "h3", address = "10.0.0.1:7702" }]'
+    assert len(load_config(write(tmp_path, HOST | {"peers": peers}), HostConfig).peers) == 2

@@ -47,6 +47,15 @@ async def test_a_vm_that_may_live_somewhere_is_not_started_again(tmp_path: Path,
     assert (await arbiter.claim("vm", 1, holder)).granted, "nothing changed"
 
 
+async def test_a_kernel_that_is_a_folder_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path} of vm.toml is a folder: name a kernel and an initrd"):
+        copy_of(tmp_path)._qemu_config()
+    copy = copy_of(tmp_path)
+    copy.vm = copy.vm.model_copy(update={"kernel": tmp_path / "none"})
+    with pytest.raises(EnvironmentFault, match=f"{tmp_path}/none of vm.toml does not exist: name a kernel"):
+        copy._qemu_config()
+
+
 async def test_the_operator_may_know_better(tmp_path: Path) -> None:
     assert (await FileArbiter(tmp_path).claim("vm", 1, "h2")).granted
     primary = copy_of(tmp_path, no_copy_lives=True)

@@ -100,6 +100,38 @@ def test_the_commands(tmp_path: Path) -> None:
     check_own_certificate(TlsFiles(f"{folder}/ca.crt", f"{out}/h1.crt", f"{out}/h1.key"), "h1")
 
 
+@pytest.mark.parametrize("above", ["no/such", "file"])
+def test_what_is_missing_above_a_folder_is_not_made(pki: Pki, tmp_path: Path, above: str) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / above / "x"
+    says = rf"there is no folder {out.parent} in which x could be made: correct the path, or `mkdir -p {out.parent}`"
+    with pytest.raises(EnvironmentFault, match=says):
+        issue(pki.folder, "h1", out)
+    with pytest.raises(EnvironmentFault, match=says):
+        init_authority(out)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_file_where_a_folder_is_needed(pki: Pki, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for act in (
+        lambda: init_authority(file),
+        lambda: issue(pki.folder, "h1", file),
+        lambda: issue(file, "h1", tmp_path),
+    ):
+        with pytest.raises(EnvironmentFault, match=f"{file} is a file, and a folder is needed: name another"):
+            act()
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_that_can_not_be_made() -> None:
+    with pytest.raises(
+        EnvironmentFault, match=r"the folder /proc/pki can't be made \(.*\): name one that can be written"
+    ):
+        init_authority(Path("/proc/pki"))
+
+
 def colo(*arguments: str | Path) -> str:
     command = [sys.executable, "-m", "pycolo", "pki", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -148,6 +180,13 @@ def test_files_that_will_not_do(pki: Pki, name: str, content: bytes | None) -> N
     with pytest.raises(EnvironmentFault, match=rf"{path.name}.*: make certificates with `colo pki init`") as caught:
         client_context(files)
     assert "AAAA" not in str(caught.value)
+
+
+def test_the_file_that_is_missing_is_named_alone(pki: Pki) -> None:
+    files = pki.files("h1")
+    Path(files.key).unlink()
+    with pytest.raises(EnvironmentFault, match=rf"^{files.key} can't be read \(No such file"):
+        client_context(files)
 
 
 def test_another_hosts_key(pki: Pki) -> None:

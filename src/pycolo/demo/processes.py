@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from pycolo.api import Client
-from pycolo.config import read_toml
 from pycolo.core.failover import Role
 from pycolo.edge.namespaces import Namespace
 from pycolo.edge.processes import send_signal
 from pycolo.errors import DemoFailed, EnvironmentFault
+from pycolo.toml_file import read_toml
 
 STOP_S_MAX = 10.0
 LOAD_RESULT_S_MAX = 45.0

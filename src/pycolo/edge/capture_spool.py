@@ -5,6 +5,7 @@ Guarantee: nothing of it is left behind, however the process ends; it takes no m
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 import tempfile
@@ -38,8 +39,8 @@ def rereadable(path: Path) -> Iterator[Path]:
 
 
 def spoken(path: Path) -> str:
-    """What sentences call it."""
-    return "standard input" if path == STANDARD_INPUT else str(path)
+    """What sentences call it; a name that is no text is made one."""
+    return "standard input" if path == STANDARD_INPUT else os.fsencode(path).decode(errors="replace")
 
 
 def _is_pipe(path: Path) -> bool:

@@ -94,7 +94,7 @@ class EtcdGateway:
         """Raises EnvironmentFault when a certificate or the password file can't be used."""
         self._order = list(config.endpoints)
         self._user, self._password_file = config.user, config.password_file
-        self._tls = _tls_context(config)
+        self._tls = tls_context(config)
         self._token = ""
         self._cluster_id: int | None = None
         if config.password_file is not None:
@@ -261,15 +261,17 @@ def _quoted(said: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in said[:QUOTED_CHARS_MAX])
 
 
-def _tls_context(config: EtcdArbiterConfig) -> ssl.SSLContext:
+def tls_context(config: EtcdArbiterConfig) -> ssl.SSLContext:
+    """What etcd is called with. Raises EnvironmentFault when a certificate can't be used."""
     try:
         context = ssl.create_default_context(cafile=config.ca)
         if config.cert is not None:
             # Without a callable, an encrypted key would make OpenSSL ask on the terminal.
             context.load_cert_chain(config.cert, config.key, password=lambda: b"")
     except (OSError, ValueError) as problem:  # an SSLError is an OSError
+        reason = (problem.reason or "").replace("_", " ").lower() if isinstance(problem, ssl.SSLError) else str(problem)
         names = ", ".join(str(path) for path in (config.ca, config.cert, config.key) if path is not None)
         raise EnvironmentFault(
-            f"the certificates for etcd can't be used ({problem}): correct `arbiter` in host.toml ({names})"
+            f"the certificates for etcd can't be used ({reason}): correct `arbiter` in host.toml ({names})"
         ) from None
     return context

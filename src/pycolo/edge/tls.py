@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+from typing import NamedTuple
 
 import msgspec
 
@@ -42,9 +43,14 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _prepared(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
+    if fault := mode_fault(files.key):
+        raise EnvironmentFault(fault)
+    return _loaded(context, files)
+
+
+def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    _check_key_mode(files.key)
     try:
         context.load_verify_locations(cafile=files.ca)
     except ssl.SSLError as problem:
@@ -58,18 +64,49 @@ def _prepared(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
             f"{files.cert} and {files.key} are no certificate with its key in clear ({_reason(problem)}): {REMEDY}"
         ) from None
     except OSError as problem:
-        raise EnvironmentFault(f"{files.cert} or {files.key} can't be read ({problem.strerror}): {REMEDY}") from None
+        closed = [path for path in (files.cert, files.key) if not os.access(path, os.R_OK)]
+        which = " and ".join(closed) or f"{files.cert} or {files.key}"
+        raise EnvironmentFault(f"{which} can't be read ({problem.strerror}): {REMEDY}") from None
     return context
 
 
-def _check_key_mode(key: str) -> None:
-    """Raises EnvironmentFault when others than its owner may read a key."""
+def mode_fault(key: str) -> str:
+    """What is wrong with who may read a key; "" if only its owner may, or nothing can be told."""
     try:
         mode = stat.S_IMODE(os.stat(key).st_mode)
-    except OSError as problem:
-        raise EnvironmentFault(f"{key} can't be read ({problem.strerror}): {REMEDY}") from None
-    if mode & 0o077:
-        raise EnvironmentFault(f"{key} is open to others than its owner (mode {mode:04o}): run `chmod 600 {key}`")
+    except OSError:
+        return ""
+    return f"{key} is open to others than its owner (mode {mode:04o}): run `chmod 600 {key}`" if mode & 0o077 else ""
+
+
+class Refusal(NamedTuple):
+    """Why a certificate is not accepted: OpenSSL's X509_V_ERR_..., 0 for another reason, and its words."""
+
+    code: int
+    reason: str
+
+
+def why_not_accepted(files: TlsFiles) -> Refusal | None:
+    """Why a host with the same `ca` would not accept this host's certificate, found by a handshake with ourselves.
+
+    The mode of the key is not looked at. Raises EnvironmentFault when the files can't be loaded.
+    """
+    calling = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    calling.check_hostname = False
+    listening = _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = _loaded(calling, files).wrap_bio(back, there)
+    server = listening.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client, server):  # each says what it has to say, and hears what was said
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as problem:
+            return Refusal(problem.verify_code, problem.verify_message)
+        except ssl.SSLError as problem:
+            return Refusal(0, _reason(problem))
+    return None
 
 
 def certified_names(connection: ssl.SSLObject | ssl.SSLSocket) -> frozenset[str]:

@@ -98,8 +98,10 @@ class Caller:
     def _no_answer(self, problem: Exception, limit_s: float) -> PycoloError:
         if isinstance(problem, TimeoutError):
             return self._unanswered(f"{self._who} does not answer in {limit_s:.0f} s: {self._remedy}")
-        reason = problem.os_error.strerror if isinstance(problem, aiohttp.ClientConnectorError) else str(problem)
-        return self._unanswered(f"{self._who} does not answer ({reason or type(problem).__name__}): {self._remedy}")
+        cause = problem.os_error if isinstance(problem, aiohttp.ClientConnectorError) else problem
+        reason = getattr(cause, "strerror", None) or str(cause) or "the connection has ended"
+        remedy = "run it as root" if isinstance(cause, PermissionError) else self._remedy
+        return self._unanswered(f"{self._who} does not answer ({reason}): {remedy}")
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

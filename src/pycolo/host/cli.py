@@ -23,18 +23,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
-def daemon_socket(host_socket: Path | None, config: Path | None) -> Path:
-    """Where the daemon is asked: as said, else where its configuration says, else the usual place."""
+def daemon_client(host_socket: Path | None, config: Path | None) -> DaemonClient:
+    """For the daemon that is asked: as said, else where its configuration says, else at the usual place."""
+    host_toml = config or (CONFIG if os.path.exists(CONFIG) else None)
     if host_socket is not None:
-        return host_socket
-    if config is not None or CONFIG.exists():
-        return load_config(config or CONFIG, HostConfig).socket
-    return SOCKET
+        return DaemonClient(host_socket, "HOST_TOML" if config is None else str(config))
+    if host_toml is None:
+        return DaemonClient(SOCKET, str(CONFIG))
+    return DaemonClient(load_config(host_toml, HostConfig).socket, str(host_toml))
 
 
 def asks_daemon(command: Command) -> Command:
     """The two options that say which daemon is meant."""
-    path = click.Path(path_type=Path)
+    path = click.Path(path_type=Path, readable=False)
     socket = click.option(
         "--host-socket", type=path, envvar="COLO_SOCKET", help="The daemon's socket. [env: COLO_SOCKET]"
     )
@@ -46,7 +47,7 @@ def ask(host_socket: Path | None, config: Path | None, what: Callable[[DaemonCli
     """Carry out one conversation with the daemon."""
 
     async def talk() -> T:
-        async with DaemonClient(daemon_socket(host_socket, config)) as client:
+        async with daemon_client(host_socket, config) as client:
             return await what(client)
 
     return asyncio.run(talk())
@@ -273,7 +274,7 @@ def token() -> None:
 
 
 @token.command("new")
-@click.argument("token_file", type=click.Path(path_type=Path))
+@click.argument("token_file", type=click.Path(path_type=Path, readable=False))
 @click.option("--scope", type=click.Choice(["read", "admin"]), default="read", show_default=True)
 @click.option("--comment", default=lambda: os.environ.get("USER", ""), help="Whose it is.")
 def token_new(token_file: Path, scope: str, comment: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from pycolo.edge.unix_listener import PATH_BYTES_MAX
 from pycolo.errors import EnvironmentFault
 from pycolo.host import models as m
 from pycolo.host.caller import Caller
@@ -21,13 +23,19 @@ PROCEDURE_S_MAX = 400.0
 class DaemonClient:
     """Talks to one daemon. Every call raises PycoloError as the daemon says, EnvironmentFault when none answers."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, host_toml: str = "HOST_TOML") -> None:
+        """`host_toml` is what its daemon is started with. Raises EnvironmentFault when there can't be such a socket."""
+        if len(os.fsencode(socket)) > PATH_BYTES_MAX:
+            raise EnvironmentFault(
+                f"the path {socket} has more than {PATH_BYTES_MAX} bytes, so no daemon can have its socket there: "
+                "name the right one with --host-socket, or choose a shorter `state_dir` in host.toml"
+            )
         self._caller = Caller(
             f"the daemon at {socket}",
             aiohttp.UnixConnector(str(socket)),
             "http://daemon",
             unanswered=EnvironmentFault,
-            remedy="start it with `colo daemon`, or name another with --host-socket",
+            remedy=f"start it with `colo daemon {host_toml}`, or name another with --host-socket",
         )
 
     async def __aenter__(self) -> DaemonClient:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pycolo.config import HostPort, Name, VmConfig
+from pycolo.config import VmConfig
+from pycolo.config_values import HostPort, Name
 
 OfferId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Reason = Annotated[str, Field(min_length=1, max_length=200)]

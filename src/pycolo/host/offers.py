@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pycolo.config import HostPort
+from pycolo.config_values import HostPort
 from pycolo.errors import EnvironmentFault, PycoloError, WrongState
 from pycolo.host.copy import Copy
 from pycolo.host.daemon import HostDaemon

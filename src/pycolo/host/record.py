@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pycolo.config import Name, VmConfig, sentences
+from pycolo.config import VmConfig
+from pycolo.config_messages import sentences
+from pycolo.config_values import Name
 from pycolo.edge.replace_file import replace_file
 from pycolo.errors import EnvironmentFault
 
@@ -49,4 +51,4 @@ def load_record(folder: Path) -> Record:
     except OSError as problem:
         raise EnvironmentFault(f"{path} can't be read ({problem.strerror}): remove {folder} to forget the VM") from None
     except ValidationError as problem:
-        raise EnvironmentFault(f"{path}: {sentences(problem)[0]}: remove {folder} to forget the VM") from None
+        raise EnvironmentFault(f"{path}: {sentences(problem, Record)[0]}: remove {folder} to forget the VM") from None

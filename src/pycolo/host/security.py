@@ -13,9 +13,10 @@ import os
 import secrets
 import socket
 import ssl
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from aiohttp import web
 
@@ -96,11 +97,25 @@ def load_tokens(path: Path | None) -> tuple[Token, ...]:
     if path is None or not path.exists():
         return ()
     try:
-        if path.stat().st_mode & 0o077:
-            raise EnvironmentFault(f"others than its owner may use {path}: chmod 600 {path}")
-        lines = path.read_text(encoding="utf-8")[:TOKEN_FILE_BYTES_MAX].splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise EnvironmentFault(f"the tokens in {path} can't be read ({problem}): correct `token_file`") from None
+        with open(path, "rb", opener=_opened) as file:
+            return _tokens(path, file)
+    except OSError as problem:
+        raise EnvironmentFault(
+            f"the tokens in {path} can't be read ({problem.strerror}): correct `token_file`"
+        ) from None
+
+
+def _tokens(path: Path, file: BinaryIO) -> tuple[Token, ...]:
+    """What stands in a file that is one of ours, and that only its owner may use. Raises EnvironmentFault."""
+    mode = os.fstat(file.fileno()).st_mode
+    if mode & 0o077:
+        raise EnvironmentFault(
+            f"others than its owner may use {path} (mode {stat.S_IMODE(mode):04o}): chmod 600 {path}, if it has tokens"
+        )
+    content = file.read(TOKEN_FILE_BYTES_MAX + 1)
+    if len(content) > TOKEN_FILE_BYTES_MAX:
+        raise EnvironmentFault(f"{path} has more than {TOKEN_FILE_BYTES_MAX} bytes: remove the tokens that nobody uses")
+    lines = content.decode(errors="replace").splitlines()
     return tuple(_token(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
@@ -108,21 +123,41 @@ def _token(path: Path, number: int, line: str) -> Token:
     scope, _, rest = line.strip().partition(" ")
     digest = rest.split(" ")[0]
     if scope not in ("read", "admin") or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise EnvironmentFault(f"line {number} of {path} is no token: make lines with `colo token new`")
+        raise EnvironmentFault(
+            f"line {number} of {path} is no token: name a file that `colo token new` has made, or one that is not there"
+        )
     return Token(Scope(scope), digest)
 
 
 def new_token(path: Path, scope: Scope, comment: str) -> str:
-    """Make a token and add it to the file; only its hash is kept. Raises EnvironmentFault."""
+    """Make a token and add it to a file of tokens or a new one; only its hash is kept. Raises EnvironmentFault."""
     token = secrets.token_urlsafe(32)
     line = f"{scope.value} {hashlib.sha256(token.encode()).hexdigest()} {comment}".rstrip() + "\n"
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "a", encoding="utf-8") as file:
-            file.write(line)
+        with open(path, "a+b", opener=_opened) as file:
+            file.seek(0)
+            _tokens(path, file)
+            file.write(_line_end(file) + line.encode(errors="replace"))
     except OSError as problem:
         raise EnvironmentFault(f"{path} can't be written ({problem.strerror}): choose another file") from None
     return token
+
+
+def _line_end(file: BinaryIO) -> bytes:
+    """What is missing at the end of the last line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def _opened(path: str, flags: int) -> int:
+    """Only a regular file, and a pipe that nobody uses must not stop us; a new file is its owner's alone."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise EnvironmentFault(f"{path} is no regular file, so it can't keep tokens: name another")
+    return fd
 
 
 class Door:

@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
-from pycolo.config import sentences
+from pycolo.config_messages import sentences
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.unix_listener import remove_stale
 from pycolo.errors import (
@@ -98,7 +98,7 @@ async def _body(route: Route, request: web.Request) -> Body | None:
     try:
         return route.body.model_validate_json(content)
     except ValidationError as problem:
-        raise EnvironmentFault(f"the body will not do: {'; '.join(sentences(problem)[:5])}") from None
+        raise EnvironmentFault(f"the body will not do: {'; '.join(sentences(problem, route.body)[:5])}") from None
 
 
 @web.middleware

@@ -395,7 +395,10 @@ class VmCopy:
         vm = self.vm
         for path in (vm.kernel, vm.initrd):
             if path is not None and not path.is_file():
-                raise EnvironmentFault(f"{path} of vm.toml does not exist: build the guest with `colo guest build`")
+                found = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+                raise EnvironmentFault(
+                    f"{path} of vm.toml {found}: name a kernel and an initrd, see `colo guest build`"
+                )
         return QemuConfig(
             accel=vm.accel,
             machine=self.machine,

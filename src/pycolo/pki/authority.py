@@ -17,12 +17,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pycolo.config import HOST_NAME
-from pycolo.edge.tls import TlsFiles, server_context
+from pycolo.config_values import HOST_NAME
+from pycolo.edge.tls import ANEW, REMEDY, Refusal, TlsFiles, mode_fault, server_context, why_not_accepted
 from pycolo.errors import EnvironmentFault
 
 CA_DAYS = 3650
 HOST_DAYS = 730
+NO_SIGNER = (18, 19, 20, 21)  # X509_V_ERR_... of OpenSSL: self-signed, or a chain without an end that is trusted
+TOO_EARLY_OR_LATE = (9, 10)
 CLOCK_SKEW = timedelta(hours=1)  # hosts whose clocks differ agree that a new certificate is valid
 
 
@@ -83,26 +85,67 @@ def issue(folder: Path, host: str, out: Path, days: int = HOST_DAYS) -> Issued:
 def check_own_certificate(files: TlsFiles, host: str) -> None:
     """Whether the files are what this host needs, before anybody calls. Raises EnvironmentFault."""
     server_context(files)
-    certificate = x509.load_pem_x509_certificate(Path(files.cert).read_bytes())
+    for fault in (_host_fault(files.cert, host), time_fault(files.cert)):
+        if fault:
+            raise EnvironmentFault(fault)
+
+
+def certificate_faults(files: TlsFiles, host: str) -> list[str]:
+    """All that is wrong with the files of this host, also whether other hosts will accept its certificate."""
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        refusal = why_not_accepted(files)
+        faults = [_host_fault(files.cert, host), time_fault(files.cert)]
+    except EnvironmentFault as problem:
+        refusal, faults = None, [str(problem)]
+    if refusal is not None and not (refusal.code in TOO_EARLY_OR_LATE and faults[1]):
+        faults.append(_refusal(files, refusal))
+    return [fault for fault in (mode_fault(files.key), *faults) if fault]
+
+
+def _refusal(files: TlsFiles, refusal: Refusal) -> str:
+    if refusal.code in NO_SIGNER:
+        return f"{files.cert} is not signed by a CA in {files.ca}: name the one that signed it, or {ANEW}"
+    return f"other hosts won't accept {files.cert} with the CA in {files.ca} ({refusal.reason}): {ANEW}"
+
+
+def _host_fault(cert: str, host: str) -> str:
+    """What is wrong with the name that a certificate is for; "" if nothing is. Raises EnvironmentFault."""
+    try:
+        names = _load_certificate(cert).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = x509.SubjectAlternativeName([])
     found = names.get_values_for_type(x509.DNSName)
-    if host not in found:
-        raise EnvironmentFault(
-            f"{files.cert} is for {', '.join(found) or 'no host'}, and this host's `name` is {host}: "
-            f"issue one for it with `colo pki issue`"
-        )
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise EnvironmentFault(
-            f"{files.cert} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}: set the clock, or issue another with `colo pki issue`"
-        )
+    if host in found:
+        return ""
+    return (
+        f"{cert} is for {', '.join(found) or 'no host'}, and this host's `name` is {host}: "
+        f"issue one for it with `colo pki issue`"
+    )
+
+
+def time_fault(cert: str) -> str:
+    """What is wrong with the time in which a certificate is valid; "" if nothing is. Raises EnvironmentFault."""
+    certificate = _load_certificate(cert)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if first <= datetime.now(UTC) <= last:
+        return ""
+    return (
+        f"{cert} is valid from {first:%Y-%m-%d} to {last:%Y-%m-%d}: "
+        f"set the clock, or issue another with `colo pki issue`"
+    )
+
+
+def _load_certificate(cert: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(Path(cert).read_bytes())
+    except OSError as problem:
+        raise EnvironmentFault(f"{cert} can't be read ({problem.strerror}): {REMEDY}") from None
+    except ValueError as problem:
+        raise EnvironmentFault(f"{cert} is no certificate ({problem}): {REMEDY}") from None
 
 
 def _load_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    _refuse_a_file(folder)
     try:
         certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
@@ -154,20 +197,41 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _refuse_to_overwrite(*paths: Path) -> None:
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):
             raise EnvironmentFault(f"{path} is there already: move it away if you mean to replace it")
+
+
+def _refuse_a_file(folder: Path) -> None:
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise EnvironmentFault(f"{folder} is a file, and a folder is needed: name another")
 
 
 def _write_pair(cert: Path, key: Path, certificate: x509.Certificate, private: ec.EllipticCurvePrivateKey) -> None:
     pem = serialization.Encoding.PEM
     secret = private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    _make_folder(cert.parent)
     try:
-        cert.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_new(key, secret, 0o600)
         _write_new(cert, certificate.public_bytes(pem), 0o644)
     except OSError as problem:
         raise EnvironmentFault(
             f"{problem.filename} can't be written ({problem.strerror}): name a folder that can be written"
+        ) from None
+
+
+def _make_folder(folder: Path) -> None:
+    """Only the last part: what is missing above it may be a misspelling."""
+    _refuse_a_file(folder)
+    if not os.path.isdir(folder.absolute().parent):
+        raise EnvironmentFault(
+            f"there is no folder {folder.parent} in which {folder.name} could be made: "
+            f"correct the path, or `mkdir -p {folder.parent}`"
+        )
+    try:
+        folder.mkdir(exist_ok=True, mode=0o700)
+    except OSError as problem:
+        raise EnvironmentFault(
+            f"the folder {folder} can't be made ({problem.strerror}): name one that can be written"
         ) from None
 
 

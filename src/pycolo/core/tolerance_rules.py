@@ -1,0 +1,74 @@
+"""Which differences between the two streams of a connection are tolerated, as data: rules by name, with their ports.
+
+Guarantee: only a rule of `RULES` can tolerate anything, and each has its proof where it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pycolo.core.http_dates import HttpDates
+
+
+class StreamTolerance(Protocol):
+    """Follows the PVM's stream of one connection, in order, and knows where in it the SVM may have said otherwise."""
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the stream it has been told."""
+
+    @property
+    def lost(self) -> bool:
+        """It will never tolerate anything from `position` on any more."""
+
+    def advance(self, payload: bytes, at: int | None = None) -> None:
+        """Bytes that leave, or have left, at place `at` (None: the next ones); some it may have been told before."""
+
+    def lose(self) -> None:
+        """What comes next is not known: part of the stream was not seen."""
+
+    def tolerates(self, ours: bytes, theirs: bytes, at: int | None = None) -> bool:
+        """Whether the segment `ours` may leave although the SVM has `theirs` at place `at` (None: the next bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule, and the guest's ports at which it holds."""
+
+    name: str
+    ports: tuple[int, ...]
+
+
+RULES: dict[str, Callable[[], StreamTolerance]] = {"http-date": HttpDates}
+
+PlainRule = tuple[str, list[int]]
+"""Name and ports."""
+
+
+class Tolerances:
+    """The rules in force, by port: the first that names a port holds there. Raises ValueError for an unknown rule."""
+
+    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+        self._rules = tuple(rules)
+        self._by_port: dict[int, Callable[[], StreamTolerance]] = {}
+        for rule in self._rules:
+            if rule.name not in RULES:
+                raise ValueError(f"there is no tolerance {rule.name!r}: known are {', '.join(sorted(RULES))}")
+            for port in rule.ports:
+                self._by_port.setdefault(port, RULES[rule.name])
+
+    def for_stream(self, guest_port: int) -> StreamTolerance | None:
+        """For a connection of the guest's port whose stream is seen from its first byte on; None: no rule holds."""
+        make = self._by_port.get(guest_port)
+        return None if make is None else make()
+
+    def encode(self) -> list[PlainRule]:
+        """The rules as plain data, for another process."""
+        return [(rule.name, list(rule.ports)) for rule in self._rules]
+
+    @classmethod
+    def decode(cls, plain: Iterable[PlainRule]) -> Tolerances:
+        """What `encode` gave. Raises ValueError for what it can't have given."""
+        return cls(Rule(name, tuple(ports)) for name, ports in plain)
