@@ -141,7 +141,7 @@ def test_the_report(colo: Run, write: Write) -> None:
         f"primary      {ours}: 12 frames",
         f"secondary    {theirs}: 12 frames",
         "flows        1: 1 tcp",
-        "released     7 frames of the primary: the secondary sent the same",
+        "released     7 of the primary's 12 frames: the secondary sent the same",
         "divergences  1",
     ]
     flow = "1. tcp 10.0.0.2:80 > 10.0.0.1:40000 VLAN 5: the payload differs, from byte 500 of the stream on"
