@@ -89,7 +89,8 @@ def _summary(outcome: Outcome) -> Iterator[str]:
     yield f"primary      {_counts(outcome.primary)}"
     yield f"secondary    {_counts(outcome.secondary)}"
     yield f"flows        {outcome.flows}{f': {by_protocol}' if by_protocol else ''}"
-    yield f"released     {outcome.released} of the primary's {_frames(outcome.primary.frames)}: the secondary sent the same"
+    all_frames = _frames(outcome.primary.frames)
+    yield f"released     {outcome.released} of the primary's {all_frames}: the secondary sent the same"
     yield f"divergences  {len(outcome.found) or 'none'}"
 
 
