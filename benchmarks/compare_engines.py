@@ -8,11 +8,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from compare_frames import Splitter, Traffic, framed, split_rows
-from pycolo.core.dataplane import DataplaneLimits, PrimaryDataplane
+from compare_frames import Traffic, split_rows
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.engines import COMPILED, whole_bytes
+from pycolo.core.limits import DataplaneLimits
+from pycolo.core.packed import pack, unpack
 
 BATCH_FRAMES = 64  # as in the agent
 READ_BYTES = 1 << 16
@@ -21,42 +23,48 @@ WAIT_MS_MAX = 60_000
 EPOCH = 1
 
 
-class Engine(Protocol):
-    """Whatever compares: batches in, what may leave now out."""
+class Engine:
+    """A data plane of ours, used as the agent uses it: packed batches in, with the time, and what may leave out."""
 
-    def pvm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        """Frames that the primary's VM has put out."""
-
-    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        """Frames that the secondary's VM has."""
-
-    def client(self, frames: Sequence[bytes]) -> None:
-        """Frames of clients, on their way to both VMs."""
-
-
-class PythonEngine:
-    """`pycolo.core.dataplane` as it is."""
+    dataplane: type[PrimaryDataplane]
 
     def __init__(self) -> None:
-        self._dataplane = PrimaryDataplane(DataplaneLimits(flows_max=FLOWS_MAX), EPOCH)
+        self._dataplane = self.dataplane(DataplaneLimits(flows_max=FLOWS_MAX), EPOCH)
         self._svm_no = 0
 
-    def pvm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        """See `Engine`."""
-        return self._dataplane.pvm_frames(frames, _now_ms())
+    def pvm(self, packed: bytes) -> bytes:
+        """Frames that the primary's VM has put out; returns what may leave now."""
+        return self._dataplane.pvm_packed(packed, _now_ms())
 
-    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        """See `Engine`."""
+    def svm(self, packed: bytes) -> bytes:
+        """Frames that the secondary's VM has; returns what may leave now."""
         first_no = self._svm_no
-        self._svm_no += len(frames)
-        return self._dataplane.svm_frames(EPOCH, first_no, frames, _now_ms())
+        self._svm_no += len(packed)  # no less than the frames in it
+        return self._dataplane.svm_packed(EPOCH, first_no, packed, _now_ms())
 
-    def client(self, frames: Sequence[bytes]) -> None:
-        """See `Engine`."""
-        self._dataplane.client_frames(frames, _now_ms())
+    def client(self, packed: bytes) -> bytes:
+        """Frames of clients, on their way to both VMs."""
+        self._dataplane.client_packed(packed, _now_ms())
+        return b""
 
 
-ENGINES: dict[str, Callable[[], Engine]] = {"python": PythonEngine}
+class PythonEngine(Engine):
+    """`core/dataplane.py`, the reference."""
+
+    dataplane = PrimaryDataplane
+
+
+ENGINES: dict[str, type[Engine]] = {"python": PythonEngine}
+
+if COMPILED:
+    from pycolo.core.hot_dataplane import HotDataplane
+
+    class CompiledEngine(Engine):
+        """`core/hot_dataplane.py`."""
+
+        dataplane = HotDataplane
+
+    ENGINES["compiled"] = CompiledEngine
 
 
 def _now_ms() -> float:
@@ -66,7 +74,7 @@ def _now_ms() -> float:
 # ---------------------------------------------------------------- in memory
 
 
-Turn = tuple[list[bytes], list[bytes], list[bytes]]
+Turn = tuple[bytes, bytes, bytes]
 """A batch of the PVM, the same of the SVM, and what clients then acknowledge."""
 
 
@@ -81,7 +89,7 @@ def make_turns(traffic: Traffic) -> list[Turn]:
     for start in range(0, len(pvm), BATCH_FRAMES):
         end = start + BATCH_FRAMES
         first, last = client_at.searchsorted((start, end))
-        turns.append((pvm[start:end], svm[start:end], client[first:last]))
+        turns.append((pack(pvm[start:end]), pack(svm[start:end]), pack(client[first:last])))
     return turns
 
 
@@ -90,14 +98,15 @@ def frames_per_s_in_memory(engine: Engine, turns: Sequence[Turn]) -> float:
     released: list[bytes] = []
     began_s = time.perf_counter()
     for pvm, svm, client in turns:
-        released += engine.pvm(pvm)
-        released += engine.svm(svm)
+        released.append(engine.pvm(pvm))
+        released.append(engine.svm(svm))
         if client:
             engine.client(client)
     took_s = time.perf_counter() - began_s
-    if released != [frame for pvm, _, _ in turns for frame in pvm]:
+    content = b"".join(released)
+    if content != b"".join(pvm for pvm, _, _ in turns):
         raise SystemExit(f"{type(engine).__name__} did not release the {len(turns)} equal batches as they were")
-    return len(released) / took_s
+    return len(unpack(content)) / took_s
 
 
 # ---------------------------------------------------------------- over sockets
@@ -108,20 +117,25 @@ def serve(
 ) -> None:
     """Compare two streams until both have ended; `client` brings what clients acknowledge."""
     takers = {primary: engine.pvm, secondary: engine.svm, client: engine.client}
-    splitters = {lane.fileno(): (lane, Splitter(), take) for lane, take in takers.items()}
+    lanes = {lane.fileno(): (lane, take) for lane, take in takers.items()}
+    rests = dict.fromkeys(lanes, b"")
     poll = select.poll()
-    for number in splitters:
+    for number in lanes:
         poll.register(number, select.POLLIN)
-    while splitters and (ready := poll.poll(WAIT_MS_MAX)):
+    while lanes and (ready := poll.poll(WAIT_MS_MAX)):
         for number, _ in ready:
-            lane, splitter, take = splitters[number]
+            lane, take = lanes[number]
             content = lane.recv(READ_BYTES)
             if not content:
                 poll.unregister(number)
-                del splitters[number]
-            released = take(list(splitter.feed(content)))
+                del lanes[number]
+                continue
+            content = rests[number] + content
+            end = whole_bytes(content)
+            rests[number] = content[end:]
+            released = take(content[:end])
             if released:
-                out.sendall(framed(released))
+                out.sendall(released)
 
 
 def relay(primary: socket.socket, secondary: socket.socket, client: socket.socket, out: socket.socket) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +10,7 @@ from tcp_frames import ones_complement
 from compare_engines import ENGINES, PythonEngine, frames_per_s_in_memory, make_turns
 from compare_frames import ACK_EVERY, Case, Splitter, framed, make_traffic, split_rows
 from compare_lanes import check_that_it_compares, measure_latency_us, measure_rate, open_flows, ours
+from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import ACK, SYN, Segment, checksum_is_right, opposite, parse_tcp
 
 CASES = (Case(64, 1), Case(512, 3), Case(1448, 100))
@@ -30,17 +29,17 @@ def test_every_frame_is_a_whole_segment_with_right_checksums(case: Case) -> None
         frames = split_rows(stream)
         assert frames
         for frame, segment in zip(frames, segments(frames), strict=True):
-            assert segment[5] == len(frame)
-            assert checksum_is_right(frame, len(frame))
+            assert segment[6] == len(frame)
+            assert checksum_is_right(frame, segment[4], len(frame))
             assert ones_complement(frame[14:34]) == 0
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_flow_is_opened_and_its_payload_has_no_gap(case: Case) -> None:
     traffic = make_traffic(case, 900)
-    ends = {key: seq + 1 for key, seq, _, flags, _, _ in segments(split_rows(traffic.opening[0])) if flags & SYN}
+    ends = {key: seq + 1 for key, seq, _, flags, *_ in segments(split_rows(traffic.opening[0])) if flags & SYN}
     assert len(ends) == case.flows
-    for key, seq, _, _, start, end in segments(split_rows(traffic.pvm)):
+    for key, seq, _, _, _, start, end in segments(split_rows(traffic.pvm)):
         assert seq == ends[key] % 2**32
         assert end - start == case.payload_bytes
         ends[key] = seq + end - start
@@ -58,8 +57,8 @@ def test_clients_acknowledge_what_has_been_sent_to_them() -> None:
     traffic = make_traffic(Case(512, 3), 90)
     sent = segments(split_rows(traffic.pvm))
     assert len(traffic.client) == 90 // ACK_EVERY // 3 * 3
-    for at, (key, _, ack, flags, _, _) in zip(traffic.client_at, segments(split_rows(traffic.client)), strict=True):
-        their_key, seq, _, _, start, end = sent[at]
+    for at, (key, _, ack, flags, *_) in zip(traffic.client_at, segments(split_rows(traffic.client)), strict=True):
+        their_key, seq, _, _, _, start, end = sent[at]
         assert (opposite(key), flags) == (their_key, ACK)
         assert ack == (seq + end - start) % 2**32
 
@@ -80,7 +79,8 @@ def test_an_engine_releases_everything_in_memory(name: str) -> None:
 
 def test_an_engine_that_loses_a_frame_is_found_out() -> None:
     turns = make_turns(make_traffic(Case(64, 10), 1000))
-    turns[3][1].pop()
+    pvm, svm, client = turns[3]
+    turns[3] = pvm, pack(unpack(svm)[:-1]), client
     with pytest.raises(SystemExit, match="did not release"):
         frames_per_s_in_memory(ENGINES["python"](), turns)
 
@@ -98,15 +98,15 @@ def test_an_engine_serves_two_streams(name: str) -> None:
 class Reversing(PythonEngine):
     """Puts out each batch newest first, as QEMU does when its output is full."""
 
-    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        return super().svm(frames)[::-1]
+    def svm(self, packed: bytes) -> bytes:
+        return pack(unpack(super().svm(packed))[::-1])
 
 
 class Spoiling(PythonEngine):
     """Changes the last byte of what it puts out."""
 
-    def svm(self, frames: Sequence[bytes]) -> Sequence[bytes]:
-        return [frame[:-1] + bytes([frame[-1] ^ 1]) for frame in super().svm(frames)]
+    def svm(self, packed: bytes) -> bytes:
+        return pack([frame[:-1] + bytes([frame[-1] ^ 1]) for frame in unpack(super().svm(packed))])
 
 
 def test_frames_out_of_order_are_counted() -> None:

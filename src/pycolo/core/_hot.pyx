@@ -249,6 +249,20 @@ cdef bint put(Buffer* out, const uint8_t* frame, uint32_t length) noexcept nogil
     return True
 
 
+def whole_bytes(const uint8_t[::1] packed):
+    """As `packed.whole_bytes`."""
+    cdef size_t size = packed.shape[0]
+    cdef size_t at = 0
+    cdef uint32_t length
+    with nogil:
+        while at + PREFIX <= size:
+            length = be32(&packed[at])
+            if length > FRAME_MAX or at + PREFIX + length > size:
+                break
+            at += PREFIX + length
+    return at
+
+
 cdef class HotFlows:
     """The table; attributes are told and read by `hot_dataplane` around each batch."""
 

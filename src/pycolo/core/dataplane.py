@@ -32,7 +32,8 @@ from pycolo.core.lateness import Lateness
 from pycolo.core.layers import Layers, locate
 from pycolo.core.limits import DataplaneLimits, DataplaneStats
 from pycolo.core.messages import Message, message, policy_of, stray_reset, whole_frame
-from pycolo.core.packet import ACK, RST, SYN, Segment, opposite, parse_tcp
+from pycolo.core.packed import pack, unpack
+from pycolo.core.packet import ACK, RST, SYN, Segment, opens, opposite, parse_tcp
 from pycolo.core.pieces import Assembled, FragmentHold, in_pieces
 
 Reason = Literal["divergence", "policy", "late", "limit"]
@@ -55,10 +56,8 @@ class PrimaryDataplane:
         self._released_equal = self._released_by_checkpoint = self._released_by_policy = self._diverged = 0
         self._sealed: deque[tuple[int, list[bytes]]] = deque()
         self._orphans: list[tuple[int, bytes]] = []
-        self._awaiting_commit = False
-        self._solo = False
+        self._awaiting_commit = self._solo = self._asked = False
         self._reason: Reason | None = None
-        self._asked = False
         self._divergences: deque[Divergence] = deque(maxlen=DIVERGENCES_MAX)
         self._start_afresh()
 
@@ -71,6 +70,20 @@ class PrimaryDataplane:
         self._also: dict[int, list[int]] = {}  # numbers of the SVM's fragments before the last one of their packet
         self._waiting: dict[AnyFlow, None] = {}
         self._lateness.forget()
+
+    # ---------------------------------------------------------------- batches of frames in one buffer
+
+    def client_packed(self, packed: bytes, now_ms: float) -> None:
+        """As `client_frames`."""
+        self.client_frames(unpack(packed), now_ms)
+
+    def pvm_packed(self, packed: bytes, now_ms: float) -> bytes:
+        """As `pvm_frames`."""
+        return pack(self.pvm_frames(unpack(packed), now_ms))
+
+    def svm_packed(self, epoch: int, first_no: int, packed: bytes, now_ms: float) -> bytes:
+        """As `svm_frames`."""
+        return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
 
     # ---------------------------------------------------------------- a client's frame
 
@@ -122,7 +135,7 @@ class PrimaryDataplane:
     def _pvm_segment(self, frame: bytes, segment: Segment, out: list[bytes]) -> None:
         key, seq, ack, flags, at, start, end = segment
         flow = self._table.get(key, self._now_ms)
-        if _opens(seq, flags):
+        if opens(seq, flags):
             flow = self._pvm_opens(frame, segment, flow)
         elif flow is None:
             if flags & RST:
@@ -249,16 +262,15 @@ class PrimaryDataplane:
         key, seq, _, flags, *_ = segment
         flow = self._table.get(key, self._now_ms)
         if flow is None:
-            opens = _opens(seq, flags)
-            if flags & RST and not opens:
+            if flags & RST and not opens(seq, flags):
                 self._svm_message(no, stray_reset(segment), out)
                 return
-            flow = self._table.admit(key, self._now_ms) if opens else self._admit(key)
+            flow = self._table.admit(key, self._now_ms) if opens(seq, flags) else self._admit(key)
             if flow is None:
                 self._reach_limit()
                 return
-        if _opens(seq, flags):
-            flow = self._svm_opens(frame, segment, flow)
+        if opens(seq, flags):
+            flow = self._table.svm_opens(frame, segment, flow)
         elif flow.successor is not None:
             flow = flow.successor
         if not flow.compared:
@@ -269,21 +281,6 @@ class PrimaryDataplane:
             self._note_divergence(flow)
         if flow.hold:
             self._pump(flow, out)
-
-    def _svm_opens(self, frame: bytes, segment: Segment, flow: Flow) -> Flow:
-        """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
-        _, seq, ack, flags, *_ = segment
-        successor = flow.successor
-        if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
-            mine = flow
-        elif successor is not None and successor.answers(successor.svm_isn, seq, ack, flags):
-            mine = successor
-        else:
-            if successor is not None:
-                successor.forget()
-            mine = flow.successor = self._table.new(flow.key)
-        mine.open_svm(frame, segment)
-        return mine
 
     def _svm_message(self, no: int, said: Message, out: list[bytes]) -> None:
         key, comparable, _ = said
@@ -500,8 +497,3 @@ class PrimaryDataplane:
             flow.diverged = True  # its offset may be one that we have forgotten
             self._reach_limit()
         return flow
-
-
-def _opens(seq: int, flags: int) -> bool:
-    """SYN, SYN-ACK, or the RST that refuses a SYN (RFC 9293, 3.10.7.1: sequence number 0, with ACK)."""
-    return bool(flags & SYN) or (seq == 0 and flags & (RST | ACK) == RST | ACK)

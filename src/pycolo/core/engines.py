@@ -1,4 +1,4 @@
-"""Which engine compares: the compiled one, or its Python twin where nothing could be compiled. Verdicts are the same."""
+"""Which engine compares: the compiled one, or its Python twin where nothing could be compiled. Verdicts are alike."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
 
 try:
+    from pycolo.core._hot import whole_bytes
     from pycolo.core.hot_dataplane import HotDataplane
 
     COMPILED = True
 except ImportError:
+    from pycolo.core.packed import whole_bytes
+
     COMPILED = False
+
+__all__ = ["COMPILED", "NAME", "primary_dataplane", "whole_bytes"]
 
 NAME = "compiled" if COMPILED else "python"
 

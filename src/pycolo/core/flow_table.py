@@ -15,6 +15,7 @@ from itertools import islice
 from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.flow import Flow
 from pycolo.core.holding import TwinBudget
+from pycolo.core.packet import Segment
 
 IDLE_MS_MAX = 600_000.0
 _EVICTION_LOOKS_MAX = 64
@@ -75,6 +76,21 @@ class FlowTable:
         self._flows.move_to_end(flow.key)
 
     # ---------------------------------------------------------------- beginnings and ends
+
+    def svm_opens(self, frame: bytes, segment: Segment, flow: Flow) -> Flow:
+        """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
+        _, seq, ack, flags, *_ = segment
+        successor = flow.successor
+        if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
+            mine = flow
+        elif successor is not None and successor.answers(successor.svm_isn, seq, ack, flags):
+            mine = successor
+        else:
+            if successor is not None:
+                successor.forget()
+            mine = flow.successor = self.new(flow.key)
+        mine.open_svm(frame, segment)
+        return mine
 
     def note_half_open(self, flow: Flow) -> None:
         """The guest has answered a SYN; nobody has acknowledged that yet."""

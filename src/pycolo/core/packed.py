@@ -18,6 +18,17 @@ def pack(frames: Iterable[bytes]) -> bytes:
     return b"".join(part for frame in frames for part in (_PREFIX.pack(len(frame)), frame))
 
 
+def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
+    """How many bytes at the beginning are whole frames."""
+    at = 0
+    while at + PREFIX_BYTES <= len(packed):
+        (length,) = _PREFIX.unpack_from(packed, at)
+        if length > FRAME_BYTES_MAX or at + PREFIX_BYTES + length > len(packed):
+            break
+        at += PREFIX_BYTES + length
+    return at
+
+
 def unpack(packed: bytes) -> list[bytes]:
     """The frames of a buffer."""
     frames, at = [], 0
