@@ -17,7 +17,7 @@ from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import pack, unpack
 
 BATCH_FRAMES = 64  # as in the agent
-READ_BYTES = 1 << 16
+READ_BYTES = 1 << 18
 FLOWS_MAX = 1 << 14  # QEMU's table has as much; ours is smaller by default
 WAIT_MS_MAX = 60_000
 EPOCH = 1
@@ -32,17 +32,17 @@ class Engine:
         self._dataplane = self.dataplane(DataplaneLimits(flows_max=FLOWS_MAX), EPOCH)
         self._svm_no = 0
 
-    def pvm(self, packed: bytes) -> bytes:
+    def pvm(self, packed: bytes | memoryview) -> bytes:
         """Frames that the primary's VM has put out; returns what may leave now."""
         return self._dataplane.pvm_packed(packed, _now_ms())
 
-    def svm(self, packed: bytes) -> bytes:
+    def svm(self, packed: bytes | memoryview) -> bytes:
         """Frames that the secondary's VM has; returns what may leave now."""
         first_no = self._svm_no
         self._svm_no += len(packed)  # no less than the frames in it
         return self._dataplane.svm_packed(EPOCH, first_no, packed, _now_ms())
 
-    def client(self, packed: bytes) -> bytes:
+    def client(self, packed: bytes | memoryview) -> bytes:
         """Frames of clients, on their way to both VMs."""
         self._dataplane.client_packed(packed, _now_ms())
         return b""
@@ -117,23 +117,25 @@ def serve(
 ) -> None:
     """Compare two streams until both have ended; `client` brings what clients acknowledge."""
     takers = {primary: engine.pvm, secondary: engine.svm, client: engine.client}
-    lanes = {lane.fileno(): (lane, take) for lane, take in takers.items()}
-    rests = dict.fromkeys(lanes, b"")
+    lanes = {lane.fileno(): (lane, take, bytearray(READ_BYTES)) for lane, take in takers.items()}
+    filled = dict.fromkeys(lanes, 0)
     poll = select.poll()
     for number in lanes:
         poll.register(number, select.POLLIN)
     while lanes and (ready := poll.poll(WAIT_MS_MAX)):
         for number, _ in ready:
-            lane, take = lanes[number]
-            content = lane.recv(READ_BYTES)
-            if not content:
+            lane, take, room = lanes[number]
+            content = memoryview(room)
+            arrived = lane.recv_into(content[filled[number] :])
+            if not arrived:
                 poll.unregister(number)
                 del lanes[number]
                 continue
-            content = rests[number] + content
-            end = whole_bytes(content)
-            rests[number] = content[end:]
+            length = filled[number] + arrived
+            end = whole_bytes(content[:length])
             released = take(content[:end])
+            room[: length - end] = content[end:length]
+            filled[number] = length - end
             if released:
                 out.sendall(released)
 

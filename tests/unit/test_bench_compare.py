@@ -98,14 +98,14 @@ def test_an_engine_serves_two_streams(name: str) -> None:
 class Reversing(PythonEngine):
     """Puts out each batch newest first, as QEMU does when its output is full."""
 
-    def svm(self, packed: bytes) -> bytes:
+    def svm(self, packed: bytes | memoryview) -> bytes:
         return pack(unpack(super().svm(packed))[::-1])
 
 
 class Spoiling(PythonEngine):
     """Changes the last byte of what it puts out."""
 
-    def svm(self, packed: bytes) -> bytes:
+    def svm(self, packed: bytes | memoryview) -> bytes:
         return pack([frame[:-1] + bytes([frame[-1] ^ 1]) for frame in unpack(super().svm(packed))])
 
 

@@ -77,6 +77,7 @@ cdef struct Flow:
     uint32_t svm_ack
     uint8_t has_acked
     uint8_t has_client_next
+    uint8_t client_spoke
     uint8_t guessed
     uint8_t key_length
     uint8_t key[KEY_BYTES]
@@ -403,7 +404,7 @@ cdef class HotFlows:
         return True
 
     def thaw(self, bytes key):
-        """Give a connection back: (numbers, stream, touched_ms, held), None when it is not here.
+        """Give a connection back: (numbers, stream, touched_ms, client_spoke, held), None when it is not here.
 
         held: (number, arrived_ms, frame, seq, ack, flags, at, start, end) each, the oldest first.
         """
@@ -425,14 +426,14 @@ cdef class HotFlows:
             entries.append((held.no, held.arrived_ms, (<char*>held.frame)[:held.length], held.seq, held.ack, held.flags,
                             held.at, held.start, held.end))
             held = held.next
-        touched_ms = flow.touched_ms
+        touched_ms, spoke = flow.touched_ms, <bint>flow.client_spoke
         place = &self._table[flow.hashed & (self._size - 1)]
         while place[0] != flow:
             place = &place[0].chain
         place[0] = flow.chain
         self._count -= 1
         self._free(flow)
-        return numbers, stream, touched_ms, entries
+        return numbers, stream, touched_ms, spoke, entries
 
     def drop(self):
         """Forget all of them."""
@@ -460,10 +461,14 @@ cdef class HotFlows:
                 flow = flow.chain
         return found
 
-    def last_used(self, bytes key):
-        """(epoch, ms) of a connection's last first use in an epoch; None when it is not here."""
+    def seen(self, bytes key):
+        """(epoch in which it was used last, ms when that was first, whether it holds something, whether its client has
+        said anything here); None when it is not here.
+        """
         cdef Flow* flow = self._by_key(key)
-        return None if flow == NULL else (flow.epoch, flow.touched_ms, flow.first != NULL)
+        if flow == NULL:
+            return None
+        return flow.epoch, flow.touched_ms, flow.first != NULL, <bint>flow.client_spoke
 
     @property
     def oldest_ms(self):
@@ -655,6 +660,7 @@ cdef class HotFlows:
             return SLOW
         if flow.epoch != self.epoch:
             self._rebase(flow)
+        flow.client_spoke = True
         end = segment.seq + segment.end - segment.start
         if distance(end, flow.pvm_ack) < (1 << 30):
             if not flow.has_client_next or distance(end, flow.client_next) > 0:

@@ -73,15 +73,15 @@ class PrimaryDataplane:
 
     # ---------------------------------------------------------------- batches of frames in one buffer
 
-    def client_packed(self, packed: bytes, now_ms: float) -> None:
+    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
         """As `client_frames`."""
         self.client_frames(unpack(packed), now_ms)
 
-    def pvm_packed(self, packed: bytes, now_ms: float) -> bytes:
+    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
         """As `pvm_frames`."""
         return pack(self.pvm_frames(unpack(packed), now_ms))
 
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes, now_ms: float) -> bytes:
+    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
         """As `svm_frames`."""
         return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
 

@@ -139,9 +139,10 @@ class FlowTable:
                 self._forget(key, flow)
                 return True
         while self._half_open:
-            key, _ = self._half_open.popitem(last=False)
-            flow = self._flows.get(key)
-            if flow is not None and not self._holds(flow):
+            key = next(iter(self._half_open))
+            flow, half_open = self._flows.get(key), self.is_half_open(key)
+            del self._half_open[key]
+            if flow is not None and half_open and not self._holds(flow):
                 self._forget(key, flow)
                 return True
         for key, flow in islice(self._flows.items(), _EVICTION_LOOKS_MAX):

@@ -40,15 +40,20 @@ class HotTable(FlowTable):
         self._hot, self._fetch = hot, fetch
 
     def _in_use(self, flow: Flow, now_ms: float) -> bool:
-        used = self._hot.last_used(flow.key)
+        used = self._hot.seen(flow.key)
         if used is None:
             return super()._in_use(flow, now_ms)
-        epoch, touched_ms, holds = used
+        epoch, touched_ms, holds, _ = used
         return holds or epoch == self.epoch or now_ms - touched_ms < IDLE_MS_MAX
 
     def _holds(self, flow: Flow) -> bool:
-        used = self._hot.last_used(flow.key)
+        used = self._hot.seen(flow.key)
         return used[2] if used is not None else super()._holds(flow)
+
+    def is_half_open(self, key: bytes) -> bool:
+        """As the twin."""
+        used = self._hot.seen(key)
+        return super().is_half_open(key) and not (used is not None and used[3])
 
     def _forget(self, key: bytes, flow: Flow) -> None:
         self._fetch(key)
@@ -90,19 +95,19 @@ class HotDataplane(PrimaryDataplane):
         """As the twin."""
         return unpack(self.svm_packed(epoch, first_no, pack(frames), now_ms))
 
-    def client_packed(self, packed: bytes, now_ms: float) -> None:
+    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
         """As `client_frames`, of a packed batch."""
         self._now_ms = now_ms
         self._run(_CLIENT, packed, lambda _, frame, __: self._client_frame(frame))
 
-    def pvm_packed(self, packed: bytes, now_ms: float) -> bytes:
+    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
         """As `pvm_frames`, of packed batches."""
         if self._solo:
-            return packed
+            return bytes(packed)
         self._now_ms = now_ms
         return self._run(_PVM, packed, lambda _, frame, out: self._pvm_frame(frame, out))
 
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes, now_ms: float) -> bytes:
+    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
         """As `svm_frames`, of packed batches."""
         self._now_ms = now_ms
         if epoch != self.epoch or self._solo or not packed:
@@ -111,7 +116,7 @@ class HotDataplane(PrimaryDataplane):
         numbers = _Numbers(packed, first_no)
         return self._run(_SVM, packed, lambda at, frame, out: self._svm_frame(numbers.of(at), frame, out))
 
-    def _run(self, side: int, packed: bytes, twin: Callable[[int, bytes, list[bytes]], None]) -> bytes:
+    def _run(self, side: int, packed: bytes | memoryview, twin: Callable[[int, bytes, list[bytes]], None]) -> bytes:
         hot, at = self._hot, 0
         self._tell()
         while True:
@@ -200,7 +205,7 @@ class HotDataplane(PrimaryDataplane):
     def _send_off(self, key: bytes) -> None:
         """A plain connection goes to the compiled side."""
         flow = self._table.known(key)
-        if flow is None or flow.epoch != self.epoch or not flow.plain or self._table.is_half_open(key):
+        if flow is None or flow.epoch != self.epoch or not flow.plain:
             return
         twin = flow.twin
         numbers = (
@@ -234,7 +239,7 @@ class HotDataplane(PrimaryDataplane):
         flow = self._table.known(key)
         if thawed is None or flow is None:
             return
-        numbers, stream, touched_ms, held = thawed
+        numbers, stream, touched_ms, client_spoke, held = thawed
         base, guessed, delta, first, following, ack, released, svm_ack, has_acked, acked, has_next, client_next = (
             numbers
         )
@@ -246,6 +251,8 @@ class HotDataplane(PrimaryDataplane):
         flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack = delta, first, following, ack
         flow.released, flow.svm_ack, flow.touched_ms = released, svm_ack, touched_ms
         flow.acked, flow.client_next = acked if has_acked else None, client_next if has_next else None
+        if client_spoke:
+            self._table.note_client(flow)
         if held:
             flow.hold.extend(held)
             self._waiting[flow] = None
@@ -256,7 +263,7 @@ class HotDataplane(PrimaryDataplane):
 class _Numbers:
     """The numbers of a packed batch's frames, asked for by their places, the first ones first."""
 
-    def __init__(self, packed: bytes, first_no: int) -> None:
+    def __init__(self, packed: bytes | memoryview, first_no: int) -> None:
         self._packed, self._at, self._no = packed, 0, first_no
 
     def of(self, at: int) -> int:

@@ -29,9 +29,9 @@ def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
     return at
 
 
-def unpack(packed: bytes) -> list[bytes]:
+def unpack(packed: bytes | memoryview) -> list[bytes]:
     """The frames of a buffer."""
-    frames, at = [], 0
+    packed, frames, at = bytes(packed), [], 0
     while at + PREFIX_BYTES <= len(packed):
         (length,) = _PREFIX.unpack_from(packed, at)
         at += PREFIX_BYTES
