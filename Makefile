@@ -67,10 +67,14 @@ bench-compare: setup ## Our comparison of frames beside QEMU's colo-compare (ARG
 bench-failover: setup ## 20 deaths under load: how long clients wait, how soon it is safe again (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/failover.py $(ARGS)
 
+.PHONY: bench-flows
+bench-flows: setup ## 100,000 connections at once: memory and time for each (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/flows.py $(ARGS)
+
 .PHONY: bench-tls
 bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/tls.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json src/*.egg-info

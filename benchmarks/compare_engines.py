@@ -28,23 +28,23 @@ class Engine:
 
     dataplane: type[PrimaryDataplane]
 
-    def __init__(self) -> None:
-        self._dataplane = self.dataplane(DataplaneLimits(flows_max=FLOWS_MAX), EPOCH)
+    def __init__(self, flows_max: int = FLOWS_MAX) -> None:
+        self.plane = self.dataplane(DataplaneLimits(flows_max=flows_max), EPOCH)
         self._svm_no = 0
 
     def pvm(self, packed: bytes | memoryview) -> bytes:
         """Frames that the primary's VM has put out; returns what may leave now."""
-        return self._dataplane.pvm_packed(packed, _now_ms())
+        return self.plane.pvm_packed(packed, _now_ms())
 
     def svm(self, packed: bytes | memoryview) -> bytes:
         """Frames that the secondary's VM has; returns what may leave now."""
         first_no = self._svm_no
         self._svm_no += len(packed)  # no less than the frames in it
-        return self._dataplane.svm_packed(EPOCH, first_no, packed, _now_ms())
+        return self.plane.svm_packed(EPOCH, first_no, packed, _now_ms())
 
     def client(self, packed: bytes | memoryview) -> bytes:
         """Frames of clients, on their way to both VMs."""
-        self._dataplane.client_packed(packed, _now_ms())
+        self.plane.client_packed(packed, _now_ms())
         return b""
 
 
