@@ -20,15 +20,25 @@ GUEST6, CLIENT6 = bytes([253, *[0] * 14, 2]), bytes([253, *[0] * 14, 1])
 STREAM = bytes(i & 1 for i in range(40))
 STAMPS = b"\x01\x01\x08\x0a" + bytes(8)
 SACK = b"\x01\x01\x05\x0a" + bytes(8)
+HTTP = 1080
 TINY = DataplaneLimits(
     held_frames_max=12, held_bytes_max=900, flows_max=3, stream_bytes_max=24, unreleased_bytes_max=60, datagrams_max=2
 )
 
 
+def response(number: int, side: int) -> bytes:
+    """Each names a second; that of the SVM's is now and then another one. The bodies are as long as a trim is worth."""
+    second = number + (side == 1 and number % 3 == 0)
+    return b"HTTP/1.1 200 OK\r\nDate: Mon, 01 Jun 2026 10:59:%02d GMT\r\nContent-Length: 900\r\n\r\n" % second + bytes(
+        900
+    )
+
+
 def segment(six: bool, out: bool, port: int, seq: int, ack: int, flags: int, payload: bytes, options: bytes) -> bytes:
     """Checksums are nobody's business here."""
     offset = (20 + len(options)) // 4 << 4
-    ports = (81, port) if out else (port, 81)
+    guest_port = 80 if port == HTTP else 81
+    ports = (guest_port, port) if out else (port, guest_port)
     body = struct.pack(">HHIIBBHHH", *ports, seq % 2**32, ack % 2**32, offset, flags, 9, 0, 0) + options + payload
     guest, client = (GUEST6, CLIENT6) if six else (GUEST, CLIENT)
     ends = guest + client if out else client + guest
@@ -42,10 +52,14 @@ def segment(six: bool, out: bool, port: int, seq: int, ack: int, flags: int, pay
 def spoken(draw: st.DrawFn) -> tuple[int, bytes]:
     """(side, frame): two connections, each copy with its own numbers; mostly plain, now and then anything."""
     side = draw(st.sampled_from([0, 0, 0, 1, 1, 1, 2]))
-    port, six = draw(st.sampled_from([(1000, False), (1001, False), (1000, True)]))
+    port, six = draw(st.sampled_from([(1000, False), (1001, False), (1000, True), (HTTP, False)]))
     isn = 2**32 - 7 if side == 1 and draw(st.booleans()) else 100
     start, length = draw(st.integers(0, 30)), draw(st.sampled_from([0, 0, 1, 3, 8, 20]))
     payload = STREAM[start : start + length]
+    if port == HTTP:
+        number, start = draw(st.integers(0, 30)), draw(st.sampled_from([0, 0, 0, 20]))
+        payload = response(number, side)[start : draw(st.sampled_from([None, None, 60]))]
+        start += number * len(response(0, 0))
     if draw(st.integers(0, 15)) == 0 and payload:
         payload = payload[:-1] + bytes([payload[-1] ^ 1])
     flags = draw(st.sampled_from([A] * 12 + [A | 8, S | A, S | A, A | F, R | A, R, A | U, S]))
@@ -68,7 +82,7 @@ def opened(port: int, six: bool) -> list[tuple[int, bytes]]:
     ]
 
 
-beginnings = st.lists(st.sampled_from([(1000, False), (1001, False), (1000, True)]), unique=True, max_size=3)
+beginnings = st.lists(st.sampled_from([(1000, False), (1001, False), (1000, True), (HTTP, False)]), unique=True)
 steps = st.lists(
     st.one_of(
         st.lists(spoken(), min_size=1, max_size=8),
@@ -148,6 +162,26 @@ def test_the_verdicts_are_those_of_the_twin(
         ]
         assert twin.next_due_ms(now_ms) == hot.next_due_ms(now_ms)
         assert twin.due(now_ms) == hot.due(now_ms)
+
+
+def test_a_server_whose_dates_may_differ_is_compiled_as_well() -> None:
+    hot, twin = HotDataplane(DataplaneLimits(), 1), PrimaryDataplane(DataplaneLimits(), 1)
+    hot_before = 0
+    for plane in (hot, twin):
+        for side, frame in opened(HTTP, False):
+            give(plane, side, [frame], 0, 0)
+        length = len(response(0, 0))
+        for number in range(30):
+            ours, theirs = (
+                segment(False, True, HTTP, isn + number * length, 5001, A, response(number, side), STAMPS)
+                for side, isn in ((0, 101), (1, 2**32 - 6))
+            )
+            hot_before += plane is hot and len(hot._hot)
+            assert plane.svm_frames(1, 0, [theirs], 0) == []
+            assert plane.pvm_frames([ours], 0) == [ours], number
+            plane.client_frames([segment(False, False, HTTP, 5001, 101 + (number + 1) * length, A, b"", STAMPS)], 0)
+    assert hot.stats == twin.stats
+    assert hot_before > 5
 
 
 def test_plain_connections_are_compiled() -> None:

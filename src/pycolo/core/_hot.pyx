@@ -12,256 +12,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-cdef enum:
-    KEY_BYTES = 40
-    PREFIX = 4
-    FRAME_MAX = 65553
-    TRIM_BYTES = 4096
-    FLAG_FIN = 0x01
-    FLAG_SYN = 0x02
-    FLAG_RST = 0x04
-    FLAG_ACK = 0x10
-    FLAG_URG = 0x20
-    EVENTS = 0x27
-    OPTION_END = 0
-    OPTION_NOP = 1
-    OPTION_SACK = 5
-    OPTION_TIMESTAMP = 8
-
-cdef enum Verdict:
-    WAIT = 0
-    RELEASE = 1
-    DIVERGED = 2
-
-cdef enum Done:
-    HANDLED = 0
-    SLOW = 1  # not for us: the Python twin has to see this frame
-    PUMP = 2  # taken in, but what leaves now the Python twin has to say
-    NO_MEMORY = 3
-
-cdef struct Held:
-    Held* next  # in its flow
-    Held* before  # among all that are held, by age
-    Held* behind
-    Flow* flow
-    int64_t no
-    double arrived_ms
-    uint32_t seq
-    uint32_t ack
-    uint32_t start
-    uint32_t end
-    uint32_t length
-    uint16_t flags
-    uint16_t at
-    uint8_t frame[0]
-
-cdef struct Flow:
-    Flow* chain
-    uint64_t hashed
-    int64_t epoch
-    double touched_ms
-    Held* first
-    Held* last
-    uint8_t* stream
-    uint32_t stream_start  # of the main run, in its buffer
-    uint32_t stream_length
-    uint32_t stream_room
-    uint32_t base
-    uint32_t delta
-    uint32_t pvm_first
-    uint32_t pvm_next
-    uint32_t pvm_ack
-    uint32_t released
-    uint32_t acked
-    uint32_t client_next
-    uint32_t svm_ack
-    uint8_t has_acked
-    uint8_t has_client_next
-    uint8_t client_spoke
-    uint8_t guessed
-    uint8_t key_length
-    uint8_t key[KEY_BYTES]
-
-cdef struct Segment:
-    uint32_t seq
-    uint32_t ack
-    uint32_t start
-    uint32_t end
-    uint16_t at
-    uint16_t flags
-    uint8_t key_length
-    uint8_t key[KEY_BYTES]
-
-cdef struct Buffer:
-    uint8_t* data
-    size_t length
-    size_t room
-
-cdef inline int32_t distance(uint32_t a, uint32_t b) noexcept nogil:
-    return <int32_t>(a - b)
-
-cdef inline uint32_t be16(const uint8_t* p) noexcept nogil:
-    return (<uint32_t>p[0] << 8) | p[1]
-
-cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:
-    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
-
-
-# ---------------------------------------------------------------- parsing
-
-cdef bint _plain_options(const uint8_t* frame, uint32_t at, uint32_t end) noexcept nogil:
-    """Whether there is nothing but NOP, timestamp and SACK."""
-    cdef uint32_t length
-    while at < end:
-        if frame[at] == OPTION_END:
-            return True
-        if frame[at] == OPTION_NOP:
-            at += 1
-            continue
-        if at + 1 >= end:
-            return False
-        length = frame[at + 1]
-        if length < 2 or at + length > end:
-            return False
-        if frame[at] != OPTION_SACK and frame[at] != OPTION_TIMESTAMP:
-            return False
-        at += length
-    return True
-
-
-cdef bint parse(const uint8_t* frame, uint32_t length, Segment* found, bint inbound) noexcept nogil:
-    """A plain segment over IPv4 or IPv6 without tags, options or extensions of IP; the key as the guest sees it."""
-    cdef uint32_t at, end, size, start, kind
-    if length < 54:
-        return False
-    kind = be16(frame + 12)
-    if kind == 0x0800:
-        if frame[14] != 0x45 or frame[23] != 6 or be16(frame + 20) & 0xBFFF:
-            return False
-        at, end, size = 34, 14 + be16(frame + 16), 4
-    elif kind == 0x86DD:
-        if frame[14] >> 4 != 6 or frame[20] != 6 or length < 74:
-            return False
-        at, end, size = 54, 54 + be16(frame + 18), 16
-    else:
-        return False
-    if end > length or at + 20 > end:
-        return False
-    start = at + (frame[at + 12] >> 4) * 4
-    if start < at + 20 or start > end:
-        return False
-    found.flags = frame[at + 13]
-    if found.flags & EVENTS or not found.flags & FLAG_ACK:
-        return False
-    if start != at + 20 and not (start == at + 32 and be32(frame + at + 20) == 0x0101080A):
-        if not _plain_options(frame, at + 20, start):
-            return False
-    found.seq, found.ack = be32(frame + at + 4), be32(frame + at + 8)
-    found.at, found.start, found.end = at, start, end
-    found.key_length = 2 * size + 4
-    if inbound:
-        memcpy(found.key, frame + at - size, size)
-        memcpy(found.key + size, frame + at - 2 * size, size)
-        found.key[2 * size] = frame[at + 2]
-        found.key[2 * size + 1] = frame[at + 3]
-        found.key[2 * size + 2] = frame[at]
-        found.key[2 * size + 3] = frame[at + 1]
-    else:
-        memcpy(found.key, frame + at - 2 * size, 2 * size + 4)
-    return True
-
-
-cdef uint64_t hash_of(const uint8_t* key, uint32_t length, uint64_t seed) noexcept nogil:
-    """Keyed, so that nobody can choose addresses and ports that collide."""
-    cdef uint64_t mixed = seed ^ length
-    cdef uint32_t at
-    for at in range(0, length, 4):
-        mixed = (mixed ^ be32(key + at)) * <uint64_t>0x9E3779B97F4A7C15
-        mixed ^= mixed >> 29
-    mixed = (mixed ^ seed) * <uint64_t>0xBF58476D1CE4E5B9
-    return mixed ^ (mixed >> 32)
-
-
-# ---------------------------------------------------------------- the SVM's stream
-
-cdef bint _stream_append(Flow* flow, const uint8_t* payload, uint32_t length) noexcept nogil:
-    cdef uint32_t room
-    cdef uint8_t* larger
-    if flow.stream_start + flow.stream_length + length > flow.stream_room:
-        if flow.stream_start and (flow.stream_start >= flow.stream_length or flow.stream_length == 0):
-            memmove(flow.stream, flow.stream + flow.stream_start, flow.stream_length)
-            flow.stream_start = 0
-        if flow.stream_start + flow.stream_length + length > flow.stream_room:
-            room = 2 * (flow.stream_start + flow.stream_length + length)
-            larger = <uint8_t*>realloc(flow.stream, room)
-            if larger == NULL:
-                return False
-            flow.stream, flow.stream_room = larger, room
-    memcpy(flow.stream + flow.stream_start + flow.stream_length, payload, length)
-    flow.stream_length += length
-    return True
-
-
-cdef Verdict judge_payload(Flow* flow, uint32_t seq, const uint8_t* payload, uint32_t length) noexcept nogil:
-    cdef int32_t below, at
-    cdef int64_t low, high
-    cdef const uint8_t* main = flow.stream + flow.stream_start
-    if flow.has_acked:
-        below = distance(flow.acked, seq)
-        if below > 0:
-            if <uint32_t>below >= length:
-                return RELEASE
-            seq, payload, length = seq + below, payload + below, length - below
-    at = distance(seq + flow.delta, flow.base)
-    if at >= 0 and <int64_t>at + length <= flow.stream_length:
-        return RELEASE if memcmp(main + at, payload, length) == 0 else DIVERGED
-    low = -<int64_t>at if at < 0 else 0
-    high = <int64_t>flow.stream_length - at
-    if high > length:
-        high = length
-    if high > low and memcmp(main + at + low, payload + low, <size_t>(high - low)) != 0:
-        return DIVERGED
-    return WAIT
-
-
-cdef Verdict judge(Flow* flow, uint32_t seq, uint32_t ack, const uint8_t* payload, uint32_t length) noexcept nogil:
-    cdef Verdict verdict
-    if length:
-        verdict = judge_payload(flow, seq, payload, length)
-        if verdict != RELEASE:
-            return verdict
-    return RELEASE if distance(flow.svm_ack, ack) >= 0 else WAIT
-
-
-cdef bint put(Buffer* out, const uint8_t* frame, uint32_t length) noexcept nogil:
-    """Append a frame to a packed buffer."""
-    cdef size_t needed = out.length + PREFIX + length
-    cdef uint8_t* larger
-    cdef uint8_t* place
-    if needed > out.room:
-        larger = <uint8_t*>realloc(out.data, 2 * needed)
-        if larger == NULL:
-            return False
-        out.data, out.room = larger, 2 * needed
-    place = out.data + out.length
-    place[0], place[1], place[2], place[3] = length >> 24, length >> 16 & 0xFF, length >> 8 & 0xFF, length & 0xFF
-    memcpy(place + PREFIX, frame, length)
-    out.length = needed
-    return True
-
-
-def whole_bytes(const uint8_t[::1] packed):
-    """As `packed.whole_bytes`."""
-    cdef size_t size = packed.shape[0]
-    cdef size_t at = 0
-    cdef uint32_t length
-    with nogil:
-        while at + PREFIX <= size:
-            length = be32(&packed[at])
-            if length > FRAME_MAX or at + PREFIX + length > size:
-                break
-            at += PREFIX + length
-    return at
+include "_hot_types.pxi"
+include "_hot_segment.pxi"
+include "_hot_judge.pxi"
 
 
 cdef class HotFlows:
@@ -376,8 +129,8 @@ cdef class HotFlows:
         self._table, self._size = larger, size
         return 0
 
-    def freeze(self, bytes key, tuple numbers, bytes stream, double touched_ms):
-        """Take over a connection that holds nothing. `numbers` as `thaw` gives them."""
+    def freeze(self, bytes key, tuple numbers, bytes stream, double touched_ms, bint followed):
+        """Take over a connection that holds nothing. `numbers` as `thaw` gives them; `followed`: by a tolerance."""
         cdef Flow* flow
         cdef const uint8_t* text = key
         cdef const uint8_t* said = stream
@@ -392,7 +145,7 @@ cdef class HotFlows:
         memcpy(flow.key, text, flow.key_length)
         (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack,
          flow.has_acked, flow.acked, flow.has_client_next, flow.client_next) = numbers
-        flow.epoch, flow.touched_ms = self.epoch, touched_ms
+        flow.epoch, flow.touched_ms, flow.followed = self.epoch, touched_ms, followed
         if len(stream) and not _stream_append(flow, said, <uint32_t>len(stream)):
             free(flow)
             raise MemoryError
@@ -660,6 +413,8 @@ cdef class HotFlows:
             return SLOW
         if flow.epoch != self.epoch:
             self._rebase(flow)
+        if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES:
+            return SLOW
         flow.client_spoke = True
         end = segment.seq + segment.end - segment.start
         if distance(end, flow.pvm_ack) < (1 << 30):
@@ -713,14 +468,6 @@ cdef class HotFlows:
         if done == NO_MEMORY:
             raise MemoryError
         return at, <int>done
-
-    def one(self, int side, bytes frame):
-        """As `run`, for one frame: what to do with it."""
-        cdef const uint8_t* text = frame
-        cdef Done done = self._one(side, text, <uint32_t>len(frame)) if len(frame) <= FRAME_MAX else SLOW
-        if done == NO_MEMORY:
-            raise MemoryError
-        return <int>done
 
     def pump_held(self):
         """Comparison begins again: release what may leave; keys of connections of which the twin has to say it."""

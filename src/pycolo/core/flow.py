@@ -56,7 +56,6 @@ class Flow:
     __slots__ = (
         "_captured",
         "_terms",
-        "_tolerance",
         "acked",
         "budget",
         "client_fin",
@@ -87,6 +86,7 @@ class Flow:
         "svm_open",
         "svm_rst",
         "svm_syn",
+        "tolerance",
         "tolerated",
         "touched_ms",
         "twin",
@@ -103,7 +103,7 @@ class Flow:
         self.successor: Flow | None = None  # the next connection on the same ports: the SVM has opened it, the PVM not
         self.budget, self._terms, self._captured = budget, terms, terms.captured
         self.compared = terms.policy.verdict(TCP, source_port(key)) == COMPARE
-        self._tolerance: ToleranceBySeq | None = None  # follows what the PVM has released; None: no rule holds here
+        self.tolerance: ToleranceBySeq | None = None  # follows what the PVM has released; None: no rule holds here
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
         self.client_isn: int | None = None
         self.guest_opened = False
@@ -166,7 +166,7 @@ class Flow:
             self.pvm_isn, self.pvm_syn = seq, syn_terms(frame, flags, at, start)
             first = (seq + 1) & MASK
             if self.pvm_first != first:
-                self._tolerance = self._terms.tolerances.for_stream(source_port(self.key), first)
+                self.tolerance = self._terms.tolerances.for_stream(source_port(self.key), first)
             self.pvm_first = first
             if self.acked is None:
                 self.acked = self.pvm_first  # there is nothing before
@@ -305,11 +305,11 @@ class Flow:
 
     def _follow(self, seq: int, frame: bytes, flags: int, start: int, end: int) -> None:
         """Tell the tolerance what leaves, as the PVM has said it."""
-        if self._tolerance is None or start == end or flags & RST:
+        if self.tolerance is None or start == end or flags & RST:
             return
-        self._tolerance.advance((seq + bool(flags & SYN)) & MASK, frame[start:end])
-        if self._tolerance.lost:
-            self._tolerance = None
+        self.tolerance.advance((seq + bool(flags & SYN)) & MASK, frame[start:end])
+        if self.tolerance.lost:
+            self.tolerance = None
 
     def _note_released(self, end: int) -> None:
         if self.released is None or (end - self.released) & MASK < HALF:
@@ -424,10 +424,10 @@ class Flow:
     def _judge_other(self, place: int, payload: bytes, verdict: Verdict) -> Verdict:
         """The SVM has not said just that: wait, unless it can't come to be equal any more."""
         twin = self.twin
-        if self._tolerance is not None and verdict == DIVERGED and self.delta is not None:
+        if self.tolerance is not None and verdict == DIVERGED and self.delta is not None:
             theirs = twin.said(place, len(payload))
             if len(theirs) == len(payload):
-                if self._tolerance.tolerates((place - self.delta) & MASK, payload, theirs):
+                if self.tolerance.tolerates((place - self.delta) & MASK, payload, theirs):
                     self.tolerated[place] = payload
                     return RELEASE
                 return DIVERGED
@@ -461,27 +461,6 @@ class Flow:
         if not self.pvm_open:
             self.client_isn, self.guest_opened = None, False
         self.svm_open, self.svm_isn, self.svm_syn = self.pvm_open, self.pvm_isn, self.pvm_syn
-
-    @property
-    def plain(self) -> bool:
-        """Nothing but payload and acknowledgements can be expected, and all that matters of it are numbers."""
-        twin = self.twin
-        return not (
-            self.hold
-            or self.diverged
-            or self.pvm_rst
-            or self.svm_rst
-            or not self.compared
-            or self.pvm_open != self.svm_open
-            or self.successor is not None
-            or self._tolerance is not None
-            or self.tolerated
-            or self.svm_odd.any
-            or twin.apart
-            or (twin.guessed and not twin.main)
-            or {self.pvm_fin, self.svm_fin, self.client_fin} != {None}
-            or None in (self.delta, self.pvm_first, self.pvm_next, self.pvm_ack, self.released, self.svm_ack, twin.base)
-        )
 
     def finished(self) -> bool:
         """No payload can come from the PVM any more: it has reset, or both FINs are acknowledged."""

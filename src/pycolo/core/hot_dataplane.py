@@ -18,7 +18,7 @@ from pycolo.core.flow_table import IDLE_MS_MAX, FlowTable
 from pycolo.core.holding import TwinBudget
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import PREFIX_BYTES, pack, unpack
-from pycolo.core.packet import opposite, parse_tcp
+from pycolo.core.packet import MASK, distance, opposite, parse_tcp
 
 _PVM, _SVM, _CLIENT = 0, 1, 2
 _SLOW = 1
@@ -205,7 +205,7 @@ class HotDataplane(PrimaryDataplane):
     def _send_off(self, key: bytes) -> None:
         """A plain connection goes to the compiled side."""
         flow = self._table.known(key)
-        if flow is None or flow.epoch != self.epoch or not flow.plain:
+        if flow is None or flow.epoch != self.epoch or not _is_plain(flow):
             return
         twin = flow.twin
         numbers = (
@@ -223,7 +223,7 @@ class HotDataplane(PrimaryDataplane):
             flow.client_next or 0,
         )
         self._tell()
-        if self._hot.freeze(key, numbers, bytes(twin.main), flow.touched_ms):
+        if self._hot.freeze(key, numbers, bytes(twin.main), flow.touched_ms, flow.tolerance is not None):
             stream_bytes = len(twin.main)
             twin.set(None, bytearray(), guessed=True)
             self._budget.used_bytes += stream_bytes
@@ -251,6 +251,7 @@ class HotDataplane(PrimaryDataplane):
         flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack = delta, first, following, ack
         flow.released, flow.svm_ack, flow.touched_ms = released, svm_ack, touched_ms
         flow.acked, flow.client_next = acked if has_acked else None, client_next if has_next else None
+        _catch_up(flow)
         if client_spoke:
             self._table.note_client(flow)
         if held:
@@ -258,6 +259,41 @@ class HotDataplane(PrimaryDataplane):
             self._waiting[flow] = None
             self._lateness.moved_here([(entry[0], entry[1]) for entry in held], flow)
         self._lateness.beside_ms = self._hot.oldest_ms
+
+
+def _is_plain(flow: Flow) -> bool:
+    """Nothing but payload and acknowledgements can be expected, and all that matters of it are numbers and bytes."""
+    twin = flow.twin
+    return not (
+        flow.hold
+        or flow.diverged
+        or flow.pvm_rst
+        or flow.svm_rst
+        or not flow.compared
+        or flow.pvm_open != flow.svm_open
+        or flow.successor is not None
+        or (flow.tolerance is not None and flow.tolerance.next_seq != flow.released)
+        or flow.tolerated
+        or flow.svm_odd.any
+        or twin.apart
+        or (twin.guessed and not twin.main)
+        or {flow.pvm_fin, flow.svm_fin, flow.client_fin} != {None}
+        or None in (flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack, twin.base)
+    )
+
+
+def _catch_up(flow: Flow) -> None:
+    """Tell the tolerance what has left unseen by it: while bytes are equal, the SVM's are the PVM's."""
+    if flow.tolerance is None or flow.released is None or flow.delta is None:
+        return
+    seq = flow.tolerance.next_seq
+    missing = distance(flow.released, seq)
+    said = flow.twin.said((seq + flow.delta) & MASK, missing) if missing > 0 else b""
+    if len(said) < missing:
+        flow.tolerance = None
+    elif said:
+        flow.tolerance.advance(seq, said)
+        flow.tolerance = None if flow.tolerance.lost else flow.tolerance
 
 
 class _Numbers:

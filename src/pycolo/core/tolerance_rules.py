@@ -35,12 +35,12 @@ class StreamTolerance(Protocol):
 
 
 class ToleranceBySeq:
-    """A tolerance asked by sequence numbers of the PVM; `lost`: give it up."""
+    """A tolerance asked by sequence numbers of the PVM, told of all before `next_seq`; `lost`: give it up."""
 
-    __slots__ = ("_next_seq", "_tolerance")
+    __slots__ = ("_tolerance", "next_seq")
 
     def __init__(self, tolerance: StreamTolerance, first_seq: int) -> None:
-        self._tolerance, self._next_seq = tolerance, first_seq
+        self._tolerance, self.next_seq = tolerance, first_seq
 
     @property
     def lost(self) -> bool:
@@ -50,12 +50,12 @@ class ToleranceBySeq:
     def advance(self, seq: int, payload: bytes) -> None:
         """The PVM's bytes at `seq` leave, or have left."""
         before = self._tolerance.position
-        self._tolerance.advance(payload, before + distance(seq, self._next_seq))
-        self._next_seq = (self._next_seq + self._tolerance.position - before) & MASK
+        self._tolerance.advance(payload, before + distance(seq, self.next_seq))
+        self.next_seq = (self.next_seq + self._tolerance.position - before) & MASK
 
     def tolerates(self, seq: int, ours: bytes, theirs: bytes) -> bool:
         """Whether the PVM's `ours` may leave although the SVM has `theirs` at the same place."""
-        return self._tolerance.tolerates(ours, theirs, self._tolerance.position + distance(seq, self._next_seq))
+        return self._tolerance.tolerates(ours, theirs, self._tolerance.position + distance(seq, self.next_seq))
 
 
 @dataclass(frozen=True, slots=True)
