@@ -32,7 +32,7 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
     return {
         "primary": _capture(outcome.primary),
         "secondary": _capture(outcome.secondary),
-        "frames": {"primary": outcome.primary.frames, "secondary": outcome.secondary.frames},
+        "frames": outcome.primary.frames + outcome.secondary.frames,
         "flows": outcome.flows,
         "flows_by_protocol": outcome.flows_by_protocol,
         "released": outcome.released,
