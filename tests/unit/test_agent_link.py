@@ -14,13 +14,14 @@ from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
 from pycolo.errors import EnvironmentFault, VmLost
 
-START = protocol.Start("primary", "colotest0", "no-such-bridge", "127.0.0.1", "", "52:54:00:00:00:02", 50, 1000, None)
+PORT = protocol.Port("52:54:00:00:00:02", "colotest0", "no-such-bridge")
+START = protocol.Start("primary", (PORT,), "127.0.0.1", "", 50, 1000, None)
 
 
 @contextlib.asynccontextmanager
 async def agent() -> AsyncIterator[AgentLink]:
     ours, theirs = nic_pair()
-    link = await AgentLink.start(ours, theirs)
+    link = await AgentLink.start([(ours, theirs)])
     try:
         yield link
     finally:

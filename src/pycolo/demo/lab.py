@@ -48,7 +48,7 @@ class Lab:
             f'state_dir = "{state_dir}"\n'
             f"arbiter = {arbiter}\n"
             'bridge = "br0"\n'
-            'tap = "colo0"\n'
+            'taps = ["colo0"]\n'
             f'disk_dir = "{disk_dir}"\n'
             f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/{name}.crt"\nkey = "{pki}/{name}.key"\n'
         )
