@@ -284,33 +284,52 @@ def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.Mon
     assert two.peer.hears()[-1] == msgspec.structs.replace(news, nic=1)
 
 
-def test_a_card_that_the_guest_does_not_use_is_waited_for_once(two: Host) -> None:
-    side, used, unused = two.side, *two.places
-    unused.card.nic.send([udp(b"never read")])
-    for pause in range(3):
-        side.pause_feed()
-        assert side.waits_for_qemu(0.0)
-        assert side.waits_for_qemu(UNUSED_MS_MAX + 1) == (pause == 0)
-        side.end_wait()
-        assert unused.guest_hears() == []  # taken back
-        unused.card.nic.send([udp(b"never read, either")])
-        side.resume_feed()
-    used.card.nic.send([udp(b"slow")])
-    side.pause_feed()
-    assert side.waits_for_qemu(UNUSED_MS_MAX + 1)  # the other one still gets its time
-    used.guest_hears()
-    assert not side.waits_for_qemu(UNUSED_MS_MAX + 1)
-    assert side.waits_for_qemu(0.0)
+class Guest:
+    """Client frames for the second card of two, and pauses of the feed."""
+
+    def __init__(self, host: Host) -> None:
+        self.side, self.place, self._card = host.side, host.places[1], host.side.cards[1]
+
+    def pause(self, frames: int, takes: int = 0) -> bool:
+        """Whether QEMU is waited for when it takes `takes` of so many frames, and only those."""
+        self._card.feed([udp(b"%d" % number) for number in range(frames)])
+        self.side.pause_feed()
+        for _ in range(takes):
+            self.place.qemu.recv(1000)
+        waits = self.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+        self.side.end_wait()
+        assert self.place.guest_hears() == []  # the rest is taken back
+        self.side.resume_feed()
+        return waits
 
 
-def test_a_card_that_comes_into_use_gets_its_time_again(two: Host) -> None:
-    side, card = two.side, two.places[1]
-    card.card.nic.send([udp(b"1"), udp(b"2")])
-    side.pause_feed()
-    side.end_wait()
-    card.card.nic.send([udp(b"3"), udp(b"4")])
-    side.pause_feed()
-    card.qemu.recv(1000)
-    assert side.waits_for_qemu(UNUSED_MS_MAX + 1)
-    card.qemu.recv(1000)
-    assert not side.waits_for_qemu(UNUSED_MS_MAX + 1)
+@pytest.fixture
+def guest(two: Host) -> Guest:
+    return Guest(two)
+
+
+def test_a_card_that_the_guest_does_not_use_is_waited_for_once(guest: Guest) -> None:
+    assert guest.pause(3)
+    assert not guest.pause(3)
+    guest.pause(1, takes=1)  # QEMU itself keeps one now and then
+    assert not guest.pause(3)
+
+
+def test_a_card_that_comes_into_use_gets_its_time_again(guest: Guest) -> None:
+    assert guest.pause(2)
+    assert guest.pause(2, takes=1)
+    assert guest.pause(2, takes=0)
+    assert not guest.pause(2)
+    guest.pause(9, takes=9)
+    assert guest.pause(2)
+
+
+def test_an_unused_card_takes_no_time_from_the_others(two: Host, guest: Guest) -> None:
+    guest.pause(3)
+    two.side.cards[0].feed([udp(b"slow")])
+    two.side.cards[1].feed([udp(b"never read")])
+    two.side.pause_feed()
+    assert two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+    two.places[0].guest_hears()
+    assert not two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+    assert two.side.waits_for_qemu(0.0)

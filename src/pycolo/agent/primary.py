@@ -25,6 +25,7 @@ from pycolo.edge.packet_channel import PacketChannel
 FROZEN_S = 0.2  # no batch takes so long to be sent
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
+KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
 
 
 class PrimaryCard(Card):
@@ -34,13 +35,18 @@ class PrimaryCard(Card):
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
         self.dataplane: PrimaryDataplane | None = None
         self.unspoken: list[bytes] = []
-        self._unread_at_pause = 0
+        self._fed = self._unread_at_pause = 0
         self._unused = False
 
     @property
     def full(self) -> bool:
         """Whether it may hold no more."""
         return self.dataplane is not None and self.dataplane.full
+
+    def feed(self, frames: list[bytes]) -> None:
+        """Client frames, in the guest's numbers."""
+        self._fed += len(frames)
+        self.nic.send(frames)
 
     # ---- the guest may have a card that it does not use: nobody ever takes the frames that are fed to it
 
@@ -56,9 +62,12 @@ class PrimaryCard(Card):
     def end_wait(self) -> None:
         """A guest that takes no frames loses them, as on a full wire: in both copies alike."""
         unread = self.nic.unread
-        self._unused = bool(unread) and unread == self._unread_at_pause
         if unread:
+            self._unused = unread == self._unread_at_pause
             self.nic.take_back()
+        elif self._fed > KEPT_BY_QEMU_MAX:
+            self._unused = False
+        self._fed = 0
 
 
 class PrimarySide(Side):
@@ -98,7 +107,7 @@ class PrimarySide(Side):
             self.counters.released_solo += len(frames)
         for card, frames in zip(self.cards, missed, strict=True):
             self.counters.client_frames += len(frames)
-            card.nic.send(card.chain.inbound(frames))
+            card.feed(card.chain.inbound(frames))
         return sum(map(len, released))
 
     def reads_tap(self, number: int) -> bool:
@@ -117,11 +126,11 @@ class PrimarySide(Side):
         frames = card.chain.inbound(arrived)
         if card.dataplane is not None:
             card.dataplane.client_frames(frames, now_ms)
-        card.nic.send(frames)
+        card.feed(frames)
         if self.channel is not None:
             self.channel.send_frames(number, 0, self._input_no, arrived)
             self._input_no += len(arrived)
-            self._tell(card, card.chain.changes())
+            self._tell_changes(card)
 
     def on_nic(self, number: int, now_ms: float) -> None:
         card = self.cards[number]
@@ -169,13 +178,16 @@ class PrimarySide(Side):
             else:
                 card.tap.send(_fresh(card, frames, began_s))
         for card, _ in out:
-            self._tell(card, card.chain.changes())
+            self._tell_changes(card)
 
-    def _tell(self, card: PrimaryCard, changes: Sequence[wire.Translations]) -> None:
+    def _tell_changes(self, card: PrimaryCard) -> None:
         """Before the next client frame, which may need them."""
         if self.channel is not None:
-            for message in changes:
-                self.channel.send(msgspec.structs.replace(message, nic=card.number))
+            self._tell(card, card.chain.changes())
+
+    def _tell(self, card: PrimaryCard, news: Sequence[wire.Translations]) -> None:
+        for message in news:
+            self.open_channel().send(msgspec.structs.replace(message, nic=card.number))
 
     def _confirm(self) -> None:
         if self.channel is None:
