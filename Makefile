@@ -13,7 +13,7 @@ TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-l
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: packages
 packages:
@@ -23,7 +23,7 @@ packages:
 test-packages: packages
 	@scripts/install-packages $(TESTS)
 
-$(STAMP): pyproject.toml src/pycolo/edge/preload.c | packages
+$(STAMP): pyproject.toml src/pycolo/edge/preload.c src/pycolo/core/_hot.pyx | packages
 	@echo "installing pycolo into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
@@ -59,9 +59,17 @@ sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
 bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/disk.py $(ARGS)
 
+.PHONY: bench-compare
+bench-compare: setup ## Our comparison of frames beside QEMU's colo-compare (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
 .PHONY: bench-failover
 bench-failover: setup ## 20 deaths under load: how long clients wait, how soon it is safe again (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/failover.py $(ARGS)
+
+.PHONY: bench-flows
+bench-flows: setup ## 100,000 connections at once: memory and time for each (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/flows.py $(ARGS)
 
 .PHONY: bench-tls
 bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--help" for options)
@@ -69,4 +77,4 @@ bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--hel
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-disk.json bench-failover.json bench-tls.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json src/*.egg-info

@@ -16,10 +16,10 @@ def pcap(
     link_type: int = 1,
 ) -> bytes:
     """Records are (seconds, fraction, frame, original length)."""
-    content = struct.pack(order + "IHHiIII", magic, version, 4, 0, 0, 65535, link_type)
+    parts = [struct.pack(order + "IHHiIII", magic, version, 4, 0, 0, 65535, link_type)]
     for seconds, fraction, frame, original in records:
-        content += struct.pack(order + "IIII", seconds, fraction, len(frame), original) + frame
-    return content
+        parts += struct.pack(order + "IIII", seconds, fraction, len(frame), original), frame
+    return b"".join(parts)
 
 
 def padded(data: bytes) -> bytes:

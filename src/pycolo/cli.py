@@ -90,12 +90,13 @@ def demo(**options: Any) -> None:
 
 def whole_cli() -> click.Group:
     """`colo` with all its commands."""
+    from pycolo.capture.cli import compare
     from pycolo.disk.cli import disk
     from pycolo.guest.cli import guest
     from pycolo.host.cli import COMMANDS
     from pycolo.pki.cli import pki
 
-    for command in (disk, guest, pki, *COMMANDS):
+    for command in (compare, disk, guest, pki, *COMMANDS):
         cli.add_command(command)
     return cli
 

@@ -21,7 +21,6 @@ from pycolo.core.packet import (
     timestamps,
 )
 from pycolo.core.secondary import SecondaryDataplane
-from pycolo.core.tolerance import tolerates
 
 F, S, R, A = 1, 2, 4, 16
 GUEST, CLIENT, CLIENT_ISN = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1]), 2**32 - 20
@@ -401,13 +400,12 @@ tiny = DataplaneLimits(held_frames_max=8, flows_max=2, stream_bytes_max=16, unre
 
 
 @settings(max_examples=300, deadline=None)
-@given(frames, frames)
-def test_no_bytes_make_a_parser_raise(frame: bytes, other: bytes) -> None:
+@given(frames)
+def test_no_bytes_make_a_parser_raise(frame: bytes) -> None:
     is_link_control(frame, locate(frame))
     for key, comparable, payload_at in filter(None, (message(frame, locate(frame)), whole_frame(frame))):
         assert payload_at <= len(comparable) <= len(frame)
         assert key
-    tolerates(frame, frame, other)
     parsed = parse_tcp(frame)
     if parsed is not None:
         _, _, _, _, at, start, end = parsed

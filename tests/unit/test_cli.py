@@ -63,7 +63,7 @@ def test_help_and_version() -> None:
     status, out, err = colo("--help")
     assert (status, err) == (0, "")
     for command in (
-        *("daemon", "protect", "unprotect", "status", "stop", "checkpoint", "events", "logs", "switchover"),
+        *("compare", "daemon", "protect", "unprotect", "status", "stop", "checkpoint", "events", "logs", "switchover"),
         *("test-failover", "host", "config", "token", "demo", "guest", "disk", "pki"),
     ):
         assert f"  {command} " in out

@@ -79,11 +79,11 @@ def test_what_is_decoded_is_checked_as_well() -> None:
 
 def test_a_tolerance_holds_at_its_ports_only() -> None:
     tolerances = Tolerances([ToleranceRule("http-date", (80, 8080))])
-    first, second = tolerances.for_stream(80), tolerances.for_stream(80)
+    first, second = tolerances.for_stream(80, 1), tolerances.for_stream(80, 1)
     assert first is not None
     assert first is not second, "each connection has its own"
-    assert tolerances.for_stream(443) is None
-    assert Tolerances().for_stream(80) is None
+    assert tolerances.for_stream(443, 1) is None
+    assert Tolerances().for_stream(80, 1) is None
 
 
 def test_tolerances_as_plain_data() -> None:

@@ -24,8 +24,8 @@ def test_without_the_table_everything_is_compared_and_dates_are_tolerated_at_por
     compare = vm_of(tmp_path, "").compare
     assert compare.adaptive
     assert compare.policy().verdict(TCP, 80) is compare.policy().verdict(17, 123) is Verdict.COMPARE
-    assert compare.tolerances().for_stream(80) is not None
-    assert compare.tolerances().for_stream(8080) is None
+    assert compare.tolerances().for_stream(80, 1) is not None
+    assert compare.tolerances().for_stream(8080, 1) is None
 
 
 def test_all_that_can_be_said(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_all_that_can_be_said(tmp_path: Path) -> None:
     vm = vm_of(tmp_path, table)
     policy = vm.compare.policy()
     assert not vm.compare.adaptive
-    assert vm.compare.tolerances().for_stream(80) is None
+    assert vm.compare.tolerances().for_stream(80, 1) is None
     asked = [(UDP, 123), (UDP, 5000), (UDP, 5100), (UDP, 5101), (47, None), (TCP, 123)]
     kept, released, compared = Verdict.CHECKPOINT, Verdict.RELEASE, Verdict.COMPARE
     assert [policy.verdict(*one) for one in asked] == [released, compared, compared, kept, released, kept]

@@ -204,7 +204,7 @@ def test_a_stuck_flow_does_not_pile_up_the_memory_of_the_others() -> None:
     dataplane.pvm_frames([udp(b"stuck", port=9)], 0)
     for i in range(50):
         lively(dataplane, i)
-    assert len(dataplane._arrivals) < 1200
+    assert len(dataplane._lateness._arrivals) < 1200
     assert dataplane.next_due_ms(50) == 99
 
 

@@ -484,7 +484,7 @@ def test_connection_older_than_the_protection_begins_with_a_keep_alive() -> None
 
 
 def response(date: bytes, body: bytes = b"hi") -> bytes:
-    return b"HTTP/1.1 200 OK\r\nDate: " + date + b"\r\n\r\n" + body
+    return b"HTTP/1.1 200 OK\r\nDate: " + date + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 WEB = Connection(isn=1000, guest_port=80), Connection(isn=99, guest_port=80)

@@ -22,6 +22,8 @@ class Verdict(IntEnum):
     CHECKPOINT = 2  # comparing is in vain: it asks for a checkpoint at once
 
 
+RELEASE, COMPARE, CHECKPOINT = Verdict.RELEASE, Verdict.COMPARE, Verdict.CHECKPOINT
+
 TCP, UDP, DCCP, SCTP = 6, 17, 33, 132
 PROTOCOLS = {"icmp": 1, "tcp": TCP, "udp": UDP, "icmpv6": 58}
 WITH_PORTS = frozenset({TCP, UDP})

@@ -19,20 +19,24 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
+from pycolo.core.compare_policy import CHECKPOINT, COMPARE, RELEASE
+from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.divergence import Divergence, divergence
 from pycolo.core.explain import explain
 from pycolo.core.flow import Flow
 from pycolo.core.flow_table import FlowTable
 from pycolo.core.fragments import Reassembly
-from pycolo.core.holding import FlowRules, HoldLimit, TwinBudget
+from pycolo.core.holding import TwinBudget
+from pycolo.core.lateness import Lateness
 from pycolo.core.layers import Layers, locate
 from pycolo.core.limits import DataplaneLimits, DataplaneStats
-from pycolo.core.messages import Message, message, stray_reset, whole_frame
-from pycolo.core.packet import ACK, RST, SYN, Segment, opposite, parse_tcp
+from pycolo.core.messages import Message, message, policy_of, stray_reset, whole_frame
+from pycolo.core.packed import pack, unpack
+from pycolo.core.packet import ACK, RST, SYN, Segment, opens, opposite, parse_tcp
 from pycolo.core.pieces import Assembled, FragmentHold, in_pieces
 
-Reason = Literal["divergence", "late", "limit"]
+Reason = Literal["divergence", "policy", "late", "limit"]
 AnyFlow = Flow | DatagramFlow | FragmentHold
 
 DIVERGENCES_MAX = 64
@@ -41,37 +45,45 @@ DIVERGENCES_MAX = 64
 class PrimaryDataplane:
     """Holds, compares and releases the PVM's output; `epoch` is the one whose output is compared now."""
 
-    captured = False  # as in `FlowRules`
-
-    def __init__(self, limits: DataplaneLimits, epoch: int) -> None:
+    def __init__(self, limits: DataplaneLimits, epoch: int, terms: CompareTerms = DEFAULT_TERMS) -> None:
         self.epoch = epoch
-        self._limits = limits
-        self._hold_limit = HoldLimit(limits.hold_ms_min, limits.hold_ms_max)
+        self._limits, self._terms, self._policy = limits, terms, terms.policy
+        self._lateness: Lateness[AnyFlow] = Lateness(limits)
         self._confirmed: deque[int] = deque(maxlen=limits.held_frames_max)
-        self._now_ms = self._progress_ms = self._compared_since_ms = 0.0
-        self._loading = False  # the SVM has put out nothing in this epoch yet
+        self._now_ms = 0.0
         self._next_no = 0
         self._held_frames = self._held_bytes = 0
-        self._released_equal = self._released_by_checkpoint = self._diverged = 0
+        self._released_equal = self._released_by_checkpoint = self._released_by_policy = self._diverged = 0
         self._sealed: deque[tuple[int, list[bytes]]] = deque()
         self._orphans: list[tuple[int, bytes]] = []
-        self._awaiting_commit = False
-        self._solo = False
+        self._awaiting_commit = self._solo = self._asked = False
         self._reason: Reason | None = None
-        self._asked = False
         self._divergences: deque[Divergence] = deque(maxlen=DIVERGENCES_MAX)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self._budget = TwinBudget(self._limits.stream_bytes_max, self._limits.unreleased_bytes_max)
-        rules = FlowRules(self._budget, captured=self.captured)
-        self._table = FlowTable(self._limits.flows_max, rules, self.epoch)
+        self._table = self._new_table()
         self._datagrams: dict[bytes, DatagramFlow] = {}
         self._pieces = FragmentHold()
         self._svm_pieces: Reassembly[tuple[int, bytes]] = Reassembly()
         self._also: dict[int, list[int]] = {}  # numbers of the SVM's fragments before the last one of their packet
         self._waiting: dict[AnyFlow, None] = {}
-        self._arrivals: deque[tuple[int, float, AnyFlow]] = deque()
+        self._lateness.forget()
+
+    # ---------------------------------------------------------------- batches of frames in one buffer
+
+    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
+        """As `client_frames`."""
+        self.client_frames(unpack(packed), now_ms)
+
+    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
+        """As `pvm_frames`."""
+        return pack(self.pvm_frames(unpack(packed), now_ms))
+
+    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
+        """As `svm_frames`."""
+        return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
 
     # ---------------------------------------------------------------- a client's frame
 
@@ -79,15 +91,18 @@ class PrimaryDataplane:
         """Frames on their way to both VMs: what they acknowledge, and how far the client's data go."""
         self._now_ms = now_ms
         for frame in frames:
-            segment = parse_tcp(frame)
-            if segment is None:
-                continue
-            key, seq, ack, flags, _, start, end = segment
-            flow = self._table.get(opposite(key), now_ms)
-            if flow is not None:
-                flow.observe_client(seq, ack, flags, end - start)
-                self._table.note_client(flow)
-                self._table.note_end(flow)
+            self._client_frame(frame)
+
+    def _client_frame(self, frame: bytes) -> None:
+        segment = parse_tcp(frame)
+        if segment is None:
+            return
+        key, seq, ack, flags, _, start, end = segment
+        flow = self._table.get(opposite(key), self._now_ms)
+        if flow is not None:
+            flow.observe_client(seq, ack, flags, end - start)
+            self._table.note_client(flow)
+            self._table.note_end(flow)
 
     # ---------------------------------------------------------------- a frame of the PVM
 
@@ -98,26 +113,29 @@ class PrimaryDataplane:
         self._now_ms = now_ms
         out: list[bytes] = []
         for frame in frames:
-            segment = parse_tcp(frame)
-            if segment is not None:
-                self._pvm_segment(frame, segment, out)
-                continue
-            layers = locate(frame)
-            if layers is not None and layers.fragment is not None:
-                self._pvm_fragment(frame, layers, out)
-                continue
-            said = message(frame, layers)
-            if said is None:
-                out.append(frame)
-                self._next_no += 1
-            else:
-                self._pvm_message(frame, said, out)
+            self._pvm_frame(frame, out)
         return out
+
+    def _pvm_frame(self, frame: bytes, out: list[bytes]) -> None:
+        segment = parse_tcp(frame)
+        if segment is not None:
+            self._pvm_segment(frame, segment, out)
+            return
+        layers = locate(frame)
+        if layers is not None and layers.fragment is not None:
+            self._pvm_fragment(frame, layers, out)
+            return
+        said = message(frame, layers)
+        if said is None:
+            out.append(frame)
+            self._next_no += 1
+        else:
+            self._pvm_message(frame, said, out)
 
     def _pvm_segment(self, frame: bytes, segment: Segment, out: list[bytes]) -> None:
         key, seq, ack, flags, at, start, end = segment
         flow = self._table.get(key, self._now_ms)
-        if _opens(seq, flags):
+        if opens(seq, flags):
             flow = self._pvm_opens(frame, segment, flow)
         elif flow is None:
             if flags & RST:
@@ -131,7 +149,13 @@ class PrimaryDataplane:
         flow.observe_pvm(seq, ack, flags, end - start)
         flow.hold.append((self._next_no, self._now_ms, frame, seq, ack, flags, at, start, end))
         self._count(frame, flow)
+        if not flow.compared:
+            self._leave_to_checkpoint(flow)
         self._pump(flow, out)
+
+    def _leave_to_checkpoint(self, flow: Flow | DatagramFlow) -> None:
+        flow.diverged = True
+        self._reason = self._reason or "policy"
 
     def _pvm_opens(self, frame: bytes, segment: Segment, flow: Flow | None) -> Flow | None:
         """The PVM opens or refuses a connection: the known one, the one the SVM has opened already, or a new one."""
@@ -168,11 +192,19 @@ class PrimaryDataplane:
 
     def _pvm_message(self, frame: bytes, said: Message, out: list[bytes]) -> None:
         key, comparable, payload_at = said
+        verdict = self._policy.verdict(*policy_of(key))
+        if verdict == RELEASE:
+            out += in_pieces([frame])
+            self._next_no += 1
+            self._released_by_policy += 1
+            return
         flow = self._datagrams.get(key)
         if flow is None:
             flow = self._datagrams[key] = self._new_datagram_flow(key)
         flow.hold.append((self._next_no, self._now_ms, frame, comparable, payload_at))
         self._count(frame, flow)
+        if verdict == CHECKPOINT:
+            self._leave_to_checkpoint(flow)
         self._pump(flow, out)
 
     def _pvm_fragment(self, frame: bytes, layers: Layers, out: list[bytes]) -> None:
@@ -193,14 +225,12 @@ class PrimaryDataplane:
 
     def _count(self, frame: bytes, flow: AnyFlow) -> None:
         """A frame has gone into the flow's hold."""
-        self._arrivals.append((self._next_no, self._now_ms, flow))
-        self._next_no += 1
         pieces = in_pieces([frame])
         self._held_frames += len(pieces)
         self._held_bytes += sum(map(len, pieces))
+        self._lateness.arrived(self._next_no, self._now_ms, flow, self._held_frames)
+        self._next_no += 1
         self._waiting[flow] = None
-        if len(self._arrivals) > 2 * self._held_frames + 1024:
-            self._arrivals = deque(entry for entry in self._arrivals if _is_held(entry[0], entry[2]))
 
     # ---------------------------------------------------------------- a frame of the SVM
 
@@ -209,38 +239,42 @@ class PrimaryDataplane:
         self._now_ms = now_ms
         if epoch != self.epoch or self._solo or not frames:
             return []
-        self._progress_ms, self._loading = now_ms, False
+        self._lateness.progress(now_ms)
         out: list[bytes] = []
         for no, frame in enumerate(frames, first_no):
-            segment = parse_tcp(frame)
-            if segment is not None:
-                self._svm_segment(no, frame, segment, out)
-                continue
-            layers = locate(frame)
-            if layers is not None and layers.fragment is not None:
-                self._svm_fragment(no, frame, layers, out)
-                continue
-            said = message(frame, layers)
-            if said is not None:
-                self._svm_message(no, said, out)
+            self._svm_frame(no, frame, out)
         return out
+
+    def _svm_frame(self, no: int, frame: bytes, out: list[bytes]) -> None:
+        segment = parse_tcp(frame)
+        if segment is not None:
+            self._svm_segment(no, frame, segment, out)
+            return
+        layers = locate(frame)
+        if layers is not None and layers.fragment is not None:
+            self._svm_fragment(no, frame, layers, out)
+            return
+        said = message(frame, layers)
+        if said is not None:
+            self._svm_message(no, said, out)
 
     def _svm_segment(self, no: int, frame: bytes, segment: Segment, out: list[bytes]) -> None:
         key, seq, _, flags, *_ = segment
         flow = self._table.get(key, self._now_ms)
         if flow is None:
-            opens = _opens(seq, flags)
-            if flags & RST and not opens:
+            if flags & RST and not opens(seq, flags):
                 self._svm_message(no, stray_reset(segment), out)
                 return
-            flow = self._table.admit(key, self._now_ms) if opens else self._admit(key)
+            flow = self._table.admit(key, self._now_ms) if opens(seq, flags) else self._admit(key)
             if flow is None:
                 self._reach_limit()
                 return
-        if _opens(seq, flags):
-            flow = self._svm_opens(frame, segment, flow)
+        if opens(seq, flags):
+            flow = self._table.svm_opens(frame, segment, flow)
         elif flow.successor is not None:
             flow = flow.successor
+        if not flow.compared:
+            return
         if not flow.observe_svm(frame, segment):
             self._reach_limit()
         if flow.difference is not None:
@@ -248,23 +282,10 @@ class PrimaryDataplane:
         if flow.hold:
             self._pump(flow, out)
 
-    def _svm_opens(self, frame: bytes, segment: Segment, flow: Flow) -> Flow:
-        """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
-        _, seq, ack, flags, *_ = segment
-        successor = flow.successor
-        if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
-            mine = flow
-        elif successor is not None and successor.answers(successor.svm_isn, seq, ack, flags):
-            mine = successor
-        else:
-            if successor is not None:
-                successor.forget()
-            mine = flow.successor = self._table.new(flow.key)
-        mine.open_svm(frame, segment)
-        return mine
-
     def _svm_message(self, no: int, said: Message, out: list[bytes]) -> None:
         key, comparable, _ = said
+        if self._policy.verdict(*policy_of(key)) != COMPARE:
+            return
         flow = self._datagrams.get(key)
         if flow is None:
             if len(self._datagrams) >= self._limits.flows_max:
@@ -295,12 +316,11 @@ class PrimaryDataplane:
         """Release what the twins allow."""
         if not flow.hold or flow.diverged or self._awaiting_commit:
             return
-        before = len(out)
-        waiting_since_ms = max(flow.hold[0][1], self._compared_since_ms)
+        before, arrived_ms = len(out), flow.hold[0][1]
         if flow.release(out):
             self._note_divergence(flow)
         if len(out) > before:
-            self._hold_limit.sample(self._now_ms - waiting_since_ms)
+            self._lateness.released(arrived_ms, self._now_ms)
             out[before:] = released = in_pieces(out[before:])
             self._released_equal += len(released)
             self._uncount(released)
@@ -355,8 +375,7 @@ class PrimaryDataplane:
         if epoch >= self.epoch and self._awaiting_commit:
             self._awaiting_commit = False
             self._now_ms = self._now_ms if now_ms is None else now_ms
-            self._compared_since_ms = self._progress_ms = self._now_ms
-            self._loading = True
+            self._lateness.compare_from(self._now_ms)
             self._table.tidy(self._now_ms)
             for flow in list(self._waiting):
                 if not isinstance(flow, FragmentHold):
@@ -398,7 +417,7 @@ class PrimaryDataplane:
         self._svm_pieces.give_up()
         self._also.clear()
         self._waiting.clear()
-        self._arrivals.clear()
+        self._lateness.forget()
 
     # ---------------------------------------------------------------- when a checkpoint is needed
 
@@ -410,11 +429,8 @@ class PrimaryDataplane:
         reason = self._reason
         if reason is None and self.full:
             reason = "limit"
-        if reason is None:
-            since_ms = self._waiting_since_ms()
-            if since_ms is not None and now_ms >= self._late_at_ms(since_ms):
-                reason = "late"
-                self._hold_limit.sample(now_ms - since_ms)  # its twin will never be measured: the lag is at least this
+        if reason is None and self._lateness.is_late(now_ms):
+            reason = "late"
         self._asked = reason is not None
         return reason
 
@@ -424,20 +440,7 @@ class PrimaryDataplane:
             return None
         if self._reason is not None or self.full:
             return now_ms
-        since_ms = self._waiting_since_ms()
-        return None if since_ms is None else self._late_at_ms(since_ms)
-
-    def _late_at_ms(self, since_ms: float) -> float:
-        return self._hold_limit.late_at_ms(since_ms, self._progress_ms, loading=self._loading)
-
-    def _waiting_since_ms(self) -> float | None:
-        """Since when the oldest held frame could have been released."""
-        while self._arrivals:
-            no, arrived_ms, flow = self._arrivals[0]
-            if _is_held(no, flow):
-                return max(arrived_ms, self._compared_since_ms)
-            self._arrivals.popleft()
-        return None
+        return self._lateness.late_at_ms()
 
     def _reach_limit(self) -> None:
         self._reason = self._reason or "limit"
@@ -456,11 +459,12 @@ class PrimaryDataplane:
         return DataplaneStats(
             released_equal=self._released_equal,
             released_by_checkpoint=self._released_by_checkpoint,
+            released_by_policy=self._released_by_policy,
             diverged=self._diverged,
             held_frames=self._held_frames,
             held_bytes=self._held_bytes,
-            lag_ms=self._hold_limit.lag_ms,
-            limit_ms=self._hold_limit.limit_ms,
+            lag_ms=self._lateness.limit.lag_ms,
+            limit_ms=self._lateness.limit.limit_ms,
             flows=len(self._table),
         )
 
@@ -480,6 +484,9 @@ class PrimaryDataplane:
 
     # ---------------------------------------------------------------- flows
 
+    def _new_table(self) -> FlowTable:
+        return FlowTable(self._limits.flows_max, self.epoch, self._budget, self._terms)
+
     def _new_datagram_flow(self, key: bytes) -> DatagramFlow:
         return DatagramFlow(key, self._limits.datagrams_max, self._budget, self._confirmed)
 
@@ -490,13 +497,3 @@ class PrimaryDataplane:
             flow.diverged = True  # its offset may be one that we have forgotten
             self._reach_limit()
         return flow
-
-
-def _is_held(no: int, flow: AnyFlow) -> bool:
-    """Whether frame `no` of the flow has not left yet: frames leave in order."""
-    return bool(flow.hold) and flow.hold[0][0] <= no
-
-
-def _opens(seq: int, flags: int) -> bool:
-    """SYN, SYN-ACK, or the RST that refuses a SYN (RFC 9293, 3.10.7.1: sequence number 0, with ACK)."""
-    return bool(flags & SYN) or (seq == 0 and flags & (RST | ACK) == RST | ACK)

@@ -16,8 +16,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from pycolo.core.compare_policy import COMPARE
+from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.divergence import Difference
-from pycolo.core.holding import FlowRules
+from pycolo.core.flow_past import pvm_stream
+from pycolo.core.holding import TwinBudget
+from pycolo.core.layers import TCP
 from pycolo.core.packet import (
     ACK,
     FIN,
@@ -34,8 +38,8 @@ from pycolo.core.packet import (
     source_port,
     syn_terms,
 )
-from pycolo.core.tolerance import CONTEXT_BYTES, tolerates
-from pycolo.core.twin_stream import DIVERGED, RELEASE, WAIT, Added, TwinStream, TwinTerms, Verdict, joined
+from pycolo.core.tolerance_rules import ToleranceBySeq
+from pycolo.core.twin_stream import DIVERGED, RELEASE, WAIT, Added, TwinStream, TwinTerms, Verdict
 
 Held = tuple[int, float, bytes, int, int, int, int, int, int]
 """A held segment: number, arrival in ms, frame, seq, ack, flags, header's, payload's start, payload end."""
@@ -48,15 +52,17 @@ _CAPTURED_BYTES_MAX = 1 << 20
 class Flow:
     """One connection; see the module docstring."""
 
+    # fmt: off
     __slots__ = (
-        "_budget",
         "_captured",
-        "_context_bytes",
-        "_tolerated",
+        "_terms",
+        "_tolerance",
         "acked",
+        "budget",
         "client_fin",
         "client_isn",
         "client_next",
+        "compared",
         "delta",
         "difference",
         "diverged",
@@ -73,7 +79,6 @@ class Flow:
         "pvm_rst",
         "pvm_syn",
         "released",
-        "rules",
         "successor",
         "svm_ack",
         "svm_fin",
@@ -82,11 +87,13 @@ class Flow:
         "svm_open",
         "svm_rst",
         "svm_syn",
+        "tolerated",
         "touched_ms",
         "twin",
     )
+    # fmt: on
 
-    def __init__(self, key: bytes, epoch: int, rules: FlowRules) -> None:
+    def __init__(self, key: bytes, epoch: int, budget: TwinBudget, terms: CompareTerms) -> None:
         self.key = key  # as in `packet.Segment`, with the guest as the source
         self.epoch = epoch
         self.touched_ms = 0.0  # when it was first used in this epoch
@@ -94,9 +101,9 @@ class Flow:
         self.diverged = False
         self.difference: Difference | None = None  # why, until somebody takes it
         self.successor: Flow | None = None  # the next connection on the same ports: the SVM has opened it, the PVM not
-        self.rules = rules
-        self._budget, self._captured = rules.budget, rules.captured
-        self._context_bytes = CONTEXT_BYTES if source_port(key) in rules.http_ports else 0
+        self.budget, self._terms, self._captured = budget, terms, terms.captured
+        self.compared = terms.policy.verdict(TCP, source_port(key)) == COMPARE
+        self._tolerance: ToleranceBySeq | None = None  # follows what the PVM has released; None: no rule holds here
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
         self.client_isn: int | None = None
         self.guest_opened = False
@@ -115,8 +122,8 @@ class Flow:
         self.delta: int | None = 0
         self.svm_isn: int | None = None
         self.svm_syn = b""
-        self.twin = TwinStream(rules.budget)
-        self._tolerated: dict[int, bytes] = {}  # what the PVM said instead, at which of the SVM's sequence numbers
+        self.twin = TwinStream(budget)
+        self.tolerated: dict[int, bytes] = {}  # what the PVM said instead, at which of the SVM's sequence numbers
         self.svm_odd = TwinTerms()
         self.svm_ack: int | None = None
         self.svm_fin: int | None = None
@@ -157,7 +164,10 @@ class Flow:
             self.client_next = ack if flags & ACK else None
         if flags & SYN:
             self.pvm_isn, self.pvm_syn = seq, syn_terms(frame, flags, at, start)
-            self.pvm_first = (seq + 1) & MASK
+            first = (seq + 1) & MASK
+            if self.pvm_first != first:
+                self._tolerance = self._terms.tolerances.for_stream(source_port(self.key), first)
+            self.pvm_first = first
             if self.acked is None:
                 self.acked = self.pvm_first  # there is nothing before
             self._align()
@@ -265,14 +275,14 @@ class Flow:
 
     def _set_stream(self, base: int | None, stream: bytearray) -> None:
         self.twin.set(base, stream, guessed=base is None)
-        self._tolerated.clear()
+        self.tolerated.clear()
         self.svm_odd.clear()
 
     def _trim(self, to: int) -> None:
         """Forget what the client has acknowledged, and by that what has been released."""
-        if self.twin.trim((to - self._context_bytes) & MASK) and self._tolerated:
+        if self.twin.trim(to) and self.tolerated:
             base = self.twin.base or 0
-            self._tolerated = {at: said for at, said in self._tolerated.items() if distance(at, base) >= 0}
+            self.tolerated = {at: said for at, said in self.tolerated.items() if distance(at, base) >= 0}
 
     # ---------------------------------------------------------------- what leaves
 
@@ -287,10 +297,19 @@ class Flow:
                 break
             _, _, frame, seq, _, flags, _, start, end = hold.popleft()
             out.append(frame)
+            self._follow(seq, frame, flags, start, end)
             if not flags & RST:
                 length = end - start + bool(flags & SYN) + bool(flags & FIN)
                 self._note_released((seq + length) & MASK)
         return self.diverged
+
+    def _follow(self, seq: int, frame: bytes, flags: int, start: int, end: int) -> None:
+        """Tell the tolerance what leaves, as the PVM has said it."""
+        if self._tolerance is None or start == end or flags & RST:
+            return
+        self._tolerance.advance((seq + bool(flags & SYN)) & MASK, frame[start:end])
+        if self._tolerance.lost:
+            self._tolerance = None
 
     def _note_released(self, end: int) -> None:
         if self.released is None or (end - self.released) & MASK < HALF:
@@ -405,12 +424,11 @@ class Flow:
     def _judge_other(self, place: int, payload: bytes, verdict: Verdict) -> Verdict:
         """The SVM has not said just that: wait, unless it can't come to be equal any more."""
         twin = self.twin
-        if self._context_bytes and verdict == DIVERGED and twin.base is not None:
+        if self._tolerance is not None and verdict == DIVERGED and self.delta is not None:
             theirs = twin.said(place, len(payload))
-            before = min(self._context_bytes, distance(place, twin.base))
             if len(theirs) == len(payload):
-                if tolerates(twin.said((place - before) & MASK, max(0, before)), payload, theirs):
-                    self._tolerated[place] = payload
+                if self._tolerance.tolerates((place - self.delta) & MASK, payload, theirs):
+                    self.tolerated[place] = payload
                     return RELEASE
                 return DIVERGED
             verdict = WAIT
@@ -427,45 +445,43 @@ class Flow:
 
     def rebase(self, epoch: int, now_ms: float = 0.0) -> None:
         """The SVM becomes a copy of the PVM as it is now: all it has sent, held or released, is the SVM's past."""
-        base, stream = self._pvm_stream()
+        base, stream = pvm_stream(self)
         self._set_stream(base, stream)
+        for _, _, frame, seq, _, flags, _, start, end in self.hold:
+            self._follow(seq, frame, flags, start, end)
         self.hold.clear()
         self.epoch, self.diverged, self.successor, self.delta = epoch, False, None, 0
         self.difference, self.touched_ms = None, now_ms
-        if not self.pvm_open:
-            self.client_isn, self.guest_opened = None, False
-        self.svm_open, self.svm_isn, self.svm_syn = self.pvm_open, self.pvm_isn, self.pvm_syn
+        self.rebase_identity()
         self.svm_ack, self.svm_fin, self.svm_rst = self.pvm_ack, self.pvm_fin, self.pvm_rst
         self.released = self.pvm_next
 
-    def _pvm_stream(self) -> tuple[int | None, bytearray]:
-        """The PVM's stream as far as it is known, in its own numbers, up to its newest byte."""
-        if self.pvm_next is None:
-            return None, bytearray()
-        pieces = self._released_piece()
-        for _, _, frame, seq, _, flags, _, start, end in self.hold:
-            if start != end and not flags & RST:
-                pieces.append(((seq + bool(flags & SYN)) & MASK, frame[start:end]))
-        top = self.pvm_next
-        if self.pvm_fin is not None and distance(top, self.pvm_fin) > 0:
-            top = self.pvm_fin
-        return joined(pieces, top, self._budget.flow_bytes_max)
+    def rebase_identity(self) -> None:
+        """The part of `rebase` that is about how the connection began."""
+        if not self.pvm_open:
+            self.client_isn, self.guest_opened = None, False
+        self.svm_open, self.svm_isn, self.svm_syn = self.pvm_open, self.pvm_isn, self.pvm_syn
 
-    def _released_piece(self) -> list[tuple[int, bytes]]:
-        """What the PVM has released of the SVM's stream, in the PVM's words where a difference was tolerated."""
+    @property
+    def plain(self) -> bool:
+        """Nothing but payload and acknowledgements can be expected, and all that matters of it are numbers."""
         twin = self.twin
-        if twin.base is None or self.delta is None or self.released is None:
-            return []
-        base = (twin.base - self.delta) & MASK
-        length = distance(self.released, base)
-        if length <= 0:
-            return []
-        stream = twin.main[:length]
-        for at, said in self._tolerated.items():
-            start = distance(at, twin.base)
-            if start >= 0 and start + len(said) <= length:
-                stream[start : start + len(said)] = said
-        return [(base, bytes(stream))]
+        return not (
+            self.hold
+            or self.diverged
+            or self.pvm_rst
+            or self.svm_rst
+            or not self.compared
+            or self.pvm_open != self.svm_open
+            or self.successor is not None
+            or self._tolerance is not None
+            or self.tolerated
+            or self.svm_odd.any
+            or twin.apart
+            or (twin.guessed and not twin.main)
+            or {self.pvm_fin, self.svm_fin, self.client_fin} != {None}
+            or None in (self.delta, self.pvm_first, self.pvm_next, self.pvm_ack, self.released, self.svm_ack, twin.base)
+        )
 
     def finished(self) -> bool:
         """No payload can come from the PVM any more: it has reset, or both FINs are acknowledged."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import islice
 
+from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.flow import Flow
-from pycolo.core.holding import FlowRules
+from pycolo.core.holding import TwinBudget
+from pycolo.core.packet import Segment
 
 IDLE_MS_MAX = 600_000.0
 _EVICTION_LOOKS_MAX = 64
@@ -23,8 +25,8 @@ _EXPIRY_LOOKS_MAX = 1024
 class FlowTable:
     """Connections by key, the guest as the source."""
 
-    def __init__(self, flows_max: int, rules: FlowRules, epoch: int) -> None:
-        self._flows_max, self._rules = flows_max, rules
+    def __init__(self, flows_max: int, epoch: int, budget: TwinBudget, terms: CompareTerms) -> None:
+        self._flows_max, self._budget, self._terms = flows_max, budget, terms
         self._flows: OrderedDict[bytes, Flow] = OrderedDict()
         self._finished: OrderedDict[bytes, None] = OrderedDict()
         self._half_open: OrderedDict[bytes, None] = OrderedDict()
@@ -41,9 +43,13 @@ class FlowTable:
             flow.rebase(self.epoch, now_ms)
         return flow
 
+    def known(self, key: bytes) -> Flow | None:
+        """A known connection as it is, of whichever epoch."""
+        return self._flows.get(key)
+
     def new(self, key: bytes) -> Flow:
         """A connection that is not in the table."""
-        return Flow(key, self.epoch, self._rules)
+        return Flow(key, self.epoch, self._budget, self._terms)
 
     def admit(self, key: bytes, now_ms: float) -> Flow | None:
         """A new connection in the table; None when all of it holds something."""
@@ -57,6 +63,10 @@ class FlowTable:
         """All of them, and those that only the SVM has opened yet."""
         return [each for flow in self._flows.values() for each in (flow, flow.successor) if each is not None]
 
+    def is_half_open(self, key: bytes) -> bool:
+        """Whether no client has said anything on it yet."""
+        return key in self._half_open
+
     def replace(self, flow: Flow, successor: Flow) -> None:
         """The next connection on the same ports."""
         flow.forget()
@@ -66,6 +76,21 @@ class FlowTable:
         self._flows.move_to_end(flow.key)
 
     # ---------------------------------------------------------------- beginnings and ends
+
+    def svm_opens(self, frame: bytes, segment: Segment, flow: Flow) -> Flow:
+        """The SVM opens or refuses a connection: the PVM's present one, or one that the PVM will come to."""
+        _, seq, ack, flags, *_ = segment
+        successor = flow.successor
+        if flow.answers(flow.svm_isn, seq, ack, flags) or (flow.pvm_next is None and not flow.svm_open):
+            mine = flow
+        elif successor is not None and successor.answers(successor.svm_isn, seq, ack, flags):
+            mine = successor
+        else:
+            if successor is not None:
+                successor.forget()
+            mine = flow.successor = self.new(flow.key)
+        mine.open_svm(frame, segment)
+        return mine
 
     def note_half_open(self, flow: Flow) -> None:
         """The guest has answered a SYN; nobody has acknowledged that yet."""
@@ -95,26 +120,33 @@ class FlowTable:
                 self._forget(key, flow)
         self._finished.clear()
         for key, flow in list(islice(self._flows.items(), _EXPIRY_LOOKS_MAX)):
-            if flow.hold or flow.epoch == self.epoch or now_ms - flow.touched_ms < IDLE_MS_MAX:
+            if self._in_use(flow, now_ms):
                 self._flows.move_to_end(key)
             else:
                 self._forget(key, flow)
+
+    def _in_use(self, flow: Flow, now_ms: float) -> bool:
+        return bool(flow.hold) or flow.epoch == self.epoch or now_ms - flow.touched_ms < IDLE_MS_MAX
+
+    def _holds(self, flow: Flow) -> bool:
+        return bool(flow.hold)
 
     def _evict(self) -> bool:
         while self._finished:
             key, _ = self._finished.popitem(last=False)
             flow = self._flows.get(key)
-            if flow is not None and not flow.hold and flow.finished():
+            if flow is not None and not self._holds(flow) and flow.finished():
                 self._forget(key, flow)
                 return True
         while self._half_open:
-            key, _ = self._half_open.popitem(last=False)
-            flow = self._flows.get(key)
-            if flow is not None and not flow.hold:
+            key = next(iter(self._half_open))
+            flow, half_open = self._flows.get(key), self.is_half_open(key)
+            del self._half_open[key]
+            if flow is not None and half_open and not self._holds(flow):
                 self._forget(key, flow)
                 return True
         for key, flow in islice(self._flows.items(), _EVICTION_LOOKS_MAX):
-            if not flow.hold:
+            if not self._holds(flow):
                 self._forget(key, flow)
                 return True
         return False

@@ -7,8 +7,6 @@ Guarantee: the limit is always between `hold_ms_min` and `hold_ms_max`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 _GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4  # RFC 6298, 2.3
 _PATIENCE = 5  # limits that a frame waits at most while the SVM goes on with other things
 _LOADING_SHARE = 1 / 4  # of `hold_ms_max`
@@ -23,20 +21,20 @@ class HoldLimit:
 
     def __init__(self, hold_ms_min: float, hold_ms_max: float) -> None:
         self._ms_min, self._ms_max = hold_ms_min, hold_ms_max
-        self._deviation_ms = 0.0
-        self._sampled = False
+        self.deviation_ms = 0.0
+        self.sampled = False
         self.lag_ms = 0.0
         self.limit_ms = hold_ms_max  # nothing is known yet: patience
 
     def sample(self, lag_ms: float) -> None:
         """A frame was released because its twin came, `lag_ms` after it could have been."""
         lag_ms = min(max(lag_ms, 0.0), self._ms_max)
-        if self._sampled:
-            self._deviation_ms += _DEVIATION_GAIN * (abs(lag_ms - self.lag_ms) - self._deviation_ms)
+        if self.sampled:
+            self.deviation_ms += _DEVIATION_GAIN * (abs(lag_ms - self.lag_ms) - self.deviation_ms)
             self.lag_ms += _GAIN * (lag_ms - self.lag_ms)
         else:
-            self.lag_ms, self._deviation_ms, self._sampled = lag_ms, lag_ms / 2, True
-        bound_ms = _FACTOR * (self.lag_ms + 4 * self._deviation_ms)
+            self.lag_ms, self.deviation_ms, self.sampled = lag_ms, lag_ms / 2, True
+        bound_ms = _FACTOR * (self.lag_ms + 4 * self.deviation_ms)
         self.limit_ms = min(max(bound_ms, self._ms_min), self._ms_max)
 
     def late_at_ms(self, waiting_since_ms: float, progress_ms: float, *, loading: bool = False) -> float:
@@ -63,16 +61,3 @@ class TwinBudget:
     def has_room(self, more_bytes: int) -> bool:
         """Whether so many bytes more may be kept."""
         return self.used_bytes + more_bytes <= self.total_bytes_max
-
-
-@dataclass(frozen=True, slots=True)
-class FlowRules:
-    """What all connections share.
-
-    `captured`: both sides are captures of what has been sent long ago. No client throws anything away then, so
-    acknowledgements don't matter, and nothing counts as compared because it was acknowledged.
-    """
-
-    budget: TwinBudget
-    http_ports: frozenset[int] = frozenset((80,))  # whose `Date:` header may differ
-    captured: bool = False

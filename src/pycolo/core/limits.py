@@ -35,6 +35,7 @@ class DataplaneStats:
 
     released_equal: int
     released_by_checkpoint: int
+    released_by_policy: int
     diverged: int
     held_frames: int
     held_bytes: int

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 
 from pycolo.core.layers import ICMP, ICMPV6, IGMP, TCP, UDP, Layers, ethertype, locate
-from pycolo.core.packet import TCP_FLOW, Segment
+from pycolo.core.packet import TCP_FLOW, Segment, source_port
 
 _ARP, _RARP, _LLDP, _MAC_CONTROL, _SLOW, _EAPOL = 0x0806, 0x8035, 0x88CC, 0x8808, 0x8809, 0x888E
 _CONTROL_TYPES = (_ARP, _RARP, _LLDP, _MAC_CONTROL, _SLOW)
@@ -64,6 +64,16 @@ def message(frame: bytes, layers: Layers | None) -> Message | None:
 def whole_frame(frame: bytes) -> Message:
     """A frame about which nothing is assumed."""
     return b"W" + frame[12:14] + frame[:6], frame, 0
+
+
+def policy_of(key: bytes) -> tuple[int, int | None]:
+    """(IP protocol, the guest's port or None) by which the policy is asked; -1: no IP."""
+    if key[:1] == b"W":
+        return -1, None
+    if key[:1] == b"R":
+        return TCP, source_port(key[2:])
+    at = 4 + 2 * key[3] + (8 if key[1] == 4 else 32)
+    return key[2], int.from_bytes(key[at : at + 2]) if key[:1] == b"U" else None
 
 
 def stray_reset(segment: Segment) -> Message:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
+from pycolo.core.compare_terms import DEFAULT_TERMS
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.divergence import Difference, Divergence, hosts_of
@@ -38,10 +40,8 @@ _EPOCH = 1
 class CapturedDataplane(PrimaryDataplane):
     """A divergence is not followed by a checkpoint here: the flow it is in is given up."""
 
-    captured = True
-
     def __init__(self, limits: DataplaneLimits) -> None:
-        super().__init__(limits, _EPOCH)
+        super().__init__(limits, _EPOCH, replace(DEFAULT_TERMS, captured=True))
         self.found: list[tuple[bytes, Divergence]] = []  # with the name of the flow
         self._out_of_room = False
 
@@ -51,8 +51,7 @@ class CapturedDataplane(PrimaryDataplane):
         Call it between frames.
         """
         while self.full and self._waiting:
-            self._waiting_since_ms()  # finds the one that has waited longest
-            self._missing(self._arrivals[0][2] if self._arrivals else next(iter(self._waiting)))
+            self._missing(self._lateness.oldest() or next(iter(self._waiting)))
         if self._out_of_room:
             self._out_of_room = False
             self._surplus()

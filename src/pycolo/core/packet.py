@@ -46,6 +46,11 @@ def distance(a: int, b: int) -> int:
     return ((a - b + HALF) & MASK) - HALF
 
 
+def opens(seq: int, flags: int) -> bool:
+    """SYN, SYN-ACK, or the RST that refuses a SYN (RFC 9293, 3.10.7.1: sequence number 0, with ACK)."""
+    return bool(flags & SYN) or (seq == 0 and flags & (RST | ACK) == RST | ACK)
+
+
 # ---------------------------------------------------------------- parsing
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pycolo.core.http_dates import HttpDates
+from pycolo.core.packet import MASK, distance
 
 
 class StreamTolerance(Protocol):
@@ -31,6 +32,30 @@ class StreamTolerance(Protocol):
 
     def tolerates(self, ours: bytes, theirs: bytes, at: int | None = None) -> bool:
         """Whether the segment `ours` may leave although the SVM has `theirs` at place `at` (None: the next bytes)."""
+
+
+class ToleranceBySeq:
+    """A tolerance asked by sequence numbers of the PVM; `lost`: give it up."""
+
+    __slots__ = ("_next_seq", "_tolerance")
+
+    def __init__(self, tolerance: StreamTolerance, first_seq: int) -> None:
+        self._tolerance, self._next_seq = tolerance, first_seq
+
+    @property
+    def lost(self) -> bool:
+        """It will never tolerate anything any more."""
+        return self._tolerance.lost
+
+    def advance(self, seq: int, payload: bytes) -> None:
+        """The PVM's bytes at `seq` leave, or have left."""
+        before = self._tolerance.position
+        self._tolerance.advance(payload, before + distance(seq, self._next_seq))
+        self._next_seq = (self._next_seq + self._tolerance.position - before) & MASK
+
+    def tolerates(self, seq: int, ours: bytes, theirs: bytes) -> bool:
+        """Whether the PVM's `ours` may leave although the SVM has `theirs` at the same place."""
+        return self._tolerance.tolerates(ours, theirs, self._tolerance.position + distance(seq, self._next_seq))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +84,10 @@ class Tolerances:
             for port in rule.ports:
                 self._by_port.setdefault(port, RULES[rule.name])
 
-    def for_stream(self, guest_port: int) -> StreamTolerance | None:
-        """For a connection of the guest's port whose stream is seen from its first byte on; None: no rule holds."""
+    def for_stream(self, guest_port: int, first_seq: int) -> ToleranceBySeq | None:
+        """For a connection of the guest's port seen from its first byte on, at `first_seq`; None: no rule holds."""
         make = self._by_port.get(guest_port)
-        return None if make is None else make()
+        return None if make is None else ToleranceBySeq(make(), first_seq)
 
     def encode(self) -> list[PlainRule]:
         """The rules as plain data, for another process."""

@@ -57,6 +57,11 @@ class TwinStream:
         assert self.base is not None
         return (self.base + len(self.main)) & MASK
 
+    @property
+    def apart(self) -> bool:
+        """Whether there are other runs than the main one."""
+        return bool(self._runs)
+
     def set(self, base: int | None, main: bytearray, *, guessed: bool) -> None:
         """Begin anew."""
         self._budget.used_bytes += len(main) - len(self.main) - sum(len(run) for _, run in self._runs)
@@ -240,6 +245,11 @@ class TwinTerms:
         if terms in there:
             return RELEASE
         return DIVERGED if there and length else WAIT
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was said."""
+        return bool(self._said)
 
     @property
     def newest(self) -> bytes:

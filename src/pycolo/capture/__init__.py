@@ -1,0 +1,1 @@
+"""What users do with captures of both copies: compare them after the fact."""

@@ -1,0 +1,30 @@
+"""Which engine compares: the compiled one, or its Python twin where nothing could be compiled. Verdicts are alike."""
+
+from __future__ import annotations
+
+from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.limits import DataplaneLimits
+
+try:
+    from pycolo.core._hot import whole_bytes
+    from pycolo.core.hot_dataplane import HotDataplane
+
+    COMPILED = True
+except ImportError:
+    from pycolo.core.packed import whole_bytes
+
+    COMPILED = False
+
+__all__ = ["COMPILED", "NAME", "primary_dataplane", "whole_bytes"]
+
+NAME = "compiled" if COMPILED else "python"
+
+
+def primary_dataplane(
+    limits: DataplaneLimits, epoch: int, terms: CompareTerms = DEFAULT_TERMS, *, seed: int
+) -> PrimaryDataplane:
+    """The faster one that there is. `seed` is random, from 0 to 2^64 - 1."""
+    if COMPILED:
+        return HotDataplane(limits, epoch, terms, seed=seed)
+    return PrimaryDataplane(limits, epoch, terms)

@@ -1,0 +1,42 @@
+"""Many frames in one buffer: `be32 length | frame`, one behind the other, so that a batch is one object.
+
+Guarantee: `unpack` takes any bytes and returns whole frames; what is cut or too long at the end is left out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+PREFIX_BYTES = 4
+FRAME_BYTES_MAX = 65535 + 18
+_PREFIX = struct.Struct(">I")
+
+
+def pack(frames: Iterable[bytes]) -> bytes:
+    """One buffer of these frames."""
+    return b"".join(part for frame in frames for part in (_PREFIX.pack(len(frame)), frame))
+
+
+def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
+    """How many bytes at the beginning are whole frames."""
+    at = 0
+    while at + PREFIX_BYTES <= len(packed):
+        (length,) = _PREFIX.unpack_from(packed, at)
+        if length > FRAME_BYTES_MAX or at + PREFIX_BYTES + length > len(packed):
+            break
+        at += PREFIX_BYTES + length
+    return at
+
+
+def unpack(packed: bytes | memoryview) -> list[bytes]:
+    """The frames of a buffer."""
+    packed, frames, at = bytes(packed), [], 0
+    while at + PREFIX_BYTES <= len(packed):
+        (length,) = _PREFIX.unpack_from(packed, at)
+        at += PREFIX_BYTES
+        if length > FRAME_BYTES_MAX or at + length > len(packed):
+            break
+        frames.append(packed[at : at + length])
+        at += length
+    return frames
