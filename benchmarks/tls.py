@@ -85,7 +85,7 @@ def _disk(primary: TlsFiles | None, secondary: TlsFiles | None, byte_count: int)
 
 def _packets(primary: TlsFiles | None, secondary: TlsFiles | None, byte_count: int) -> float:
     """The packet channel: batches of 64 frames."""
-    batch = wire.encode_frames(1, 1, [bytes(1514)] * FRAMES)
+    batch = wire.encode_frames(0, 1, 1, [bytes(1514)] * FRAMES)
     return _stream(primary, secondary, [batch], byte_count, wire.decode_header)
 
 
@@ -156,7 +156,7 @@ def _pages(primary: TlsFiles | None, secondary: TlsFiles | None, byte_count: int
 
 def _hello(host: str) -> wire.Hello:
     versions = wire.PROTOCOL_VERSION, wire.PROTOCOL_VERSION_MIN
-    return wire.Hello(*versions, "control", "vm", host, 1, "pc", 256, 1, "52:54:00:00:00:02", "tcg")
+    return wire.Hello(*versions, "control", "vm", host, 1, "pc", 256, 1, (wire.NicShape("52:54:00:00:00:02"),), "tcg")
 
 
 async def _checkpoint(where: str, tls: TlsFiles | None, count: int) -> float:

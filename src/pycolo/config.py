@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,12 +22,16 @@ from pycolo.config_values import (
     Name,
     OwnAddress,
     WholePath,
+    derived_mac,
     same_address,
 )
+from pycolo.core.wire import NICS_MAX
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.tls import TlsFiles
 from pycolo.errors import EnvironmentFault
 from pycolo.toml_file import read_toml
+
+MAC_OF_ONE_CARD = "52:54:00:00:00:02"  # of a VM whose vm.toml says nothing of its network
 
 
 class _Model(BaseModel):
@@ -91,6 +96,7 @@ class _HostShared(_Model):
     state_dir: FilePath
     arbiter: Annotated[ArbiterConfig, Field(discriminator="kind")]
     bridge: Device
+    networks: Annotated[dict[Name, Device], Field(max_length=64)] = {}
     disk_dir: FilePath | None = None
     log: Literal["json", "console"] = "json"
     tls: TlsConfig | None = None
@@ -107,6 +113,16 @@ class _HostShared(_Model):
             )
         return self
 
+    def bridge_of(self, network: str) -> str:
+        """The bridge here that is that network; `bridge` itself without a name. Raises EnvironmentFault."""
+        if not network:
+            return self.bridge
+        if network not in self.networks:
+            raise EnvironmentFault(
+                f"the network {network} of vm.toml is not in [networks] of host.toml on {self.name}: add it there"
+            )
+        return self.networks[network]
+
     @property
     def tls_files(self) -> TlsFiles | None:
         """Where this host's certificates are; None when it runs without."""
@@ -118,7 +134,8 @@ class _HostShared(_Model):
 class HostConfig(_HostShared):
     """One host, as host.toml describes it; `disk_dir` is where relative paths of disks lie.
 
-    `cpus` and `memory_mib` are what VMs may have here; None: all that the machine has.
+    `cpus` and `memory_mib` are what VMs may have here; None: all that the machine has. `networks` are further bridges,
+    by the names that vm.toml knows.
     """
 
     name: Name
@@ -157,22 +174,25 @@ class HostConfig(_HostShared):
         """Where the daemon serves its API to its owner."""
         return self.state_dir / "api.sock"
 
-    def for_copy(self, state_dir: Path, tap: str, primary: str = "") -> CopyConfig:
-        """What one VM copy on this host gets; a secondary listens on a port that the kernel chooses."""
+    def for_copy(self, state_dir: Path, taps: Sequence[str], primary: str = "") -> CopyConfig:
+        """What one VM copy on this host gets, with a tap for each network card.
+
+        A secondary listens on a port that the kernel chooses.
+        """
         shared = {key: getattr(self, key) for key in _HostShared.model_fields} | {"state_dir": state_dir}
         host, _ = address(self.listen)
         listen = f"[{host}]:0" if ":" in host else f"{host}:0"
-        return CopyConfig(**shared, listen=listen, tap=tap, primary=primary)
+        return CopyConfig(**shared, listen=listen, taps=tuple(taps), primary=primary)
 
 
 class CopyConfig(_HostShared):
-    """One VM copy's view of its host: `state_dir` is its own folder.
+    """One VM copy's view of its host: `state_dir` is its own folder, `taps` are its uplinks.
 
     `peer` is whom a primary calls first ("": nobody), `primary` the host that a secondary is for ("": any that fits).
     """
 
     listen: BindAddress
-    tap: Device
+    taps: Annotated[tuple[Device, ...], Field(strict=False, min_length=1, max_length=NICS_MAX)]
     peer: HostPort | Literal[""] = ""
     primary: Name | Literal[""] = ""
 
@@ -220,13 +240,31 @@ class DiskConfig(_Model):
     werror: Literal["stop", "enospc", "report"] = "stop"
 
 
+class NicConfig(_Model):
+    """One network card on a network that host.toml maps to a bridge; without one, on the host's `bridge`."""
+
+    mac: Mac | None = None
+    network: Name | None = None
+
+
+class NetworkCard(NamedTuple):
+    """A network card of a VM, as all its hosts know it; without a `network` it is on each host's `bridge`."""
+
+    mac: str
+    network: str = ""
+
+
 class VmConfig(_Model):
-    """One VM, the same on both hosts; without a `kernel` it boots from its first disk."""
+    """One VM, the same on both hosts; without a `kernel` it boots from its first disk.
+
+    `mac` is the short form of one network card.
+    """
 
     name: Name
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     memory_mib: Annotated[int, Field(ge=32, le=1 << 20)] = 256
-    mac: Mac = "52:54:00:00:00:02"
+    mac: Mac | None = None
+    nics: Annotated[tuple[NicConfig, ...], Field(strict=False, max_length=NICS_MAX)] = ()
     kernel: FilePath | None = None
     initrd: FilePath | None = None
     append: str = ""
@@ -245,6 +283,26 @@ class VmConfig(_Model):
         return self
 
     @model_validator(mode="after")
+    def _cards_differ(self) -> VmConfig:
+        if self.mac is not None and self.nics:
+            raise ValueError("it has both `mac` and [[nics]]: put the address into the first of [[nics]]")
+        macs = [card.mac for card in self.cards]
+        for mac in macs:
+            if macs.count(mac) > 1:
+                raise ValueError(f"two network cards have the address {mac}: give each its own `mac`")
+        return self
+
+    @property
+    def cards(self) -> tuple[NetworkCard, ...]:
+        """The network cards in the guest's order, each with its address."""
+        if not self.nics:
+            return (NetworkCard(self.mac or MAC_OF_ONE_CARD),)
+        return tuple(
+            NetworkCard(nic.mac or derived_mac(self.name, number), nic.network or "")
+            for number, nic in enumerate(self.nics)
+        )
+
+    @model_validator(mode="after")
     def _boots(self) -> VmConfig:
         if self.kernel is None and (self.initrd is not None or self.append):
             raise ValueError("`initrd` and `append` belong to a `kernel`: name it, or leave them out to boot the disk")
@@ -261,6 +319,14 @@ class CopyDocument(_Model):
     role: Literal["primary", "secondary"]
     no_copy_lives: bool = False
     older_disk: bool = False
+
+    @model_validator(mode="after")
+    def _an_uplink_for_each_card(self) -> CopyDocument:
+        if len(self.host.taps) != len(self.vm.cards):
+            raise ValueError(
+                f"host.taps has {len(self.host.taps)} entries for {len(self.vm.cards)} network cards: name one for each"
+            )
+        return self
 
 
 def disk_path(host: HostConfig | CopyConfig, disk: DiskConfig) -> Path:

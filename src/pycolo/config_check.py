@@ -62,8 +62,12 @@ def _host_doubts(host: HostConfig) -> list[str]:
     doubts = []
     if not host.peers:
         doubts.append("peers is empty: no VM can be protected until it names another host")
-    if not Path("/sys/class/net", host.bridge, "bridge").exists():
-        doubts.append(f"bridge is {host.bridge!r}: this machine has no bridge of that name now")
+    bridges = {"bridge": host.bridge} | {f"networks.{name}": device for name, device in host.networks.items()}
+    doubts += [
+        f"{key} is {device!r}: this machine has no bridge of that name now"
+        for key, device in bridges.items()
+        if not Path("/sys/class/net", device, "bridge").exists()
+    ]
     return doubts
 
 

@@ -6,6 +6,7 @@ What is expected is read from the model's JSON schema, so that a sentence can't 
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ Schema = dict[str, Any]
 Place = tuple[str | int, ...]
 VALUE_CHARS_MAX = 200
 LIKENESS_MIN = 0.7
+KEY = "[key]"  # pydantic's last step of a place, where the key itself will not do
 
 
 def sentences(problem: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -34,6 +36,7 @@ def _follows(error: ErrorDetails) -> bool:
 def _sentence(error: ErrorDetails, schema: Schema) -> str:
     place, node = _look_up(schema, error["loc"])
     name, found = _named(place, schema), error["input"]
+    name = f"a key of {name}" if KEY in error["loc"] else name
     match error["type"]:
         case "missing":
             return f"the key {name} is missing: add it"
@@ -43,7 +46,7 @@ def _sentence(error: ErrorDetails, schema: Schema) -> str:
             return f"the key {name}.kind is missing: add kind = {' or kind = '.join(_kinds(node))}"
         case "union_tag_invalid":
             return f"{name}.kind is {_shown(error['ctx']['tag'])}: it should be {' or '.join(_kinds(node))}"
-        case "too_long" | "too_short" if isinstance(found, list | tuple):
+        case "too_long" | "too_short" if isinstance(found, list | tuple | dict):
             limit = error["ctx"].get("max_length", error["ctx"].get("min_length"))
             bound = "most" if error["type"] == "too_long" else "least"
             return f"{name} has {len(found)} entries: it should have at {bound} {limit}"
@@ -79,11 +82,21 @@ def _look_up(root: Schema, loc: Place) -> tuple[Place, Schema]:
     for part in loc:
         if "discriminator" in node and part in node["discriminator"]["mapping"]:
             node = {"$ref": node["discriminator"]["mapping"][part]}
+        elif part == KEY:
+            place = place[:-1]
         elif "anyOf" not in node:
-            node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
-            place = (*place, part)
+            node, place = _within(node, part), (*place, part)
         node = _resolved(node, root)
     return place, node
+
+
+def _within(node: Schema, part: str | int) -> Schema:
+    """What belongs there; in a table whose keys a user chooses it is the same for all of them."""
+    if isinstance(part, int):
+        return dict(node.get("items", {}))
+    for pattern, value in node.get("patternProperties", {}).items():
+        return dict(value) if re.search(pattern, part) else {"type": "string", "pattern": pattern}
+    return dict(node.get("properties", {}).get(part, {}))
 
 
 def _named(place: Place, root: Schema) -> str:

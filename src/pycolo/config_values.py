@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from pathlib import Path
@@ -116,6 +117,12 @@ def _whole_path(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError("it depends on where the daemon is started: give the whole path, from / on")
     return path
+
+
+def derived_mac(vm: str, number: int) -> str:
+    """The address of a VM's network card that names none: the same on every host and for ever, of local scope."""
+    digest = hashlib.sha256(f"{vm} {number}".encode()).digest()
+    return ":".join(["52", "54", *(f"{byte:02x}" for byte in digest[:4])])
 
 
 # With `strict`, what TOML and JSON have no type for has to be let in one by one.

@@ -56,7 +56,7 @@ def vm_config(guest_image: GuestImage) -> QemuConfig:
         machine=default_machine(qemu_version(BINARY)),
         cpus=1,
         memory_mib=256,
-        mac="52:54:00:00:00:02",
+        macs=("52:54:00:00:00:02",),
         kernel=guest_image.kernel,
         initrd=guest_image.initrd,
         append=guest_image.command_line(GUEST_ADDRESS),
@@ -84,7 +84,7 @@ async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[Sta
         console, log = tmp_path / f"{name}.console", tmp_path / f"{name}.log"
         qemu = await Qemu.start(
             replace(config, name=name),
-            theirs,
+            [theirs],
             paused=paused,
             console=console,
             log=log,

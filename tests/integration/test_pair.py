@@ -207,7 +207,7 @@ def hello(channel: str, **changed: object) -> bytes:
     fields |= {
         "memory_mib": 128,
         "cpus": 1,
-        "mac": "52:54:00:00:00:02",
+        "nics": [{"mac": "52:54:00:00:00:02"}],
         "accel": "tcg",
         "token": "",
         "version": 99,
@@ -225,7 +225,7 @@ STRANGERS = {
     "long": wire.HEADER.pack(wire.MESSAGE_BYTES_MAX, 1) + bytes(1 << 20),
     "empty": wire.HEADER.pack(0, 1),
     "pages": wire.HEADER.pack(16, 2) + bytes(16),
-    "frames": wire.encode_frames(0, 0, [b"x" * 60]),
+    "frames": wire.encode_frames(0, 0, 0, [b"x" * 60]),
     "early": wire.encode_control(wire.Heartbeat()),
     "version": hello("control"),
     "channel": hello("other"),
@@ -236,7 +236,7 @@ STRANGERS = {
 
 
 TOLD = {
-    "version": "the primary speaks protocol 4 to 99, the secondary 3:",
+    "version": "the primary speaks protocol 5 to 99, the secondary 4:",
     "another's name": "its certificate is for stranger",
 }
 

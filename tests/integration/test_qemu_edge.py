@@ -342,7 +342,7 @@ def test_machine_types() -> None:
 def test_paths_and_names_with_commas_stay_whole(vm_config: QemuConfig) -> None:
     config = replace(vm_config, name="a,b")
 
-    arguments = qemu_arguments(config, InheritedFds(3, 4, 5, 6, 7, ()), Path("/tmp/x,y"))
+    arguments = qemu_arguments(config, InheritedFds(3, 4, 5, 6, (7,), ()), Path("/tmp/x,y"))
 
     assert arguments[arguments.index("-name") + 1] == "a,,b"
     assert "file,id=console,path=/tmp/x,,y" in arguments
@@ -356,7 +356,7 @@ from pycolo.edge.qemu import Qemu
 async def main():
     config, folder = pickle.loads(bytes.fromhex(sys.argv[1])), Path(sys.argv[2])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    qemu = await Qemu.start(config, theirs, paused=False, console=folder / "console", log=folder / "log")
+    qemu = await Qemu.start(config, [theirs], paused=False, console=folder / "console", log=folder / "log")
     print(qemu.pid, flush=True)
     await asyncio.sleep(60)
 

@@ -17,6 +17,7 @@ from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
 U64 = st.integers(0, (1 << 64) - 1)
+NICS = st.integers(0, wire.NICS_MAX - 1)
 WHOLE = st.integers(0, (1 << 63) - 1)
 MS = st.floats(0, 86_400_000.0)
 DECODERS: list[Callable[[bytes], object]] = [
@@ -90,20 +91,20 @@ def test_page_batches_come_back(epoch: int, indices: list[int], zeros: list[int]
     assert (got.contents == contents).all()
 
 
-@given(U64, U64, st.lists(st.binary(max_size=100), max_size=40))
-def test_frames_come_back(tag: int, first_no: int, frames: list[bytes]) -> None:
-    encoded = wire.encode_frames(tag, first_no, frames)
+@given(NICS, U64, U64, st.lists(st.binary(max_size=100), max_size=40))
+def test_frames_come_back(nic: int, tag: int, first_no: int, frames: list[bytes]) -> None:
+    encoded = wire.encode_frames(nic, tag, first_no, frames)
     assert wire.decode_header(encoded[: wire.HEADER.size]) == (
         len(encoded) - wire.HEADER.size,
         wire.Kind.FRAMES,
     )
-    assert wire.decode_frames(encoded[wire.HEADER.size :]) == (tag, first_no, frames)
+    assert wire.decode_frames(encoded[wire.HEADER.size :]) == (nic, tag, first_no, frames)
 
 
-@given(U64, U64, st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=10), st.data())
+@given(NICS, U64, U64, st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=10), st.data())
 def test_a_truncated_frame_batch_is_a_violation(
-    tag: int, first_no: int, frames: list[bytes], data: st.DataObject
+    nic: int, tag: int, first_no: int, frames: list[bytes], data: st.DataObject
 ) -> None:
-    body = wire.encode_frames(tag, first_no, frames)[wire.HEADER.size :]
+    body = wire.encode_frames(nic, tag, first_no, frames)[wire.HEADER.size :]
     with pytest.raises(PeerViolation):
         wire.decode_frames(body[: data.draw(st.integers(0, len(body) - 1))])

@@ -70,7 +70,7 @@ class ScriptedCopy(Copy):
 
     async def start(self, config: CopyConfig, *, no_copy_lives: bool = False, older_disk: bool = False) -> None:
         self.scripted = ScriptedManager(self)
-        self.tap, self.asked = config.tap, None
+        self.taps, self.asked = config.taps, None
         self.latest = {}
         self.record.ended, self.record.exit_status = "", None
         self.record.save(self.folder)

@@ -8,19 +8,21 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from pycolo.agent import __main__ as program
 from pycolo.agent import protocol
 from pycolo.edge import agent_link
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.nic import nic_pair
 from pycolo.errors import EnvironmentFault, VmLost
 
-START = protocol.Start("primary", "colotest0", "no-such-bridge", "127.0.0.1", "", "52:54:00:00:00:02", 50, 1000, None)
+PORT = protocol.Port("52:54:00:00:00:02", "colotest0", "no-such-bridge")
+START = protocol.Start("primary", (PORT,), "127.0.0.1", "", 50, 1000, None)
 
 
 @contextlib.asynccontextmanager
 async def agent() -> AsyncIterator[AgentLink]:
     ours, theirs = nic_pair()
-    link = await AgentLink.start(ours, theirs)
+    link = await AgentLink.start([(ours, theirs)])
     try:
         yield link
     finally:
@@ -42,6 +44,27 @@ async def test_a_bridge_that_is_not_there_is_named_and_another_try_is_possible()
             with pytest.raises(EnvironmentFault, match="no-such-bridge"):
                 await link.command(START)
         assert not link.gone.done()
+
+
+def test_uplinks_are_opened_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[str] = []
+
+    class FakeTap:
+        def __init__(self, name: str, bridge: str) -> None:
+            if bridge == "none":
+                raise EnvironmentFault("no such bridge")
+            self.name = name
+            there.append(name)
+
+        def close(self) -> None:
+            there.remove(self.name)
+
+    monkeypatch.setattr(program, "Tap", FakeTap)
+    ports = [protocol.Port("", f"colo{number}", "br0") for number in range(3)]
+    with pytest.raises(EnvironmentFault):
+        program._open_taps([*ports, protocol.Port("", "colo3", "none")])
+    assert there == []
+    assert [tap.name for tap in program._open_taps(ports)] == there == ["colo0", "colo1", "colo2"]
 
 
 async def test_commands_of_many_tasks_get_their_own_answers() -> None:

@@ -1,87 +1,83 @@
 """The agent beside the PVM: once either side has left the pair, nothing leaves without the claim (rule 5)."""
 
-import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
+import msgspec
 import pytest
+from agent_parts import Peer, Place
 from tcp_frames import arp, udp
 
-from pycolo.agent.primary import PrimarySide
+from pycolo.agent import protocol
+from pycolo.agent.primary import UNUSED_MS_MAX, PrimarySide
 from pycolo.core import wire
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.translation_chain import TranslatorChain
-from pycolo.edge.message_stream import MessageStream
-from pycolo.edge.nic import Nic, nic_pair
 from pycolo.edge.packet_channel import PacketChannel
-from pycolo.edge.tap import Tap
-from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerLost
-from tcp_pair import tcp_pair
-
-
-class Wire(Tap):
-    """An uplink that is a socket pair."""
-
-    def __init__(self) -> None:
-        self.name = "wire"
-        self.ours, self.clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.clients.setblocking(False)
-        self.ours.setblocking(False)
-        self.fd = self.ours.fileno()
-
-    def heard(self) -> list[bytes]:
-        """What clients have heard since the last call."""
-        frames = []
-        try:
-            while True:
-                frames.append(self.clients.recv(70_000))
-        except BlockingIOError:
-            return frames
 
 
 class Host:
-    """A protected primary: its agent's side, its QEMU's end and the peer's end."""
+    """A protected primary: its agent's side, and for each card its QEMU's end and its uplink; and the peer's end."""
 
-    def __init__(self) -> None:
-        self.tap = Wire()
-        ours, self.qemu = nic_pair()
-        nic = Nic(ours, self.qemu.dup())
-        self.side = PrimarySide(self.tap, nic, lambda notice: None, DataplaneLimits(), TranslatorChain(100, 5000))
-        near, self.peer = tcp_pair()
-        stream = MessageStream(PlainTransport(near), "the packet channel", wire.decode_header)
-        self.side.attach(PacketChannel(stream, receiver_is_primary=True), 0.0)
+    def __init__(self, cards: int = 1, limits: DataplaneLimits | None = None) -> None:
+        self.places = [Place(number) for number in range(cards)]
+        self.tap = self.places[0].tap
+        self.notices: list[protocol.Notice] = []
+        self.side = PrimarySide([place.card for place in self.places], self.notices.append, limits or DataplaneLimits())
+        self._twin_nos = [0] * cards
+        self.pair_up()
+
+    def pair_up(self) -> None:
+        self.peer = Peer(len(self.places), secondary=True)
+        self.side.attach(self.peer.near, 0.0)
         self.side.pause_feed()
         self.side.seal(1, self.side.drain(), 0.0)
         self.side.resume_feed()
         self.side.commit(1, 0.0)
-        self._twin_no = 0
 
-    def pvm(self, *frames: bytes) -> None:
+    def pvm(self, *frames: bytes, card: int = 0) -> None:
         for frame in frames:
-            self.qemu.send(frame)
+            self.places[card].qemu.send(frame)
 
-    def svm(self, *frames: bytes) -> None:
-        self.peer.sendall(wire.encode_frames(1, self._twin_no, frames))
-        self._twin_no += len(frames)
+    def svm(self, *frames: bytes, card: int = 0) -> None:
+        self.peer.far.send_frames(card, 1, self._twin_nos[card], frames)
+        self._twin_nos[card] += len(frames)
 
     def turn(self) -> None:
-        """What the event loop does when both are readable, the network card first."""
+        """What the event loop does when all are readable, the network cards first."""
         try:
-            if self.side.reads_nic():
-                self.side.on_nic(1.0)
+            for number in range(len(self.places)):
+                if self.side.reads_nic(number):
+                    self.side.on_nic(number, 1.0)
             if self.side.channel is not None:
                 self.side.on_channel(1.0)
         except PeerLost:
             self.side.leave_pair()
+
+    def heard(self) -> list[list[bytes]]:
+        """What clients have heard on each card's network since the last call."""
+        return [place.tap.heard() for place in self.places]
+
+    def close(self) -> None:
+        self.side.leave_pair()
+        self.peer.far.close()
+        for place in self.places:
+            place.close()
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
     host = Host()
     yield host
-    host.side.leave_pair()
-    for end in (host.tap.ours, host.tap.clients, host.qemu, host.peer, host.side.nic._ours, host.side.nic._theirs):
-        end.close()
+    host.close()
+
+
+@pytest.fixture
+def two() -> Iterator[Host]:
+    """With two network cards, each of which may hold a few frames only."""
+    host = Host(2, replace(DataplaneLimits(), held_frames_max=4))
+    yield host
+    host.close()
 
 
 def test_a_frame_leaves_once_its_twin_has_come(host: Host) -> None:
@@ -99,7 +95,7 @@ def test_a_twin_that_the_peer_said_before_it_left_frees_nothing(host: Host, orde
         host.pvm(udp(b"one"))
         host.turn()
     host.svm(udp(b"one"))
-    host.peer.close()
+    host.peer.far.close()
     host.pvm(udp(b"one"), arp())
     host.turn()
     host.turn()
@@ -112,7 +108,7 @@ def test_after_leaving_nothing_leaves_and_nothing_is_lost(host: Host) -> None:
     host.side.leave_pair()
     host.pvm(udp(b"one"), arp(), udp(b"two"), udp(b"three"))
     host.turn()
-    assert not host.side.reads_nic()
+    assert not host.side.reads_nic(0)
     assert host.tap.heard() == []
     host.side.go_solo()
     host.turn()
@@ -138,7 +134,7 @@ def test_a_commit_after_the_loss_frees_nothing_and_loses_nothing(host: Host) -> 
     host.side.pause_feed()
     host.side.seal(2, host.side.drain(), 1.0)
     host.side.resume_feed()
-    host.peer.close()
+    host.peer.far.close()
     with pytest.raises(PeerLost):
         host.side.commit(2, 2.0)
     host.side.leave_pair()
@@ -153,3 +149,187 @@ def test_going_solo_is_final_until_the_next_pair(host: Host) -> None:
     host.pvm(udp(b"free"))
     host.turn()
     assert host.tap.heard() == [udp(b"free")]
+
+
+# ---------------------------------------------------------------- several network cards
+
+
+def test_a_twin_frees_its_frame_on_its_own_card_only(two: Host) -> None:
+    for card in (0, 1):
+        two.pvm(udp(b"same"), card=card)
+    two.svm(udp(b"same"), card=1)
+    two.turn()
+    assert two.heard() == [[], [udp(b"same")]]
+    two.svm(udp(b"same"), card=0)
+    two.turn()
+    assert two.heard() == [[udp(b"same")], []]
+    told = [said for said in two.peer.hears() if isinstance(said, wire.Confirm)]
+    assert told == [wire.Confirm(1, [0]), wire.Confirm(0, [0])]
+    assert two.side.stats().released_equal == 2
+
+
+def test_client_frames_of_all_cards_are_one_sequence(two: Host) -> None:
+    two.peer.hears()
+    for card, said in ((1, b"a"), (0, b"b"), (1, b"c")):
+        two.places[card].tap.clients.send(udp(said, inbound=True))
+        two.side.on_tap(card, 1.0)
+    assert two.side.pause_feed() == 3
+    frames = [said for said in two.peer.hears() if isinstance(said, tuple)]
+    assert [(card, number) for card, _, number, _ in frames] == [(1, 0), (0, 1), (1, 2)]
+    assert [place.guest_hears() for place in two.places] == [
+        [udp(b"b", inbound=True)],
+        [udp(b"a", inbound=True), udp(b"c", inbound=True)],
+    ]
+    assert not any(two.side.reads_tap(card) for card in (0, 1))
+
+
+def test_a_checkpoint_frees_what_all_cards_hold(two: Host) -> None:
+    for card in (0, 1):
+        two.pvm(udp(b"%d" % card), card=card)
+    two.turn()
+    two.pvm(udp(b"drained"), card=1)
+    two.side.pause_feed()
+    drained = two.side.drain()
+    assert [len(frames) for frames in drained] == [0, 1]
+    assert not any(two.side.reads_nic(card) for card in (0, 1))
+    two.side.seal(2, drained, 1.0)
+    two.side.resume_feed()
+    assert two.heard() == [[], []]
+    assert two.side.stats().held_frames == 3
+    assert two.side.commit(2, 2.0) == 3
+    assert two.heard() == [[udp(b"0")], [udp(b"1"), udp(b"drained")]]
+    assert two.side.stats().released_by_checkpoint == 3
+
+
+def test_a_card_that_is_full_does_not_stop_the_others(two: Host) -> None:
+    two.pvm(*(udp(b"%d" % number) for number in range(5)), card=1)
+    two.turn()
+    assert [two.side.reads_nic(card) for card in (0, 1)] == [True, False]
+    two.side.on_time(1.0)
+    assert two.notices == [protocol.Wanted("limit")]
+
+
+def test_what_is_due_first_on_any_card_is_due(two: Host) -> None:
+    assert two.side.on_time(1.0) is None
+    two.pvm(udp(b"waits"), card=1)
+    two.turn()
+    due_ms = two.side.on_time(1.0)
+    assert due_ms is not None
+    two.pvm(udp(b"waits, too"), card=0)
+    two.side.on_nic(0, 5.0)
+    assert two.side.on_time(5.0) == due_ms
+    assert two.notices == []
+    two.side.on_time(due_ms)
+    assert two.notices == [protocol.Wanted("late")]
+
+
+def test_going_solo_frees_all_cards(two: Host) -> None:
+    for card in (0, 1):
+        two.pvm(udp(b"%d" % card), card=card)
+    two.turn()
+    two.side.leave_pair()
+    assert two.heard() == [[], []]
+    assert two.side.go_solo() == 2
+    assert two.heard() == [[udp(b"0")], [udp(b"1")]]
+    two.pvm(udp(b"free"), card=1)
+    two.turn()
+    assert two.heard() == [[], [udp(b"free")]]
+
+
+def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first card has news for the peer, who is not there any more; the second one has frames to send."""
+    for card in (0, 1):
+        two.pvm(udp(b"%d" % card), card=card)
+    two.turn()
+    two.side.pause_feed()
+    two.side.seal(2, two.side.drain(), 1.0)
+    two.side.resume_feed()
+    news = wire.Translations(0, [], [])
+    monkeypatch.setattr(two.places[0].card.chain, "changes", lambda: [news])
+
+    def breaks(self: PacketChannel, message: wire.Translations) -> None:
+        raise PeerLost("it is gone")
+
+    monkeypatch.setattr(PacketChannel, "send", breaks)
+    with pytest.raises(PeerLost):
+        two.side.commit(2, 2.0)
+    two.side.leave_pair()
+    two.side.go_solo()
+    assert two.heard() == [[udp(b"0")], [udp(b"1")]]
+
+
+def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for card in (0, 1):
+        two.pvm(udp(b"%d" % card), card=card)
+    two.turn()
+    two.side.pause_feed()
+    two.side.seal(2, two.side.drain(), 1.0)
+    two.side.resume_feed()
+    times = iter([0.0, 0.1, 0.3])
+    monkeypatch.setattr("pycolo.agent.primary.time.monotonic", lambda: next(times))
+    two.side.commit(2, 2.0)
+    assert two.heard() == [[udp(b"0")], []]
+    monkeypatch.undo()
+    two.side.leave_pair()
+    two.side.go_solo()
+    assert two.heard() == [[], [udp(b"1")]]
+
+
+def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.peer.hears()
+    news = wire.Translations(0, [], [], afresh=True)
+    monkeypatch.setattr(two.places[1].card.chain, "changes", lambda: [news])
+    two.places[1].tap.clients.send(udp(b"a", inbound=True))
+    two.side.on_tap(1, 1.0)
+    assert two.peer.hears()[-1] == msgspec.structs.replace(news, nic=1)
+
+
+class Guest:
+    """Client frames for the second card of two, and pauses of the feed."""
+
+    def __init__(self, host: Host) -> None:
+        self.side, self.place, self._card = host.side, host.places[1], host.side.cards[1]
+
+    def pause(self, frames: int, takes: int = 0) -> bool:
+        """Whether QEMU is waited for when it takes `takes` of so many frames, and only those."""
+        self._card.feed([udp(b"%d" % number) for number in range(frames)])
+        self.side.pause_feed()
+        for _ in range(takes):
+            self.place.qemu.recv(1000)
+        waits = self.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+        self.side.end_wait()
+        assert self.place.guest_hears() == []  # the rest is taken back
+        self.side.resume_feed()
+        return waits
+
+
+@pytest.fixture
+def guest(two: Host) -> Guest:
+    return Guest(two)
+
+
+def test_a_card_that_the_guest_does_not_use_is_waited_for_once(guest: Guest) -> None:
+    assert guest.pause(3)
+    assert not guest.pause(3)
+    guest.pause(1, takes=1)  # QEMU itself keeps one now and then
+    assert not guest.pause(3)
+
+
+def test_a_card_that_comes_into_use_gets_its_time_again(guest: Guest) -> None:
+    assert guest.pause(2)
+    assert guest.pause(2, takes=1)
+    assert guest.pause(2, takes=0)
+    assert not guest.pause(2)
+    guest.pause(9, takes=9)
+    assert guest.pause(2)
+
+
+def test_an_unused_card_takes_no_time_from_the_others(two: Host, guest: Guest) -> None:
+    guest.pause(3)
+    two.side.cards[0].feed([udp(b"slow")])
+    two.side.cards[1].feed([udp(b"never read")])
+    two.side.pause_feed()
+    assert two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+    two.places[0].guest_hears()
+    assert not two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
+    assert two.side.waits_for_qemu(0.0)

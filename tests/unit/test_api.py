@@ -26,7 +26,7 @@ def manager(folder: Path, role: Role = Role.PRIMARY, arbiter: Path | None = None
         arbiter=FileArbiterConfig(kind="file", path=arbiter or folder),
         bridge="br0",
         insecure=True,
-        tap="colo0",
+        taps=("colo0",),
     )
     return Manager(host, VmConfig(name="vm", kernel=Path("k"), initrd=Path("i"), accel="tcg", memory_mib=32), role)
 

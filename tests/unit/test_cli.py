@@ -206,7 +206,7 @@ def copy_process(document: dict[str, object], folder: Path) -> tuple[int, str]:
 def test_a_copy_that_can_not_start_leaves_nothing(host_toml: Path, vm_toml: Path) -> None:
     folder = host_toml.parent
     (folder / "initrd").touch()
-    host = tomllib.loads(host_toml.read_text()) | {"tap": "colo0"}
+    host = tomllib.loads(host_toml.read_text()) | {"taps": ["colo0"]}
     vm = tomllib.loads(vm_toml.read_text()) | {"kernel": str(folder / "initrd")}
     status, last = copy_process({"host": host, "vm": vm, "role": "primary"}, folder)
     assert (status, last[:6]) == (2, "colo: ")

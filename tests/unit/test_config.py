@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pycolo.config import (
     CopyDocument,
     DiskConfig,
     EtcdArbiterConfig,
     HostConfig,
+    NetworkCard,
     VmConfig,
     disk_path,
     load_config,
@@ -39,7 +41,8 @@ def write(folder: Path, values: dict[str, str], more: str = "") -> Path:
 
 def test_what_is_left_out_has_its_documented_default(tmp_path: Path) -> None:
     vm = load_config(write(tmp_path, VM), VmConfig)
-    assert (vm.cpus, vm.memory_mib, vm.mac, vm.qemu) == (1, 256, "52:54:00:00:00:02", "qemu-system-x86_64")
+    assert (vm.cpus, vm.memory_mib, vm.qemu) == (1, 256, "qemu-system-x86_64")
+    assert vm.cards == (NetworkCard("52:54:00:00:00:02"),)
     protection = vm.protection
     assert (protection.heartbeat_ms, protection.heartbeat_lost_max, protection.epoch_ms_max) == (100, 3, 10_000)
     assert (protection.hold_ms_min, protection.hold_ms_max, protection.qmp_deadline_ms) == (50, 1000, 2000)
@@ -258,9 +261,9 @@ def test_as_many_disks_as_the_channel_has_numbers_for(tmp_path: Path) -> None:
 
 
 def test_where_an_image_lies(tmp_path: Path) -> None:
-    bare = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, "colo0")
+    bare = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, ["colo0"])
     with_folder = load_config(write(tmp_path, HOST | {"disk_dir": '"/var/lib/colo"'}), HostConfig)
-    host = with_folder.for_copy(tmp_path, "colo0")
+    host = with_folder.for_copy(tmp_path, ["colo0"])
     here, there = DiskConfig(name="a", path=Path("x/a.img")), DiskConfig(name="b", path=Path("/dev/vg/b"))
     assert disk_path(host, here) == Path("/var/lib/colo/x/a.img")
     assert disk_path(host, there) == disk_path(bare, there) == Path("/dev/vg/b")
@@ -273,13 +276,14 @@ def test_where_an_image_lies(tmp_path: Path) -> None:
 )
 def test_a_copy_has_a_folder_a_tap_and_a_port_of_its_own(tmp_path: Path, listen: str, copy_listen: str) -> None:
     host = load_config(write(tmp_path, HOST | {"listen": f'"{listen}"'}), HostConfig)
-    copy = host.for_copy(tmp_path / "vms" / "web", "colo3")
+    copy = host.for_copy(tmp_path / "vms" / "web", ["colo3", "colo5"])
     assert (copy.name, copy.bridge, copy.arbiter) == (host.name, host.bridge, host.arbiter)
-    assert (copy.state_dir, copy.tap, copy.listen, copy.peer) == (tmp_path / "vms" / "web", "colo3", copy_listen, "")
+    assert (copy.state_dir, copy.listen, copy.peer) == (tmp_path / "vms" / "web", copy_listen, "")
+    assert copy.taps == ("colo3", "colo5")
 
 
 def test_the_document_of_a_copy_comes_back_as_it_was(tmp_path: Path) -> None:
-    host = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, "colo0")
+    host = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, ["colo0"])
     document = CopyDocument(host=host, vm=load_config(write(tmp_path, VM, DISK), VmConfig), role="secondary")
     path = tmp_path / "copy.json"
     path.write_text(document.model_dump_json())
@@ -287,6 +291,41 @@ def test_the_document_of_a_copy_comes_back_as_it_was(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"secondary"', '"boss"'))
     with pytest.raises(EnvironmentFault, match="role is 'boss'"):
         load_document(path)
+
+
+def test_a_copy_has_an_uplink_for_each_card(tmp_path: Path) -> None:
+    host = load_config(write(tmp_path, HOST), HostConfig).for_copy(tmp_path, ["colo0"])
+    vm = load_config(write(tmp_path, VM, "[[nics]]\n[[nics]]\n"), VmConfig)
+    with pytest.raises(ValidationError, match="1 entries for 2 network cards"):
+        CopyDocument(host=host, vm=vm, role="primary")
+
+
+def test_cards_without_an_address_get_one_for_ever(tmp_path: Path) -> None:
+    """These never change: a guest knows its network by them."""
+    nics = '[[nics]]\n[[nics]]\nmac = "52:54:00:AA:00:01"\n[[nics]]\nnetwork = "san"\n'
+    vm = load_config(write(tmp_path, VM, nics), VmConfig)
+    assert vm.cards == (
+        NetworkCard("52:54:7a:f7:ab:66"),
+        NetworkCard("52:54:00:aa:00:01"),
+        NetworkCard("52:54:88:f3:e9:77", "san"),
+    )
+    assert load_config(write(tmp_path, VM | {"name": '"db"'}, nics), VmConfig).cards[0] != vm.cards[0]
+    assert VmConfig.model_validate_json(vm.model_dump_json()) == vm
+
+
+@pytest.mark.parametrize(("mac", "card"), [("", "52:54:00:00:00:02"), ('"52:54:00:12:34:56"', "52:54:00:12:34:56")])
+def test_the_short_form_is_one_card(tmp_path: Path, mac: str, card: str) -> None:
+    vm = load_config(write(tmp_path, VM | ({"mac": mac} if mac else {})), VmConfig)
+    assert vm.cards == (NetworkCard(card, ""),)
+    assert VmConfig.model_validate_json(vm.model_dump_json()) == vm
+
+
+def test_where_a_network_is_on_a_host(tmp_path: Path) -> None:
+    host = load_config(write(tmp_path, HOST, '[networks]\nsan = "br1"\n'), HostConfig)
+    for one in (host, host.for_copy(tmp_path, ["colo0"])):
+        assert (one.bridge_of(""), one.bridge_of("san")) == ("br0", "br1")
+        with pytest.raises(EnvironmentFault, match=r"lan of vm.toml is not in \[networks\] of host.toml on h1: add it"):
+            one.bridge_of("lan")
 
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_the_command_says_it_all_and_fails(tmp_path: Path) -> None:
     assert f"warning: {good}: kernel is '{tmp_path}/vmlinuz': this file does not exist on this machine" in result.stderr
 
 
+def test_each_network_should_have_its_bridge(tmp_path: Path) -> None:
+    path = written(tmp_path, HOST + '[networks]\nsan = "br-none"\n')
+    assert (
+        f"{path}: networks.san is 'br-none': this machine has no bridge of that name now" in check_file(path).warnings
+    )
+
+
 def test_only_warnings_are_no_failure(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, ["config", "check", str(written(tmp_path, HOST))]).exit_code == 0
 

@@ -60,6 +60,11 @@ def said(model: type[BaseModel], values: dict[str, Any]) -> list[str]:
         ({"Name": "x"}, "the key Name is unknown: did you mean `name`?"),
         ({"token-file": "x"}, "the key token-file is unknown: did you mean `token_file`?"),
         ({"tap": "x"}, "the key tap is unknown: remove it or correct its spelling"),
+        ({"networks": 5}, "networks is 5: it should be a table [networks]"),
+        ({"networks": {"a b": "br1"}}, "a key of networks is 'a b': it should be a name of up to 63 letters"),
+        ({"networks": {"san": "b" * 16}}, f"networks.san is '{'b' * 16}': it should be a name of up to 15 letters"),
+        ({"networks": {"san": 5}}, "networks.san is 5: it should be a name of up to 15 letters, digits, '.', '_' and "),
+        ({"networks": dict.fromkeys(map(str, range(65)), "br1")}, "networks has 65 entries: it should have at most 64"),
         ({"ca": "x"}, "the key ca is unknown: it belongs into the table [tls]"),
         (
             {"insecure": False, "tls": {"ca": "/a", "cert": "/b", "key": "/c", "log": "json"}},
@@ -95,6 +100,21 @@ def test_a_value_of_the_arbiter(values: dict[str, Any], says: str) -> None:
         ({"cpus": True}, "cpus is true: it should be a whole number from 1 to 64"),
         ({"mac": "5"}, "mac is '5': it should be six pairs of hexadecimal digits with colons between them, such as"),
         ({"mac": "53:54:00:00:00:02"}, "mac is '53:54:00:00:00:02': its first byte, 53, is odd, which makes it a mul"),
+        (
+            {"mac": "52:54:00:00:00:02", "nics": [{}]},
+            "it has both `mac` and [[nics]]: put the address into the first of [[nics]]",
+        ),
+        ({"nics": [{}] * 9}, "nics has 9 entries: it should have at most 8"),
+        (
+            {"nics": [{"mac": "5"}]},
+            "mac of [[nics]] number 1 is '5': it should be six pairs of hexadecimal digits with",
+        ),
+        ({"nics": [{"network": ""}]}, "network of [[nics]] number 1 is '': it should be a name of up to 63 letters"),
+        ({"nics": [{}, {"bridge": "br1"}]}, "the key bridge of [[nics]] number 2 is unknown: remove it or correct"),
+        (
+            {"nics": [{"mac": "52:54:00:00:00:02"}, {"mac": "52:54:00:00:00:02", "network": "san"}]},
+            "two network cards have the address 52:54:00:00:00:02: give each its own `mac`",
+        ),
         ({"mac": "00:00:00:00:00:00"}, "mac is '00:00:00:00:00:00': no network card has this address: take one"),
         ({"protection": {"self_check": "no"}}, "protection.self_check is 'no': it should be true or false, without q"),
         ({"protection": {"secondaries": "h2"}}, "protection.secondaries is 'h2': it should be a list such as [\"h1\""),
@@ -143,13 +163,13 @@ def test_bad_entries_do_not_make_a_list_too_short_as_well() -> None:
 
 
 def test_alternatives_have_one_sentence() -> None:
-    host = HOST | {"tap": "t", "listen": "10.0.0.1:0", "primary": 5}
+    host = HOST | {"taps": ["t"], "listen": "10.0.0.1:0", "primary": 5}
     (sentence,) = said(CopyDocument, {"host": host, "vm": VM, "role": "primary"})
     assert sentence == f'host.primary is 5: it should be {NAMES} or ""'
 
 
 def test_places_in_a_document_of_ours() -> None:
-    host = HOST | {"tap": "t", "listen": "10.0.0.1:0", "arbiter": {"kind": "file"}}
+    host = HOST | {"taps": ["t"], "listen": "10.0.0.1:0", "arbiter": {"kind": "file"}}
     found = said(CopyDocument, {"host": host, "vm": VM | {"disks": [{"name": "a"}]}, "role": "x"})
     assert found[0] == "the key host.arbiter.path is missing: add it"
     assert found[1] == "the key path of [[vm.disks]] number 1 is missing: add it"

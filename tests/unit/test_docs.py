@@ -65,7 +65,7 @@ def keys(table: Schema, root: Schema, prefix: str = "") -> Iterator[tuple[str, R
             yield f"{key}.kind", Row("required", kinds)
             for one in alternatives:
                 yield from (row for row in keys(one, root, f"{key}.") if row[0] != f"{key}.kind")
-        elif node.get("type") == "object":
+        elif "properties" in node:
             yield from keys(node, root, f"{key}.")
         else:
             yield key, Row(default_of(node, name in table.get("required", ())), allowed_of(node))
@@ -87,6 +87,8 @@ def allowed_of(node: Schema) -> str:
         return "true, false"
     if node["type"] == "integer":
         return f"{node['minimum']} to {node['maximum']}"
+    if node["type"] == "object":  # a table whose keys the user chooses
+        return f"0 to {node['maxProperties']}"
     if node["type"] == "array":
         return f"{node.get('minItems', 0)} to {node['maxItems']}"
     return ", ".join(f"`{choice}`" for choice in node.get("enum", ()))
@@ -112,6 +114,8 @@ def test_the_test_sees_all_keys() -> None:
     host, vm = keys_of(HostConfig), keys_of(VmConfig)
     assert host["arbiter.endpoints"] == Row("required", "1 to 9")
     assert host["arbiter.kind"] == Row("required", "`file`, `etcd`")
+    assert host["networks"] == Row("{}", "0 to 64")
+    assert vm["nics.mac"] == Row("none", "")
     assert {"arbiter.path", "peers", "peers.name", "tls.key"} <= host.keys()
     assert vm["disks.size_mib"] == Row("0", f"0 to {1 << 26}")
     assert vm["protection.secondaries"] == Row("[]", "0 to 64")

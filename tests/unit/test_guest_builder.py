@@ -187,6 +187,7 @@ def test_only_libraries_and_the_kernel_are_fetched(tools: Tools, cache: Path) ->
 def test_command_line_carries_the_address() -> None:
     image = GuestImage(Path("k"), Path("i"), "console=ttyS0 quiet")
     assert image.command_line("10.77.0.2/24") == "console=ttyS0 quiet colo.ip=10.77.0.2/24"
+    assert image.command_line("10.77.0.2/24", "10.79.0.2/24").endswith(" colo.ip=10.77.0.2/24,10.79.0.2/24")
 
 
 def test_a_second_build_uses_the_cache_and_a_new_version_does_not(tools: Tools, cache: Path) -> None:

@@ -21,6 +21,7 @@ from host_parts import (
 )
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from pycolo.config import NicConfig
 from pycolo.errors import EnvironmentFault, NotAllowed, UnknownVm, WrongState
 from pycolo.host import event_stream, listener, models
 from pycolo.host.client import DaemonClient
@@ -95,13 +96,30 @@ async def test_a_second_daemon_is_refused(daemon: HostDaemon, tmp_path: Path) ->
 
 async def test_two_vms_have_two_taps_and_different_addresses(daemon: HostDaemon) -> None:
     one, two = await protect(daemon), await protect(daemon, "db", mac="52:54:00:00:00:03")
-    assert one.tap != two.tap
-    assert all(tap.startswith("colo") and len(tap) <= 15 for tap in (one.tap, two.tap))
+    assert one.taps != two.taps
+    assert all(tap.startswith("colo") and len(tap) <= 15 for tap in (*one.taps, *two.taps))
     status, answer = await asked(
         daemon, "POST", "/v1/vms", ProtectRequest(vm=vm_config("x", protect=False)).model_dump(mode="json")
     )
     assert (status, answer["status"]) == (409, WrongState.exit_status)
     assert "web has the MAC address 52:54:00:00:00:02 of x already" in answer["error"]
+
+
+async def test_each_network_card_has_a_tap_and_a_network_that_this_host_knows(daemon: HostDaemon) -> None:
+    nics = (NicConfig(mac="52:54:00:00:00:07"), NicConfig())
+    copy = await protect(daemon, nics=nics)
+    assert len(set(copy.taps)) == 2
+    for other, says in (
+        ((NicConfig(), NicConfig(mac="52:54:00:00:00:07")), "web has the MAC address 52:54:00:00:00:07 of x already"),
+        (
+            (NicConfig(network="san"),),
+            "[networks] in host.toml of h1 has no san: choose another host or change vm.toml",
+        ),
+    ):
+        body = ProtectRequest(vm=vm_config("x", protect=False, nics=other)).model_dump(mode="json")
+        status, answer = await asked(daemon, "POST", "/v1/vms", body)
+        assert (status, answer["status"]) == (409, WrongState.exit_status)
+        assert answer["error"].startswith(says)
 
 
 @pytest.mark.parametrize(

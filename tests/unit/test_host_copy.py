@@ -13,7 +13,7 @@ from host_parts import host_config, vm_config
 from pycolo.errors import EnvironmentFault, WrongState
 from pycolo.host import copy as copy_module
 from pycolo.host.copy import Copy
-from pycolo.host.daemon import free_tap
+from pycolo.host.daemon import free_taps
 from pycolo.host.record import Record, load_record
 
 MANAGER = """
@@ -66,7 +66,7 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         (folder / "mode").write_text(mode)
         copy = Copy(Record(vm=vm_config(), role="primary", home="h1"), folder, "h1")
         started.append(copy)
-        await copy.start(host_config(tmp_path).for_copy(folder, "colo0"))
+        await copy.start(host_config(tmp_path).for_copy(folder, ["colo0"]))
         return copy
 
     yield begin
@@ -129,7 +129,7 @@ async def test_a_copy_can_start_again_and_its_events_go_on(start: Start) -> None
     assert await copy.until(lambda: "solo" in copy.latest and copy.state == "solo", 10)
     await copy.stop()
     last = copy.events.newest_no
-    config = host_config(copy.folder.parent.parent).for_copy(copy.folder, "colo1")
+    config = host_config(copy.folder.parent.parent).for_copy(copy.folder, ["colo1"])
     await copy.start(config)
     assert await copy.until(lambda: "solo" in copy.latest, 10)
     assert [event["no"] for event in copy.events.since(last)] == [last + 1, last + 2]
@@ -140,11 +140,11 @@ async def test_a_copy_can_start_again_and_its_events_go_on(start: Start) -> None
 async def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     copy = Copy(Record(vm=vm_config(), role="primary", home="h1"), tmp_path / "none", "h1")
     with pytest.raises(EnvironmentFault, match="can't be written"):
-        await copy.start(host_config(tmp_path).for_copy(tmp_path / "none", "colo0"))
+        await copy.start(host_config(tmp_path).for_copy(tmp_path / "none", ["colo0"]))
     assert not copy.running
 
 
 def test_a_tap_has_a_name_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "lo"), (2, "colo0"), (3, "colo2")])
-    assert free_tap(["colo1", ""]) == "colo3"
-    assert free_tap([]) == "colo1"
+    assert free_taps(["colo1"], 2) == ["colo3", "colo4"]
+    assert free_taps([], 1) == ["colo1"]

@@ -33,7 +33,7 @@ def host(folder: Path, disk_dir: Path | None) -> CopyConfig:
         arbiter=FileArbiterConfig(kind="file", path=folder),
         bridge="br0",
         insecure=True,
-        tap="colo0",
+        taps=("colo0",),
         disk_dir=disk_dir,
     )
 

@@ -25,7 +25,7 @@ def copy_of(tmp_path: Path, *, no_copy_lives: bool = False) -> VmCopy:
         arbiter=FileArbiterConfig(kind="file", path=tmp_path),
         bridge="br0",
         insecure=True,
-        tap="colo0",
+        taps=("colo0",),
     )
     vm = VmConfig(name="vm", kernel=tmp_path, initrd=tmp_path, accel="tcg")
     return VmCopy(host, vm, Role.PRIMARY, Known(no_copy_lives), EventLog("h1"))

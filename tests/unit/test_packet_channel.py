@@ -17,12 +17,13 @@ from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerLost, PeerViolation
 from tcp_pair import tcp_pair
 
-HELLO, BOUNDARY, CONFIRM = wire.ChannelHello("t" * 32), wire.Boundary(7), wire.Confirm([1, 2, 3])
+HELLO, BOUNDARY, CONFIRM = wire.ChannelHello("t" * 32), wire.Boundary(7), wire.Confirm(1, [1, 2, 3])
+NICS = 2
 
 
 def open_channel(connection: socket.socket, *, receiver_is_primary: bool) -> PacketChannel:
     stream = MessageStream(PlainTransport(connection), "the packet channel", wire.decode_header)
-    return PacketChannel(stream, receiver_is_primary=receiver_is_primary)
+    return PacketChannel(stream, NICS, receiver_is_primary=receiver_is_primary)
 
 
 class Ends:
@@ -51,7 +52,7 @@ def wait_readable(channel: PacketChannel) -> None:
 
 def send_for_long(channel: PacketChannel) -> None:
     for _ in range(1000):
-        channel.send_frames(1, 0, [bytes(1500)] * 100)
+        channel.send_frames(0, 1, 0, [bytes(1500)] * 100)
 
 
 def received(channel: PacketChannel, count: int) -> list[Incoming]:
@@ -67,13 +68,13 @@ def received(channel: PacketChannel, count: int) -> list[Incoming]:
 def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
     ends = Ends()
     try:
-        stream = wire.encode_control(BOUNDARY) + wire.encode_frames(3, 5, frames) + wire.encode_control(CONFIRM)
+        stream = wire.encode_control(BOUNDARY) + wire.encode_frames(1, 3, 5, frames) + wire.encode_control(CONFIRM)
         messages: list[Incoming] = []
         for start in range(0, len(stream), piece):
             ends.raw.sendall(stream[start : start + piece])
             wait_readable(ends.channel)
             messages += ends.channel.receive()
-        assert messages == [BOUNDARY, (3, 5, frames), CONFIRM]
+        assert messages == [BOUNDARY, (1, 3, 5, frames), CONFIRM]
     finally:
         ends.close()
 
@@ -81,15 +82,15 @@ def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
 def test_a_long_batch_is_cut_into_messages_that_follow_on(ends: Ends) -> None:
     other = open_channel(ends.raw, receiver_is_primary=True)
     frames = [b"%04d" % number for number in range(wire.FRAMES_MAX + 3)]
-    ends.channel.send_frames(9, 100, frames)
+    ends.channel.send_frames(1, 9, 100, frames)
     first, second = received(other, 2)
-    assert first == (9, 100, frames[: wire.FRAMES_MAX])
-    assert second == (9, 100 + wire.FRAMES_MAX, frames[wire.FRAMES_MAX :])
+    assert first == (1, 9, 100, frames[: wire.FRAMES_MAX])
+    assert second == (1, 9, 100 + wire.FRAMES_MAX, frames[wire.FRAMES_MAX :])
 
 
 def test_nothing_there_is_nothing(ends: Ends) -> None:
     assert ends.channel.receive() == ends.channel.receive_all() == []
-    ends.channel.send_frames(1, 1, [])
+    ends.channel.send_frames(0, 1, 1, [])
     assert not ends.channel.waiting
 
 
@@ -104,10 +105,10 @@ def test_what_waits_is_sent_when_the_peer_reads(ends: Ends) -> None:
     ends.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sent = 0
     while not ends.channel.waiting:
-        ends.channel.send_frames(1, sent, [bytes(1500)] * 100)
+        ends.channel.send_frames(0, 1, sent, [bytes(1500)] * 100)
         sent += 1
     got = 0
-    expected = sent * len(wire.encode_frames(1, 0, [bytes(1500)] * 100))
+    expected = sent * len(wire.encode_frames(0, 1, 0, [bytes(1500)] * 100))
     while got < expected:
         ends.channel.flush()
         got += len(ends.raw.recv(1 << 20))
@@ -124,7 +125,7 @@ def test_the_end_of_the_peer(ends: Ends) -> None:
 
 
 def test_nothing_of_a_peer_that_has_left(ends: Ends) -> None:
-    ends.raw.sendall(wire.encode_frames(1, 0, [b"x" * 60]))
+    ends.raw.sendall(wire.encode_frames(0, 1, 0, [b"x" * 60]))
     ends.raw.shutdown(socket.SHUT_WR)
     wait_readable(ends.channel)
     with pytest.raises(PeerLost, match="closed the packet channel"):
@@ -147,6 +148,9 @@ def test_sending_to_a_peer_that_is_gone(ends: Ends) -> None:
         wire.HEADER.pack(16, 2) + bytes(16),
         wire.encode_control(wire.Heartbeat()),
         wire.encode_control(HELLO),  # a greeting once more
+        wire.encode_frames(NICS, 1, 0, [b"x" * 60]),  # of a card that the VM does not have
+        wire.encode_control(wire.Confirm(NICS, [1])),
+        wire.encode_control(wire.Translations(0, [], [], nic=NICS)),
     ],
 )
 def test_what_can_not_be_a_message_ends_the_session(ends: Ends, said: bytes) -> None:

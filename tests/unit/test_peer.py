@@ -30,7 +30,7 @@ HELLO = wire.Hello(
         "pc-q35-7.2",
         256,
         1,
-        "52:54:00:00:00:02",
+        (wire.NicShape("52:54:00:00:00:02"),),
         "tcg",
     ),
     disks=(wire.DiskShape("root", 4096),),
@@ -50,7 +50,7 @@ MESSAGES: dict[str, wire.Message] = {
     "pages": (1, BATCH),  # to the table a batch of frames is alike: a tuple
     "channel-hello": wire.ChannelHello("t"),
     "boundary": wire.Boundary(1),
-    "confirm": wire.Confirm([1]),
+    "confirm": wire.Confirm(0, [1]),
 }
 ALLOWED = {
     (False, Phase.GREETING, Channel.CONTROL): {"hello"},
@@ -95,7 +95,13 @@ def test_two_that_fit() -> None:
         ("machine", "pc-q35-8.0", "the primary's machine type is pc-q35-8.0, the secondary's pc-q35-7.2"),
         ("memory_mib", 128, "the primary's memory_mib is 128, the secondary's 256"),
         ("cpus", 2, "the primary's cpus is 2, the secondary's 1"),
-        ("mac", "52:54:00:00:00:03", "the primary's mac is 52:54:00:00:00:03, the secondary's 52:54:00:00:00:02"),
+        (
+            "nics",
+            (wire.NicShape("52:54:00:00:00:02"), wire.NicShape("52:54:00:00:00:03", "san")),
+            "the primary's network cards are 52:54:00:00:00:02, 52:54:00:00:00:03 on san, "
+            "the secondary's 52:54:00:00:00:02: make vm.toml the same on both",
+        ),
+        ("nics", (wire.NicShape("52:54:00:00:00:02", "san"),), "the primary's network cards are 52:54:00:00:00:02 on "),
         ("accel", "kvm", "the primary's accel is kvm, the secondary's tcg"),
         ("disks", (), "the primary's disks are none, the secondary's root: make vm.toml the same on both"),
         ("disks", (wire.DiskShape("data", 4096),), "the primary's disks are data, the secondary's root"),

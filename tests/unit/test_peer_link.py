@@ -22,7 +22,7 @@ from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
 
 HELLO = wire.Hello(
     *(wire.PROTOCOL_VERSION, wire.PROTOCOL_VERSION_MIN, "control", "vm", "h1", 5, "pc-q35-7.2", 256, 1),
-    *("52:54:00:00:00:02", "tcg"),
+    *((wire.NicShape("52:54:00:00:00:02"),), "tcg"),
 )
 OURS = msgspec.structs.replace(HELLO, host="h2")  # the secondary's
 HEARTBEAT_MS, LOST_MAX = 20, 5

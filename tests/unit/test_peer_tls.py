@@ -240,7 +240,7 @@ async def test_a_primary_says_nothing_to_who_is_not_known(own_pki: Pki, kind: st
     async with impostor(context, wire.encode_control(WELCOME)) as (where, heard):
         with pytest.raises(PeerUntrusted, match=f"the (certificate of the )?secondary at {where}"):
             await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, own_pki.files("h1"))
-        assert not any(HELLO.vm.encode() in said and HELLO.mac.encode() in said for said in heard)
+        assert not any(HELLO.vm.encode() in said and HELLO.nics[0].mac.encode() in said for said in heard)
 
 
 async def test_a_primary_shows_no_token_to_another_name(pki: Pki) -> None:
@@ -305,7 +305,7 @@ async def test_a_secondary_of_a_version_that_we_do_not_speak() -> None:
     other = wire.encode_control(msgspec.structs.replace(WELCOME, version=9))
     for answer in (wire.HEADER.pack(len(body), 1) + body, other):
         async with impostor(None, answer) as (where, _):
-            with pytest.raises(EnvironmentFault, match="the primary speaks protocol 3, the secondary 9: install"):
+            with pytest.raises(EnvironmentFault, match="the primary speaks protocol 4, the secondary 9: install"):
                 await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
 
 

@@ -22,7 +22,9 @@ def body_of(message: bytes) -> bytes:
 @pytest.mark.parametrize(
     "message",
     [
-        wire.Hello(1, 1, "control", "vm", "alpha", 3, "pc", 256, 1, "52:54:00:00:00:02", "tcg"),
+        wire.Hello(
+            1, 1, "control", "vm", "alpha", 3, "pc", 256, 1, (wire.NicShape("52:54:00:00:00:02", "san"),), "tcg"
+        ),
         wire.Welcome(1, "beta", 4711, "packets", 4712, "disks", "token"),
         wire.Refused("no"),
         wire.Heartbeat(),
@@ -34,7 +36,8 @@ def body_of(message: bytes) -> bytes:
         STAGE,
         wire.ChannelHello("token"),
         wire.Boundary(17),
-        wire.Confirm([1, 2, 3]),
+        wire.Confirm(7, [1, 2, 3]),
+        wire.Translations(1, [], [b"key"], nic=3),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -76,6 +79,9 @@ def test_the_stage_body_of_these_tests_is_a_good_one() -> None:
         b"\x82\xa4type\xa3bye\xa3why\xa2\xff\xfe",  # text that is not UTF-8
         b"\x81\xa2\xff\xfe\x01",
         b"\x91" * 100_000,  # nested deeper than anybody reads
+        msgspec.msgpack.encode({"type": "confirm", "nic": wire.NICS_MAX, "numbers": []}),
+        msgspec.msgpack.encode({"type": "confirm", "nic": -1, "numbers": []}),
+        msgspec.msgpack.encode({"type": "translations", "layer": 0, "known": [], "forgotten": [], "nic": 8}),
         stage_body(boundary=-1),
         stage_body(epoch=-1),
         stage_body(batch_count=-1),
@@ -145,17 +151,24 @@ def test_bad_page_batches_are_violations(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        bytes(17),
-        bytes(19),
-        wire._FRAMES.pack(1, 1, 2) + b"\0\1",
-        wire._FRAMES.pack(1, 1, 1) + b"\0\2" + b"x",
-        wire._FRAMES.pack(1, 1, 1) + b"\0\1" + b"xx",
-        wire._FRAMES.pack(1, 1, wire.FRAMES_MAX + 1) + bytes(2 * (wire.FRAMES_MAX + 1)),
+        bytes(18),
+        bytes(20),
+        wire._FRAMES.pack(0, 1, 1, 2) + b"\0\1",
+        wire._FRAMES.pack(0, 1, 1, 1) + b"\0\2" + b"x",
+        wire._FRAMES.pack(0, 1, 1, 1) + b"\0\1" + b"xx",
+        wire._FRAMES.pack(0, 1, 1, wire.FRAMES_MAX + 1) + bytes(2 * (wire.FRAMES_MAX + 1)),
+        wire._FRAMES.pack(wire.NICS_MAX, 1, 1, 0),
     ],
 )
 def test_bad_frame_batches_are_violations(body: bytes) -> None:
     with pytest.raises(PeerViolation):
         wire.decode_frames(body)
+
+
+def test_frames_on_the_wire_are_what_the_docstring_says() -> None:
+    encoded = wire.encode_frames(5, 3, 9, [b"ab", b"c"])
+    assert encoded[4] == wire.Kind.FRAMES
+    assert body_of(encoded) == b"\5" + (3).to_bytes(8, "big") + (9).to_bytes(8, "big") + b"\0\2\0\2\0\1abc"
 
 
 # ---------------------------------------------------------------- greetings of other versions
@@ -204,7 +217,7 @@ def test_a_limit_of_ones_own() -> None:
 
 def test_names_of_strangers_are_short() -> None:
     fields = {"version": 3, "version_min": 3, "channel": "control", "vm": "vm", "host": "h" * 256, "term": 1}
-    fields |= {"machine": "pc", "memory_mib": 256, "cpus": 1, "mac": "x", "accel": "tcg", "type": "hello"}
+    fields |= {"machine": "pc", "memory_mib": 256, "cpus": 1, "nics": [{"mac": "x"}], "accel": "tcg", "type": "hello"}
     with pytest.raises(PeerViolation, match="can't be read"):
         wire.decode_control(msgspec.msgpack.encode(fields))
     assert isinstance(wire.decode_control(msgspec.msgpack.encode(fields | {"host": "h"})), wire.Hello)

@@ -1,4 +1,4 @@
-"""The agent's program: one event loop over uplink, network card, packet channel and the daemon's commands.
+"""The agent's program: one event loop over uplinks, network cards, packet channel and the daemon's commands.
 
 It ends when its daemon does; a bug ends it too, and the partner takes over.
 """
@@ -11,14 +11,14 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
-from pycolo.agent.side import Side
+from pycolo.agent.side import Card, Side
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.overheard import Overheard
 from pycolo.core.secondary import advance_ticks
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.daemon_link import DaemonLink
@@ -45,8 +45,10 @@ def now_ms() -> float:
 class Agent:
     """Everything that is readable, and what follows from it."""
 
-    def __init__(self, daemon: DaemonLink, nic: Nic) -> None:
-        self._daemon, self._nic = daemon, nic
+    def __init__(self, daemon: DaemonLink, nics: Sequence[Nic]) -> None:
+        self._daemon, self._nics = daemon, nics
+        self._on_taps = [partial(self._on_tap, number) for number in range(len(nics))]
+        self._on_nics = [partial(self._on_nic, number) for number in range(len(nics))]
         self._side: Side | None = None
         self._limits = DataplaneLimits()
         self._epoll = select.epoll()
@@ -73,9 +75,11 @@ class Agent:
 
     def _set_watches(self, side: Side) -> None:
         """Ask only for what the side wants now: not reading is how back-pressure works."""
-        self._want(side.tap.fd, self._on_tap, select.EPOLLIN if side.reads_tap() else 0)
-        nic_events = (select.EPOLLIN if side.reads_nic() else 0) | (select.EPOLLOUT if self._nic.backlog else 0)
-        self._want(self._nic.fileno(), self._on_nic, nic_events)
+        for number, card in enumerate(side.cards):
+            self._want(card.tap.fd, self._on_taps[number], select.EPOLLIN if side.reads_tap(number) else 0)
+            backlog = select.EPOLLOUT if card.nic.backlog else 0
+            events = (select.EPOLLIN if side.reads_nic(number) else 0) | backlog
+            self._want(card.nic.fileno(), self._on_nics[number], events)
         if side.channel is not None:
             waiting = select.EPOLLOUT if side.channel.waiting else 0
             self._want(side.channel.fileno(), self._on_channel, select.EPOLLIN | waiting)
@@ -98,19 +102,19 @@ class Agent:
 
     # ---- readable things
 
-    def _on_tap(self) -> None:
+    def _on_tap(self, number: int) -> None:
         assert self._side is not None
-        if not self._side.reads_tap():  # it was readable before a command of the same turn paused the feed
+        if not self._side.reads_tap(number):  # it was readable before a command of the same turn paused the feed
             return
         with self._channel_guard(self._side):
-            self._side.on_tap(now_ms())
+            self._side.on_tap(number, now_ms())
 
-    def _on_nic(self) -> None:
+    def _on_nic(self, number: int) -> None:
         assert self._side is not None
-        self._nic.flush()
+        self._nics[number].flush()
         with self._channel_guard(self._side):
-            if self._side.reads_nic():
-                self._side.on_nic(now_ms())
+            if self._side.reads_nic(number):
+                self._side.on_nic(number, now_ms())
 
     def _on_channel(self) -> None:
         side = self._side
@@ -168,7 +172,7 @@ class Agent:
             case protocol.Seal():
                 drained = side.drain()
                 # The PVM stays paused until this answer, so compare after it.
-                self._daemon.say(protocol.Done(len(drained)))
+                self._daemon.say(protocol.Done(sum(map(len, drained))))
                 with self._channel_guard(side):  # nobody waits for a second answer
                     side.seal(command.epoch, drained, now_ms())
                 return None
@@ -205,13 +209,12 @@ class Agent:
         return protocol.Done()
 
     def _start(self, command: protocol.Start) -> protocol.Started:
-        limits = self._limits = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
-        tap = Tap(command.tap, command.bridge)
-        chain = TranslatorChain(limits.flows_max, advance_ticks(limits))
+        whole = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
+        limits = self._limits = whole.shared_by(len(command.ports))
+        cards = self._cards(command.ports)
         if command.role == "primary":
-            self._side = PrimarySide(tap, self._nic, self._daemon.say, limits, chain)
+            self._side = PrimarySide(cards, self._daemon.say, limits)
             return protocol.Started(0)
-        overheard = Overheard(bytes.fromhex(command.mac.replace(":", "")))
         context = None if command.tls is None else server_context(command.tls)
 
         def open_doorway(greeted: Callable[[MessageStream], None]) -> Doorway:
@@ -222,9 +225,23 @@ class Agent:
             wrap = wrap_accepted(context, "the primary's agent")
             return Doorway(command.listen_host, command.token, self, GREETING, wrap, let_in, self._on_refused)
 
-        side = SecondarySide(tap, self._nic, self._daemon.say, limits, overheard, chain, open_doorway)
+        side = SecondarySide(cards, self._daemon.say, limits, open_doorway)
         self._side = side
         return protocol.Started(side.packet_port)
+
+    def _cards(self, ports: Sequence[protocol.Port]) -> list[Card]:
+        """The network cards with their uplinks."""
+        limits, taps = self._limits, _open_taps(ports)
+        return [
+            Card(
+                number,
+                bytes.fromhex(port.mac.replace(":", "")),
+                tap,
+                nic,
+                TranslatorChain(limits.flows_max, advance_ticks(limits)),
+            )
+            for number, (port, tap, nic) in enumerate(zip(ports, taps, self._nics, strict=True))
+        ]
 
     def _on_refused(self, why: str) -> None:
         self._daemon.say(protocol.Refused(why))
@@ -232,15 +249,15 @@ class Agent:
     def _take_over(self, secondary: SecondarySide) -> int:
         """The secondary's side ends, a primary's begins, with the same sockets."""
         released, missed = secondary.take_over(now_ms())
-        side = PrimarySide(secondary.tap, self._nic, self._daemon.say, self._limits, secondary.chain)
+        side = PrimarySide(secondary.cards, self._daemon.say, self._limits)
         side.counters = secondary.counters
         self._side = side
         return side.take_over(released, missed)
 
     def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
-        boundary = side.pause_feed()
-        if not self._turn_until(self._nic.taken, FEED_DRAIN_MS_MAX):
-            self._nic.take_back()  # a guest that takes no frames loses them, as on a full wire: in both copies alike
+        boundary, paused_ms = side.pause_feed(), now_ms()
+        self._turn_until(lambda: not side.waits_for_qemu(now_ms() - paused_ms), FEED_DRAIN_MS_MAX)
+        side.end_wait()
         return protocol.Fed(boundary)
 
     def _connect(self, command: protocol.Connect) -> PacketChannel:
@@ -250,7 +267,7 @@ class Agent:
         wrap = wrap_dialled(context, where, command.peer_name)
         transport = dial(command.host, command.port, where, lambda done: self._turn_until(done, CONNECT_MS_MAX), wrap)
         try:
-            return PacketChannel.to_secondary(transport, command.token)
+            return PacketChannel.to_secondary(transport, len(self._nics), command.token)
         except PeerLost:
             transport.close()
             raise
@@ -269,12 +286,24 @@ class Agent:
             self._want(self._daemon.fileno(), self._on_command, select.EPOLLIN)
 
 
+def _open_taps(ports: Sequence[protocol.Port]) -> list[Tap]:
+    """All or none. Raises EnvironmentFault."""
+    taps: list[Tap] = []
+    with contextlib.ExitStack() as opened:
+        for port in ports:
+            taps.append(Tap(port.tap, port.bridge))
+            opened.callback(taps[-1].close)
+        opened.pop_all()
+    return taps
+
+
 def main() -> None:
-    """Arguments: the numbers of three inherited sockets: control, our end of the network card, QEMU's end."""
-    control, ours, theirs = (socket.socket(fileno=int(number)) for number in sys.argv[1:4])
+    """Arguments: the numbers of inherited sockets: control, and of each network card our end and QEMU's end."""
+    control, *ends = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # packets first: two guests compete for the same cores
-    Agent(DaemonLink(control), Nic(ours, theirs)).run()
+    nics = [Nic(ours, theirs) for ours, theirs in zip(ends[::2], ends[1::2], strict=True)]
+    Agent(DaemonLink(control), nics).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The agent beside the PVM: client frames go to it and, numbered, to the peer; the PVM's output waits for its twin.
 
-Where the PVM has been taken over, `chain` stands between the clients and all of this: what is held and compared is in
-the guest's numbers. The peer gets client frames as they came, and beforehand what it needs to translate them alike.
+Where the PVM has been taken over, each card's `chain` stands between the clients and all of this: what is held and
+compared is in the guest's numbers. The peer gets client frames as they came, and beforehand what it needs to translate
+them alike. All cards share one numbering of client frames, so that a checkpoint has one boundary.
 
 Guarantees: in protected mode the only way to a client is what `PrimaryDataplane` releases (rule 1). After the pair is
 left everything stays held until `go_solo` (rule 5).
@@ -12,206 +13,285 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
+
 from pycolo.agent import protocol
-from pycolo.agent.side import BATCH_FRAMES_MAX, Side
+from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import wire
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.translation_chain import TranslatorChain
-from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
-from pycolo.edge.tap import Tap
 
 FROZEN_S = 0.2  # no batch takes so long to be sent
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
+UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
+KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
+
+
+class PrimaryCard(Card):
+    """A card and what it holds; `dataplane` is None while the VM runs solo and output flows freely."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
+        self.dataplane: PrimaryDataplane | None = None
+        self.unspoken: list[bytes] = []
+        self._fed = self._unread_at_pause = 0
+        self._unused = False
+
+    @property
+    def full(self) -> bool:
+        """Whether it may hold no more."""
+        return self.dataplane is not None and self.dataplane.full
+
+    def feed(self, frames: list[bytes]) -> None:
+        """Client frames, in the guest's numbers."""
+        self._fed += len(frames)
+        self.nic.send(frames)
+
+    # ---- the guest may have a card that it does not use: nobody ever takes the frames that are fed to it
+
+    def pause(self) -> None:
+        """Nothing is fed from here on."""
+        self._unread_at_pause = self.nic.unread
+
+    def waits(self, waited_ms: float) -> bool:
+        """Whether QEMU still has to be waited for, `waited_ms` after the pause."""
+        hopeless = self._unused and waited_ms > UNUSED_MS_MAX and self.nic.unread == self._unread_at_pause
+        return not (self.nic.taken() or hopeless)
+
+    def end_wait(self) -> None:
+        """A guest that takes no frames loses them, as on a full wire: in both copies alike."""
+        unread = self.nic.unread
+        if unread:
+            self._unused = unread == self._unread_at_pause
+            self.nic.take_back()
+        elif self._fed > KEPT_BY_QEMU_MAX:
+            self._unused = False
+        self._fed = 0
 
 
 class PrimarySide(Side):
-    """Solo at first; protected from the first seal on; solo again after `go_solo`."""
+    """Solo at first; protected from the first seal on; solo again after `go_solo`: all cards alike."""
 
     def __init__(
-        self,
-        tap: Tap,
-        nic: Nic,
-        notify: Callable[[protocol.Notice], None],
-        limits: DataplaneLimits,
-        chain: TranslatorChain,
+        self, cards: Sequence[Card], notify: Callable[[protocol.Notice], None], limits: DataplaneLimits
     ) -> None:
-        super().__init__(tap, nic, notify)
-        self._limits, self._chain = limits, chain
-        self._dataplane: PrimaryDataplane | None = None  # None: solo, output flows freely
+        """`limits` are those of one card."""
+        super().__init__(notify)
+        self.cards: list[PrimaryCard] = [PrimaryCard(card) for card in cards]
+        self._limits = limits
         self._input_no = 0
         self._feeding = True
         self._cutting = False
         self._past = protocol.Stats()
-        self._unspoken: list[bytes] = []
+
+    @property
+    def _dataplanes(self) -> list[PrimaryDataplane]:
+        """One for each card; none while the VM runs solo."""
+        return [card.dataplane for card in self.cards if card.dataplane is not None]
 
     def attach(self, channel: PacketChannel, now_ms: float) -> None:
         """From the next boundary on client frames go to the peer too."""
         self.channel = channel
-        if self._dataplane is not None:  # a reunion: its commit shows that the peer is our secondary still
-            self._dataplane.hold_until_commit()
-        for message in self._chain.whole(now_ms):
-            channel.send(message)
+        for dataplane in self._dataplanes:  # a reunion: its commit shows that the peer is our secondary still
+            dataplane.hold_until_commit()
+        for card in self.cards:
+            self._tell(card, card.chain.whole(now_ms))
 
-    def take_over(self, released: list[bytes], missed: list[bytes]) -> int:
-        """Our guest was the SVM until now: clients get `released`, in their numbers; the guest what it `missed`."""
-        super().speak(released)
-        self.counters.released_solo += len(released)
-        self.counters.client_frames += len(missed)
-        self.nic.send(self._chain.inbound(missed))
-        return len(released)
+    def take_over(self, released: Sequence[list[bytes]], missed: Sequence[list[bytes]]) -> int:
+        """Our guest was the SVM until now: on each card clients get `released`, in their numbers; the guest what it
+        `missed`.
+        """
+        for card, frames in zip(self.cards, released, strict=True):
+            card.tap.send(frames)
+            self.counters.released_solo += len(frames)
+        for card, frames in zip(self.cards, missed, strict=True):
+            self.counters.client_frames += len(frames)
+            card.feed(card.chain.inbound(frames))
+        return sum(map(len, released))
 
-    def reads_tap(self) -> bool:
-        return self._feeding and not self.nic.backlog
+    def reads_tap(self, number: int) -> bool:
+        return self._feeding and not self.cards[number].nic.backlog
 
-    def reads_nic(self) -> bool:
+    def reads_nic(self, number: int) -> bool:
+        card = self.cards[number]
         if self._cutting:
             return False
-        return self._dataplane is None or (self.channel is not None and not self._dataplane.full)
+        return card.dataplane is None or (self.channel is not None and not card.full)
 
-    def on_tap(self, now_ms: float) -> None:
-        arrived = self.tap.receive(BATCH_FRAMES_MAX)
+    def on_tap(self, number: int, now_ms: float) -> None:
+        card = self.cards[number]
+        arrived = card.tap.receive(BATCH_FRAMES_MAX)
         self.counters.client_frames += len(arrived)
-        frames = self._chain.inbound(arrived)
-        if self._dataplane is not None:
-            self._dataplane.client_frames(frames, now_ms)
-        self.nic.send(frames)
+        frames = card.chain.inbound(arrived)
+        if card.dataplane is not None:
+            card.dataplane.client_frames(frames, now_ms)
+        card.feed(frames)
         if self.channel is not None:
-            self.channel.send_frames(0, self._input_no, arrived)
+            self.channel.send_frames(number, 0, self._input_no, arrived)
             self._input_no += len(arrived)
-            self._tell_changes()
+            self._tell_changes(card)
 
-    def on_nic(self, now_ms: float) -> None:
-        if self._dataplane is not None:
+    def on_nic(self, number: int, now_ms: float) -> None:
+        card = self.cards[number]
+        if card.dataplane is not None:
             self.on_channel(now_ms)  # a peer that has left may speak by now: nothing is released before we know
-        self._put_out(self.nic.receive(BATCH_FRAMES_MAX), now_ms)
+        self._speak([(card, self._put_out(card, card.nic.receive(BATCH_FRAMES_MAX), now_ms))])
+        self._confirm()
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive_all():
-            if isinstance(message, tuple) and self._dataplane is not None:
-                epoch, first_no, frames = message
-                self.speak(self._dataplane.svm_frames(epoch, first_no, frames, now_ms))
+            if isinstance(message, tuple):
+                number, epoch, first_no, frames = message
+                card = self.cards[number]
+                if card.dataplane is not None:
+                    self._speak([(card, card.dataplane.svm_frames(epoch, first_no, frames, now_ms))])
         self._confirm()
 
     def on_time(self, now_ms: float) -> float | None:
-        if self._dataplane is None:
-            return None
-        reason = self._dataplane.due(now_ms)
-        if reason is not None:
-            self.notify(protocol.Wanted(reason))
-        return self._dataplane.next_due_ms(now_ms)
+        for dataplane in self._dataplanes:
+            reason = dataplane.due(now_ms)
+            if reason is not None:
+                self.notify(protocol.Wanted(reason))
+        due_ms = [due for dataplane in self._dataplanes if (due := dataplane.next_due_ms(now_ms)) is not None]
+        return min(due_ms, default=None)
 
-    def speak(self, frames: Sequence[bytes]) -> None:
-        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak."""
-        if self._dataplane is not None and self.channel is None:
-            self._unspoken += frames
-        elif self._dataplane is None:
-            super().speak(self._chain.outbound(frames))
-            self._tell_changes()
-        else:
-            self.tap.send(self._fresh(frames))
-            self._tell_changes()
+    def _put_out(self, card: PrimaryCard, frames: list[bytes], now_ms: float) -> list[bytes]:
+        """The PVM has put these out; returns what may leave now."""
+        self.counters.vm_frames += len(frames)
+        if card.dataplane is not None:
+            return card.dataplane.pvm_frames(frames, now_ms)
+        self.counters.released_solo += len(frames)
+        return frames
 
-    def _tell_changes(self) -> None:
-        """Before the next client frame, which may need them."""
-        if self.channel is not None:
-            for message in self._chain.changes():
-                self.channel.send(message)
+    def _speak(self, out: Sequence[tuple[PrimaryCard, Sequence[bytes]]]) -> None:
+        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak.
 
-    def _fresh(self, frames: Sequence[bytes]) -> Iterator[bytes]:
-        """The frames, translated one by one; a process that was frozen in between keeps the rest: the peer may speak by
-        now.
+        All of them before any news for the peer, as the channel may break. Raises PeerLost.
         """
         began_s = time.monotonic()
-        for number, frame in enumerate(frames):
-            if time.monotonic() - began_s > FROZEN_S:
-                self._unspoken += frames[number:]
-                return
-            yield from self._chain.outbound((frame,))
+        for card, frames in out:
+            if card.dataplane is None:
+                card.tap.send(card.chain.outbound(frames))
+            elif self.channel is None:
+                card.unspoken += frames
+            else:
+                card.tap.send(_fresh(card, frames, began_s))
+        for card, _ in out:
+            self._tell_changes(card)
+
+    def _tell_changes(self, card: PrimaryCard) -> None:
+        """Before the next client frame, which may need them."""
+        if self.channel is not None:
+            self._tell(card, card.chain.changes())
+
+    def _tell(self, card: PrimaryCard, news: Sequence[wire.Translations]) -> None:
+        for message in news:
+            self.open_channel().send(msgspec.structs.replace(message, nic=card.number))
+
+    def _confirm(self) -> None:
+        if self.channel is None:
+            return
+        for card in self.cards:
+            numbers = [] if card.dataplane is None else card.dataplane.take_confirmations()
+            if numbers:
+                self.channel.send(wire.Confirm(card.number, numbers))
 
     # ---- the checkpoint's steps, in their order
 
     def pause_feed(self) -> int:
         """Take no more client frames; returns the number of the next one, which the peer is told as well."""
         self._feeding = False
+        for card in self.cards:
+            card.pause()
         self.open_channel().send(wire.Boundary(self._input_no))
         return self._input_no
+
+    def waits_for_qemu(self, waited_ms: float) -> bool:
+        """Whether QEMU has not taken all yet that was fed until the pause, `waited_ms` ago."""
+        return any(card.waits(waited_ms) for card in self.cards)
+
+    def end_wait(self) -> None:
+        """What QEMU has not taken by now it never gets."""
+        for card in self.cards:
+            card.end_wait()
 
     def resume_feed(self) -> None:
         """Take client frames and the PVM's output again."""
         self._feeding, self._cutting = True, False
 
-    def drain(self) -> list[bytes]:
-        """The PVM is paused: what it has put out until now.
+    def drain(self) -> list[list[bytes]]:
+        """The PVM is paused: what it has put out until now, card by card.
 
         Nothing is read from here until the feed resumes: room in a full socket makes even a stopped QEMU send what it
         had queued and write guest RAM, which must not happen once the dirty pages are taken.
         """
         self._cutting = True
-        drained = self.nic.receive_all()
-        if self._dataplane is not None and self._dataplane.full:
-            while more := self.nic.receive_late(QUEUED_IN_QEMU_S):
-                drained += more
+        drained = [card.nic.receive_all() for card in self.cards]
+        for card, frames in zip(self.cards, drained, strict=True):
+            while card.full and (more := card.nic.receive_late(QUEUED_IN_QEMU_S)):
+                frames += more
         return drained
 
-    def seal(self, epoch: int, drained: list[bytes], now_ms: float) -> None:
+    def seal(self, epoch: int, drained: Sequence[list[bytes]], now_ms: float) -> None:
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""
-        self._put_out(drained, now_ms)
-        if self._dataplane is None:
-            self._dataplane = PrimaryDataplane(self._limits, epoch - 1)
-        self._dataplane.seal(epoch)
+        cards = zip(self.cards, drained, strict=True)
+        self._speak([(card, self._put_out(card, frames, now_ms)) for card, frames in cards])
+        self._confirm()
+        for card in self.cards:
+            if card.dataplane is None:
+                card.dataplane = PrimaryDataplane(self._limits, epoch - 1)
+            card.dataplane.seal(epoch)
 
     def commit(self, epoch: int, now_ms: float) -> int:
         """Release what the checkpoint that starts `epoch` freed."""
-        if self._dataplane is None:
+        if not self._dataplanes:
             return 0
         self.on_channel(now_ms)  # as in on_nic
-        frames = self._unspoken + self._dataplane.commit(epoch, now_ms)  # a peer that commits is still our secondary
-        self._unspoken = []
-        self.speak(frames)
-        return len(frames)
+        freed = []
+        for card in self.cards:
+            assert card.dataplane is not None
+            frames = card.unspoken + card.dataplane.commit(epoch, now_ms)  # who commits is still our secondary
+            card.unspoken = []
+            freed.append((card, frames))
+        self._speak(freed)
+        return sum(len(frames) for _, frames in freed)
 
     def go_solo(self) -> int:
         """We hold the claim: everything held leaves, and output flows freely."""
         self.leave_pair()
-        if self._dataplane is None:
-            return 0
-        frames = self._unspoken + self._dataplane.go_solo()
-        self._past = self.stats()
-        self._dataplane, self._unspoken = None, []
-        self.speak(frames)
-        self.counters.released_solo += len(frames)
-        return len(frames)
+        held = [(card, card.unspoken + card.dataplane.go_solo()) for card in self.cards if card.dataplane is not None]
+        if held:
+            self._past = self.stats()
+        for card, _ in held:
+            card.dataplane, card.unspoken = None, []
+        self._speak(held)
+        count = sum(len(frames) for _, frames in held)
+        self.counters.released_solo += count
+        return count
 
     def stats(self) -> protocol.Stats:
-        """Counters, over all protected times."""
-        past, now, dataplane = self._past, self.counters, self._dataplane
+        """Counters, over all protected times and all cards; the lag is the longest."""
+        past, counters, now = self._past, self.counters, [dataplane.stats for dataplane in self._dataplanes]
         return protocol.Stats(
-            released_equal=past.released_equal + (dataplane.stats.released_equal if dataplane else 0),
-            released_by_checkpoint=past.released_by_checkpoint
-            + (dataplane.stats.released_by_checkpoint if dataplane else 0),
-            released_solo=now.released_solo,
-            diverged=past.diverged + (dataplane.stats.diverged if dataplane else 0),
-            held_frames=dataplane.stats.held_frames if dataplane else 0,
-            held_bytes=dataplane.stats.held_bytes if dataplane else 0,
-            lag_ms=dataplane.stats.lag_ms if dataplane else 0.0,
-            client_frames=now.client_frames,
-            vm_frames=now.vm_frames,
+            released_equal=past.released_equal + sum(one.released_equal for one in now),
+            released_by_checkpoint=past.released_by_checkpoint + sum(one.released_by_checkpoint for one in now),
+            released_solo=counters.released_solo,
+            diverged=past.diverged + sum(one.diverged for one in now),
+            held_frames=sum(one.held_frames for one in now),
+            held_bytes=sum(one.held_bytes for one in now),
+            lag_ms=max((one.lag_ms for one in now), default=0.0),
+            client_frames=counters.client_frames,
+            vm_frames=counters.vm_frames,
         )
 
-    def _put_out(self, frames: list[bytes], now_ms: float) -> None:
-        self.counters.vm_frames += len(frames)
-        if self._dataplane is None:
-            self.counters.released_solo += len(frames)
-            self.speak(frames)
-        else:
-            self.speak(self._dataplane.pvm_frames(frames, now_ms))
-            self._confirm()
 
-    def _confirm(self) -> None:
-        if self._dataplane is None or self.channel is None:
+def _fresh(card: PrimaryCard, frames: Sequence[bytes], began_s: float) -> Iterator[bytes]:
+    """The frames, translated one by one; a process that was frozen in between keeps the rest: the peer may speak by
+    now.
+    """
+    for number, frame in enumerate(frames):
+        if time.monotonic() - began_s > FROZEN_S:
+            card.unspoken += frames[number:]
             return
-        numbers = self._dataplane.take_confirmations()
-        if numbers:
-            self.channel.send(wire.Confirm(numbers))
+        yield from card.chain.outbound((frame,))

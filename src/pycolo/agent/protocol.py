@@ -12,18 +12,24 @@ from pycolo.edge.tls import TlsFiles
 MESSAGE_BYTES_MAX = 1 << 16
 
 
+class Port(msgspec.Struct, frozen=True):
+    """One network card: the guest's address, the name of its tap device and the bridge that this is to be put on."""
+
+    mac: str
+    tap: str
+    bridge: str
+
+
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Open the uplink and begin in the given role; the answer is `Started`.
+    """Open the uplinks of all network cards and begin in the given role; the answer is `Started`.
 
     A secondary lets in who shows a token made of `token` and, with `tls`, a certificate for the token's host.
     """
 
     role: str
-    tap: str
-    bridge: str
+    ports: tuple[Port, ...]
     listen_host: str
     token: str
-    mac: str
     hold_ms_min: int
     hold_ms_max: int
     tls: TlsFiles | None
@@ -98,7 +104,7 @@ class Listen(msgspec.Struct, frozen=True, tag="listen"):
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
-    """The uplink is open; a secondary listens for the packet channel on `packet_port`."""
+    """The uplinks are open; a secondary listens for the packet channel on `packet_port`."""
 
     packet_port: int
 

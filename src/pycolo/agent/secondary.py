@@ -6,47 +6,58 @@ every client frame from the boundary of its checkpoint on, or a further checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from pycolo.agent import protocol
-from pycolo.agent.side import BATCH_FRAMES_MAX, Side
+from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import wire
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.overheard import Overheard
 from pycolo.core.replay import ReplayLog
 from pycolo.core.secondary import SecondaryDataplane
-from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
-from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
-from pycolo.edge.tap import Tap
 
 REPLAY_BYTES_MAX = 64 << 20
 
 
+class SecondaryCard(Card):
+    """A card and what clients may lack of its output, or have said to nobody."""
+
+    def __init__(self, card: Card, limits: DataplaneLimits) -> None:
+        super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
+        self.dataplane = SecondaryDataplane(limits)
+        self.overheard = Overheard(card.mac)
+        self._output_no = 0
+
+    def put_out(self, frames: list[bytes]) -> int:
+        """The SVM has put these out; returns the number of the first."""
+        first_no = self._output_no
+        self._output_no += len(frames)
+        self.dataplane.svm_frames(frames, first_no)
+        return first_no
+
+
 class SecondarySide(Side):
-    """Silent towards clients; `chain` translates as the primary does, see `agent/primary`."""
+    """Silent towards clients; each card's `chain` translates as the primary does, see `agent/primary`."""
 
     def __init__(
         self,
-        tap: Tap,
-        nic: Nic,
+        cards: Sequence[Card],
         notify: Callable[[protocol.Notice], None],
         limits: DataplaneLimits,
-        overheard: Overheard,
-        chain: TranslatorChain,
         open_doorway: Callable[[Callable[[MessageStream], None]], Doorway],
     ) -> None:
-        """`open_doorway(greeted)` listens for the packet channel."""
-        super().__init__(tap, nic, notify)
+        """`limits` are those of one card; `open_doorway(greeted)` listens for the packet channel."""
+        super().__init__(notify)
+        self.cards: list[SecondaryCard] = [SecondaryCard(card, limits) for card in cards]
         self._open_doorway = open_doorway
         self._doorway = open_doorway(self._greeted)
-        self._dataplane = SecondaryDataplane(limits)
-        self._overheard, self.chain = overheard, chain
         self._replay = ReplayLog(REPLAY_BYTES_MAX)
         self._epoch = 0
-        self._output_no = 0
         self._feeding = False
         self._asked = False
 
@@ -62,36 +73,40 @@ class SecondarySide(Side):
         return self.packet_port
 
     def _greeted(self, stream: MessageStream) -> None:
-        self.channel = PacketChannel(stream, receiver_is_primary=False)
+        self.channel = PacketChannel(stream, len(self.cards), receiver_is_primary=False)
 
-    def reads_tap(self) -> bool:
+    def reads_tap(self, number: int) -> bool:
+        del number
         return True
 
-    def reads_nic(self) -> bool:
+    def reads_nic(self, number: int) -> bool:
+        del number
         return self._feeding
 
-    def on_tap(self, now_ms: float) -> None:
-        self._overheard.overhear(self.tap.receive(BATCH_FRAMES_MAX), now_ms)
+    def on_tap(self, number: int, now_ms: float) -> None:
+        card = self.cards[number]
+        card.overheard.overhear(card.tap.receive(BATCH_FRAMES_MAX), now_ms)
 
-    def on_nic(self, now_ms: float) -> None:
+    def on_nic(self, number: int, now_ms: float) -> None:
         del now_ms
-        frames = self.nic.receive(BATCH_FRAMES_MAX)
+        card = self.cards[number]
+        frames = card.nic.receive(BATCH_FRAMES_MAX)
         self.counters.vm_frames += len(frames)
-        self._dataplane.svm_frames(frames, self._output_no)
+        first_no = card.put_out(frames)
         if self.channel is not None:
-            self.channel.send_frames(self._epoch, self._output_no, frames)
-        self._output_no += len(frames)
+            self.channel.send_frames(number, self._epoch, first_no, frames)
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
             if isinstance(message, tuple):
-                self._client_frames(message[1], message[2], now_ms)
+                number, _, first_no, frames = message
+                self._client_frames(self.cards[number], first_no, frames, now_ms)
             elif isinstance(message, wire.Boundary):
                 self._replay.mark(message.input_no)
             elif isinstance(message, wire.Translations):
-                self.chain.adopt(message, now_ms)
+                self.cards[message.nic].chain.adopt(message, now_ms)
             else:
-                self._dataplane.confirm(message.numbers)
+                self.cards[message.nic].dataplane.confirm(message.numbers)
 
     def on_time(self, now_ms: float) -> float | None:
         left_s = self._doorway.turn(now_ms / 1000)
@@ -105,11 +120,12 @@ class SecondarySide(Side):
         A stopped QEMU would still read one frame and hand it to the loaded SVM, which has seen it already.
         """
         self._feeding = False
-        self.nic.take_back()
+        for card in self.cards:
+            card.nic.take_back()
 
     def drop_output(self) -> int:
         """The SVM is stopped: forget what it put out and take back what it has not read."""
-        return len(self.nic.receive_all()) + self.nic.take_back()
+        return sum(len(card.nic.receive_all()) + card.nic.take_back() for card in self.cards)
 
     def start_feed(self, epoch: int, boundary: int) -> int:
         """The SVM runs from the start of `epoch`; once for each epoch, however often it is said."""
@@ -117,25 +133,29 @@ class SecondarySide(Side):
             return 0
         self._epoch = epoch
         self._asked = False
-        self._dataplane.loaded()
+        for card in self.cards:
+            card.dataplane.loaded()
         replay = self._replay.replay(boundary)
         self._feeding = True
-        self._feed(replay.frames)
+        for number, frames in groupby(replay.frames, itemgetter(0)):
+            self._feed(self.cards[number], [frame for _, frame in frames])
         if not replay.complete:
             self.notify(protocol.Wanted("replay"))
         return len(replay.frames)
 
-    def take_over(self, now_ms: float) -> tuple[list[bytes], list[bytes]]:
+    def take_over(self, now_ms: float) -> tuple[list[list[bytes]], list[list[bytes]]]:
         """We hold the claim: what clients may still miss, in their numbers, and what they said to the dead host.
 
-        From now on `chain` translates for our guest as well; this side is over.
+        Both card by card. From now on each `chain` translates for our guest as well; this side is over.
         """
-        while frames := self.tap.receive(BATCH_FRAMES_MAX):
-            self._overheard.overhear(frames, now_ms)
+        for card in self.cards:
+            while frames := card.tap.receive(BATCH_FRAMES_MAX):
+                card.overheard.overhear(frames, now_ms)
         self.leave_pair()
-        released = self.chain.outbound(self._dataplane.take_over())
-        self.chain.push(self._dataplane.translator, now_ms)
-        return released, self._overheard.missed(now_ms)
+        released = [card.chain.outbound(card.dataplane.take_over()) for card in self.cards]
+        for card in self.cards:
+            card.chain.push(card.dataplane.translator, now_ms)
+        return released, [card.overheard.missed(now_ms) for card in self.cards]
 
     def leave_pair(self) -> None:
         super().leave_pair()
@@ -146,15 +166,15 @@ class SecondarySide(Side):
         now = self.counters
         return protocol.Stats(client_frames=now.client_frames, vm_frames=now.vm_frames)
 
-    def _client_frames(self, first_no: int, arrived: list[bytes], now_ms: float) -> None:
-        self._overheard.passed_on(arrived, now_ms)
+    def _client_frames(self, card: SecondaryCard, first_no: int, arrived: list[bytes], now_ms: float) -> None:
+        card.overheard.passed_on(arrived, now_ms)
         self.counters.client_frames += len(arrived)
-        frames = self.chain.inbound(arrived)  # now, as the primary did: its translation may change before a replay
-        self._replay.add(first_no, frames)
+        frames = card.chain.inbound(arrived)  # now, as the primary did: its translation may change before a replay
+        self._replay.add(card.number, first_no, frames)
         if self._feeding:
-            self._feed(frames)
+            self._feed(card, frames)
 
-    def _feed(self, frames: list[bytes]) -> None:
-        if self.nic.send(self._dataplane.client_frames(frames)) and not self._asked:
+    def _feed(self, card: SecondaryCard, frames: list[bytes]) -> None:
+        if card.nic.send(card.dataplane.client_frames(frames)) and not self._asked:
             self._asked = True
             self.notify(protocol.Wanted("replay"))

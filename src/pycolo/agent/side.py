@@ -1,4 +1,4 @@
-"""What both roles of an agent share: the sockets of one VM copy and the counters."""
+"""What both roles of an agent share: the network cards of one VM copy and the counters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pycolo.agent.protocol import Notice
+from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.tap import Tap
@@ -16,35 +17,48 @@ BATCH_FRAMES_MAX = 64
 
 @dataclass
 class Counters:
-    """Frames since the agent started."""
+    """Frames since the agent started, of all cards."""
 
     client_frames: int = 0
     vm_frames: int = 0
     released_solo: int = 0
 
 
-class Side:
-    """Sockets of one VM copy; the roles say what flows between them."""
+class Card:
+    """One network card of the VM copy: its uplink, its socket to QEMU, and the translation between them.
 
-    def __init__(self, tap: Tap, nic: Nic, notify: Callable[[Notice], None]) -> None:
-        self.tap, self.nic, self.notify = tap, nic, notify
+    No connection spans two cards, so the roles add a dataplane for each.
+    """
+
+    def __init__(self, number: int, mac: bytes, tap: Tap, nic: Nic, chain: TranslatorChain) -> None:
+        """`number` is the card's place in vm.toml, by which the peer knows it; `mac` the guest's address (6 bytes)."""
+        self.number, self.mac, self.tap, self.nic, self.chain = number, mac, tap, nic, chain
+
+
+class Side:
+    """The cards of one VM copy, by their numbers; the roles say what flows between them and the peer."""
+
+    cards: Sequence[Card]
+
+    def __init__(self, notify: Callable[[Notice], None]) -> None:
+        self.notify = notify
         self.channel: PacketChannel | None = None
         self.counters = Counters()
 
-    def reads_tap(self) -> bool:
-        """Whether client frames may be taken from the uplink now."""
+    def reads_tap(self, number: int) -> bool:
+        """Whether client frames may be taken from that card's uplink now."""
         raise NotImplementedError
 
-    def reads_nic(self) -> bool:
-        """Whether the VM's frames may be taken now; not taking them is back-pressure on the guest."""
+    def reads_nic(self, number: int) -> bool:
+        """Whether the VM's frames may be taken from that card now; not taking them is back-pressure on the guest."""
         raise NotImplementedError
 
-    def on_tap(self, now_ms: float) -> None:
-        """The uplink is readable."""
+    def on_tap(self, number: int, now_ms: float) -> None:
+        """The card's uplink is readable."""
         raise NotImplementedError
 
-    def on_nic(self, now_ms: float) -> None:
-        """The VM's network card is readable."""
+    def on_nic(self, number: int, now_ms: float) -> None:
+        """The card itself is readable."""
         raise NotImplementedError
 
     def on_channel(self, now_ms: float) -> None:
@@ -54,11 +68,6 @@ class Side:
     def on_time(self, now_ms: float) -> float | None:
         """Called when time may have made something due; returns the next such time in ms, if any."""
         raise NotImplementedError
-
-    def speak(self, frames: Sequence[bytes]) -> None:
-        """Release frames to the clients."""
-        if frames:
-            self.tap.send(frames)
 
     def leave_pair(self) -> None:
         """Close the packet channel."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,16 @@ class DataplaneLimits:
     stream_bytes_max: int = 8 << 20  # of the SVM's stream, per flow
     unreleased_bytes_max: int = 256 << 20  # of the SVM's output, all flows together
     datagrams_max: int = 1024  # of the SVM, per flow
+
+    def shared_by(self, cards: int) -> DataplaneLimits:
+        """What each of a VM's network cards may have, so that all of them together keep within these bounds."""
+        return replace(
+            self,
+            held_frames_max=self.held_frames_max // cards,
+            held_bytes_max=self.held_bytes_max // cards,
+            flows_max=self.flows_max // cards,
+            unreleased_bytes_max=self.unreleased_bytes_max // cards,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,6 @@ def greeting_problem(ours: wire.Hello, theirs: wire.Hello) -> str | None:
         ("machine type", theirs.machine, ours.machine),
         ("memory_mib", theirs.memory_mib, ours.memory_mib),
         ("cpus", theirs.cpus, ours.cpus),
-        ("mac", theirs.mac, ours.mac),
         ("accel", theirs.accel, ours.accel),
     )
     for name, found, expected in pairs:
@@ -145,7 +144,18 @@ def greeting_problem(ours: wire.Hello, theirs: wire.Hello) -> str | None:
             return (
                 f"the primary's {name} is {found}, the secondary's {expected}: make vm.toml and QEMU the same on both"
             )
-    return _disk_problem(ours.disks, theirs.disks)
+    return _nic_problem(ours.nics, theirs.nics) or _disk_problem(ours.disks, theirs.disks)
+
+
+def _nic_problem(ours: tuple[wire.NicShape, ...], theirs: tuple[wire.NicShape, ...]) -> str | None:
+    if ours == theirs:
+        return None
+    here, there = (", ".join(map(_card, nics)) or "none" for nics in (ours, theirs))
+    return f"the primary's network cards are {there}, the secondary's {here}: make vm.toml the same on both"
+
+
+def _card(nic: wire.NicShape) -> str:
+    return f"{nic.mac} on {nic.network}" if nic.network else nic.mac
 
 
 def _disk_problem(ours: tuple[wire.DiskShape, ...], theirs: tuple[wire.DiskShape, ...]) -> str | None:

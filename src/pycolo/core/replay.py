@@ -18,9 +18,9 @@ FRAME_OVERHEAD_BYTES = 100  # what an entry costs beside its bytes, so that empt
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Client frames to feed again; `complete` is False when some had to be dropped."""
+    """Client frames to feed again, each to its network card; `complete` is False when some had to be dropped."""
 
-    frames: list[bytes]
+    frames: list[tuple[int, bytes]]
     complete: bool
 
 
@@ -29,7 +29,7 @@ class ReplayLog:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._frames: deque[tuple[int, bytes]] = deque()
+        self._frames: deque[tuple[int, int, bytes]] = deque()
         self._boundaries: deque[int] = deque()
         self._bytes = 0
         self._first_kept_no = 0
@@ -45,19 +45,19 @@ class ReplayLog:
             self._first_kept_no = boundary
         self._boundaries.append(boundary)
 
-    def add(self, first_no: int, frames: Sequence[bytes]) -> None:
-        """Client frames numbered from `first_no`; kept only when a boundary is open."""
+    def add(self, nic: int, first_no: int, frames: Sequence[bytes]) -> None:
+        """Client frames for one network card, numbered from `first_no`; kept only when a boundary is open."""
         if not self._boundaries:
             return
         for number, frame in enumerate(frames, first_no):
-            self._frames.append((number, frame))
+            self._frames.append((number, nic, frame))
             self._bytes += len(frame) + FRAME_OVERHEAD_BYTES
         while self._bytes > self._bytes_max:
             self._drop_oldest()
 
     def replay(self, boundary: int) -> Replay:
         """The frames from `boundary` on; what is older than any later boundary is forgotten."""
-        frames = [frame for number, frame in self._frames if number >= boundary]
+        frames = [(nic, frame) for number, nic, frame in self._frames if number >= boundary]
         complete = boundary in self._boundaries and self._first_kept_no <= boundary
         while self._boundaries and self._boundaries[0] <= boundary:
             self._boundaries.popleft()
@@ -67,6 +67,6 @@ class ReplayLog:
         return Replay(frames, complete)
 
     def _drop_oldest(self) -> None:
-        number, frame = self._frames.popleft()
+        number, _, frame = self._frames.popleft()
         self._bytes -= len(frame) + FRAME_OVERHEAD_BYTES
         self._first_kept_no = number + 1

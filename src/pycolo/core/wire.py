@@ -5,7 +5,8 @@ PeerViolation; nothing of a message is trusted beyond that.
 
 On a stream a message is `be32 length | u8 kind | body`. Kind CONTROL is a msgpack map (msgspec), kind PAGES a batch of
 pages (`be64 epoch, be32 n, be32 k, n le32 indices, k le32 zero indices, n * 4096 bytes`), kind FRAMES Ethernet frames
-(`be64 tag, be64 first_no, be16 count, count be16 lengths, frames`), all of one epoch (tag) and numbered from first_no.
+(`u8 nic, be64 tag, be64 first_no, be16 count, count be16 lengths, frames`), all of one network card and one epoch (tag)
+and numbered from first_no.
 """
 
 from __future__ import annotations
@@ -22,22 +23,24 @@ from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 3  # the newest that we speak
-PROTOCOL_VERSION_MIN = 3  # the oldest
+PROTOCOL_VERSION = 4  # the newest that we speak
+PROTOCOL_VERSION_MIN = 4  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
 FRAME_BYTES_MAX = 65535
 FRAMES_MAX = 512
+NICS_MAX = 8
 MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_BYTES + 4) + BATCH_ZEROS_MAX * 4 + 64)
 
 HEADER = struct.Struct(">IB")
 _PAGES = struct.Struct(">QII")
-_FRAMES = struct.Struct(">QQH")
+_FRAMES = struct.Struct(">BQQH")
 
 
 # Numbers are bounded where they come in, so that no arithmetic on them can fail later.
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Nic = Annotated[int, msgspec.Meta(ge=0, lt=NICS_MAX)]
 _Ms = Annotated[float, msgspec.Meta(ge=0.0, le=86_400_000.0)]
 _Digest = Annotated[bytes, msgspec.Meta(max_length=16)]
 _Name = Annotated[str, msgspec.Meta(max_length=255)]  # it stands in log lines of the other host
@@ -56,6 +59,13 @@ class DiskShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: _Name
     size_bytes: _Whole
+
+
+class NicShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One network card as both hosts must have it; `network` is empty for the hosts' first bridge."""
+
+    mac: _Name
+    network: _Name = ""
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -80,7 +90,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     machine: _Name
     memory_mib: _Whole
     cpus: _Whole
-    mac: _Name
+    nics: Annotated[tuple[NicShape, ...], msgspec.Meta(max_length=NICS_MAX)]
     accel: _Name
     disks: tuple[DiskShape, ...] = ()
     resume: bool = False  # we were a pair, and have lost each other
@@ -209,17 +219,22 @@ class Offsets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Translations(msgspec.Struct, frozen=True, tag="translations", forbid_unknown_fields=True):
-    """Packet channel: how the primary translates from here on; `layer` counts from the clients' side."""
+    """Packet channel: how the primary translates for one network card from here on.
+
+    `layer` counts from the clients' side.
+    """
 
     layer: _Whole
     known: list[Offsets]
     forgotten: list[_FlowKey]
     afresh: bool = False  # what was known of all layers is void
+    nic: _Nic = 0
 
 
 class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=True):
-    """Packet channel: the twins of these SVM frames have been released."""
+    """Packet channel: the twins of these SVM frames, all of one network card, have been released."""
 
+    nic: _Nic
     numbers: list[_Whole]
 
 
@@ -265,10 +280,10 @@ def encode_pages(epoch: int, batch: PageBatch) -> list[bytes | memoryview]:
     return [head + indices + zeros, contents.reshape(-1).data]
 
 
-def encode_frames(tag: int, first_no: int, frames: Sequence[bytes]) -> bytes:
-    """A whole message of at most FRAMES_MAX frames; `tag` is the epoch they belong to."""
+def encode_frames(nic: int, tag: int, first_no: int, frames: Sequence[bytes]) -> bytes:
+    """A whole message of at most FRAMES_MAX frames of one network card; `tag` is the epoch they belong to."""
     lengths = struct.pack(f">{len(frames)}H", *map(len, frames))
-    body = b"".join((_FRAMES.pack(tag, first_no, len(frames)), lengths, *frames))
+    body = b"".join((_FRAMES.pack(nic, tag, first_no, len(frames)), lengths, *frames))
     return HEADER.pack(len(body), Kind.FRAMES) + body
 
 
@@ -318,12 +333,14 @@ def decode_pages(body: bytes) -> tuple[int, PageBatch]:
     return epoch, PageBatch(indices, contents, zeros)
 
 
-def decode_frames(body: bytes) -> tuple[int, int, list[bytes]]:
-    """(tag, first_no, frames). Raises PeerViolation."""
+def decode_frames(body: bytes) -> tuple[int, int, int, list[bytes]]:
+    """(nic, tag, first_no, frames). Raises PeerViolation."""
     if len(body) < _FRAMES.size:
         raise PeerViolation(f"the peer sent a frame batch of only {len(body)} bytes")
-    tag, first_no, count = _FRAMES.unpack_from(body)
+    nic, tag, first_no, count = _FRAMES.unpack_from(body)
     start = _FRAMES.size + 2 * count
+    if nic >= NICS_MAX:
+        raise PeerViolation(f"the peer sent frames of network card {nic}; a VM has at most {NICS_MAX}")
     if count > FRAMES_MAX or len(body) < start:
         raise PeerViolation(f"a batch of {count} frames can't have {len(body)} bytes")
     lengths = struct.unpack_from(f">{count}H", body, _FRAMES.size)
@@ -333,4 +350,4 @@ def decode_frames(body: bytes) -> tuple[int, int, list[bytes]]:
     for length in lengths:
         frames.append(body[start : start + length])
         start += length
-    return tag, first_no, frames
+    return nic, tag, first_no, frames

@@ -50,7 +50,7 @@ async def _boots_under_kvm(qemu: str, image: GuestImage, scratch: Path) -> bool:
         machine=default_machine(qemu_version(qemu)),
         cpus=1,
         memory_mib=TRIAL_MEMORY_MIB,
-        mac="52:54:00:00:00:02",
+        macs=("52:54:00:00:00:02",),
         kernel=image.kernel,
         initrd=image.initrd,
         append=image.command_line(f"{GUEST_ADDRESS}/24"),
@@ -59,7 +59,7 @@ async def _boots_under_kvm(qemu: str, image: GuestImage, scratch: Path) -> bool:
     )
     with ours, theirs:
         try:
-            trial = await Qemu.start(config, theirs, paused=False, console=console, log=scratch / "kvm-trial.log")
+            trial = await Qemu.start(config, [theirs], paused=False, console=console, log=scratch / "kvm-trial.log")
         except (EnvironmentFault, VmLost):
             return False
         try:

@@ -48,7 +48,7 @@ class Lab:
             f'state_dir = "{state_dir}"\n'
             f"arbiter = {arbiter}\n"
             'bridge = "br0"\n'
-            'tap = "colo0"\n'
+            'taps = ["colo0"]\n'
             f'disk_dir = "{disk_dir}"\n'
             f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/{name}.crt"\nkey = "{pki}/{name}.key"\n'
         )
@@ -87,21 +87,27 @@ def build_lab(names: Sequence[str] = HOSTS) -> Lab:
 
 
 def _join(lab: Lab) -> None:
-    _bridge(lab.clients, "lan")
-    lab.clients.ip("address", "add", f"{CLIENT_ADDRESS}/24", "dev", "lan")
+    add_network(lab, "lan", "br0", "uplink", CLIENT_ADDRESS)
     _bridge(lab.clients, "peers")
     for number, host in enumerate(lab.hosts.values(), 1):
-        _bridge(host, "br0")
-        _veth(host, "uplink", lab.clients, f"lan{number}")
-        host.ip("link", "set", "uplink", "master", "br0")
-        lab.clients.ip("link", "set", f"lan{number}", "master", "lan")
-        # All hosts get what clients send, so that nothing is lost between a death and the takeover: neither the
-        # clients' bridge nor the host's own may learn that the VM is elsewhere.
-        lab.clients.run("bridge", "link", "set", "dev", f"lan{number}", "learning", "off")
-        host.run("bridge", "link", "set", "dev", "uplink", "learning", "off")
         _veth(host, "peer0", lab.clients, f"peer{number}")
         lab.clients.ip("link", "set", f"peer{number}", "master", "peers")
         host.ip("address", "add", f"{host_address(number)}/24", "dev", "peer0")
+
+
+def add_network(lab: Lab, name: str, bridge: str, uplink: str, client_address: str) -> None:
+    """A network between clients and guests: the clients are on its bridge `name`, guests on the hosts' `bridge`."""
+    _bridge(lab.clients, name)
+    lab.clients.ip("address", "add", f"{client_address}/24", "dev", name)
+    for number, host in enumerate(lab.hosts.values(), 1):
+        _bridge(host, bridge)
+        _veth(host, uplink, lab.clients, f"{name}{number}")
+        host.ip("link", "set", uplink, "master", bridge)
+        lab.clients.ip("link", "set", f"{name}{number}", "master", name)
+        # All hosts get what clients send, so that nothing is lost between a death and the takeover: neither the
+        # clients' bridge nor the host's own may learn that the VM is elsewhere.
+        lab.clients.run("bridge", "link", "set", "dev", f"{name}{number}", "learning", "off")
+        host.run("bridge", "link", "set", "dev", uplink, "learning", "off")
 
 
 def _bridge(namespace: Namespace, name: str) -> None:

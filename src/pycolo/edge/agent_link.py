@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from pycolo.agent import protocol
 from pycolo.edge.child_link import ChildLink, spawn
@@ -14,9 +15,9 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
     """One agent process. It implements the ports PrimaryOutput and SecondaryFeed of core/checkpoint."""
 
     @classmethod
-    async def start(cls, ours: socket.socket, theirs: socket.socket) -> AgentLink:
-        """Start the agent with both ends of the VM's network card (it gets copies)."""
-        process, control = await spawn("pycolo.agent", (ours.fileno(), theirs.fileno()))
+    async def start(cls, nics: Sequence[tuple[socket.socket, socket.socket]]) -> AgentLink:
+        """Start the agent with both ends (it gets copies) of each of the VM's network cards, see `nic_pair`."""
+        process, control = await spawn("pycolo.agent", [end.fileno() for ends in nics for end in ends])
         return cls("the agent process", process, control, protocol.answer_decoder)
 
     def notice(self, message: protocol.Answer | protocol.Notice) -> bool:

@@ -77,12 +77,15 @@ class Nic:
         """Frames that QEMU has not taken and the kernel does not hold."""
         return len(self._backlog)
 
+    @property
+    def unread(self) -> int:
+        """A measure of what QEMU has not read yet: the kernel's bytes (SIOCOUTQ), and frames of our backlog."""
+        (queued,) = struct.unpack("i", fcntl.ioctl(self._ours.fileno(), termios.TIOCOUTQ, bytes(4)))
+        return int(queued) + len(self._backlog)
+
     def taken(self) -> bool:
-        """Whether QEMU has read every frame fed so far (SIOCOUTQ: bytes not read by the other end)."""
-        if self._backlog:
-            return False
-        (unread,) = struct.unpack("i", fcntl.ioctl(self._ours.fileno(), termios.TIOCOUTQ, bytes(4)))
-        return bool(unread == 0)
+        """Whether QEMU has read every frame fed so far."""
+        return self.unread == 0
 
     def take_back(self) -> int:
         """Take back the frames that a stopped QEMU has not read; returns how many."""

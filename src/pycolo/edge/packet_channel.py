@@ -11,7 +11,9 @@ from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost, PeerViolation
 
 QUEUE_BYTES_MAX = 64 << 20
-Frames = tuple[int, int, list[bytes]]
+Frames = tuple[int, int, int, list[bytes]]
+"""Network card, epoch, number of the first, frames."""
+
 Note = wire.Boundary | wire.Translations | wire.Confirm
 Incoming = Frames | Note
 
@@ -27,18 +29,21 @@ GREETING = Greeting("the packet channel", wire.decode_header, _token)
 
 
 class PacketChannel:
-    """Frames and their bookkeeping messages to and from the peer's agent. Every method may raise PeerLost."""
+    """Frames and their bookkeeping messages to and from the peer's agent. Every method may raise PeerLost.
 
-    def __init__(self, stream: MessageStream, *, receiver_is_primary: bool) -> None:
+    Guarantee: what is received is for one of the VM's `nics` network cards.
+    """
+
+    def __init__(self, stream: MessageStream, nics: int, *, receiver_is_primary: bool) -> None:
         """`stream`: the greeting is over."""
-        self._stream = stream
+        self._stream, self._nics = stream, nics
         self._table = peer.PeerTable(receiver_is_primary=receiver_is_primary)
         self._table.phase = peer.Phase.OPEN
 
     @classmethod
-    def to_secondary(cls, transport: Transport, token: str) -> PacketChannel:
+    def to_secondary(cls, transport: Transport, nics: int, token: str) -> PacketChannel:
         """The primary's end of a new connection; says the greeting."""
-        channel = cls(MessageStream(transport, GREETING.channel, wire.decode_header), receiver_is_primary=True)
+        channel = cls(MessageStream(transport, GREETING.channel, wire.decode_header), nics, receiver_is_primary=True)
         channel.send(wire.ChannelHello(token))
         return channel
 
@@ -46,11 +51,11 @@ class PacketChannel:
         """For the event loop."""
         return self._stream.fileno()
 
-    def send_frames(self, epoch: int, first_no: int, frames: Sequence[bytes]) -> None:
-        """Queue and send frames numbered from `first_no`."""
+    def send_frames(self, nic: int, epoch: int, first_no: int, frames: Sequence[bytes]) -> None:
+        """Queue and send frames of one network card, numbered from `first_no`."""
         for start in range(0, len(frames), wire.FRAMES_MAX):
             part = frames[start : start + wire.FRAMES_MAX]
-            self._stream.queue(wire.encode_frames(epoch, first_no + start, part))
+            self._stream.queue(wire.encode_frames(nic, epoch, first_no + start, part))
         self.flush()
 
     def send(self, message: Note | wire.ChannelHello) -> None:
@@ -88,10 +93,18 @@ class PacketChannel:
 
     def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
         if kind is wire.Kind.FRAMES:
-            return wire.decode_frames(body)
+            frames = wire.decode_frames(body)
+            self._check_nic(frames[0])
+            return frames
         if kind is wire.Kind.PAGES:
             raise PeerViolation("the peer sent pages on the packet channel")
         message = wire.decode_control(body)
         self._table.check(peer.Channel.PACKETS, message)
         assert isinstance(message, Note)
+        if not isinstance(message, wire.Boundary):
+            self._check_nic(message.nic)
         return message
+
+    def _check_nic(self, nic: int) -> None:
+        if nic >= self._nics:
+            raise PeerViolation(f"the peer sent something for network card {nic} of a VM that has {self._nics}")

@@ -60,7 +60,7 @@ class Qemu:
     async def start(
         cls,
         config: QemuConfig,
-        nic: socket.socket,
+        nics: Sequence[socket.socket],
         *,
         disks: Sequence[socket.socket] = (),
         paused: bool,
@@ -71,13 +71,14 @@ class Qemu:
     ) -> Self:
         """A QEMU that answers, with its RAM tracked from before the guest's first instruction.
 
-        `nic` is QEMU's end of a datagram socketpair, `disks` its end of a stream socketpair to an NBD server for each
-        disk; all stay the caller's to close. `console` gets the guest's serial output, `log` QEMU's own messages.
+        `nics` are QEMU's ends of a datagram socketpair for each network card, `disks` those of a stream socketpair
+        to an NBD server for each disk; all stay the caller's to close. `console` gets the guest's serial output,
+        `log` QEMU's own messages.
         EnvironmentFault: a tool is missing or QEMU refused to start; VmLost: it died or hangs.
         """
         files = QemuFiles.create(config.memory_mib)
         try:
-            process = await QemuProcess.spawn(config, files, nic, disks, console, log, use_uffd=use_uffd)
+            process = await QemuProcess.spawn(config, files, nics, disks, console, log, use_uffd=use_uffd)
         except BaseException:
             files.close()
             raise
@@ -150,8 +151,8 @@ class Qemu:
             raise VmLost(f"QEMU {self.config.name} rejected the device state: {error}")
 
     async def announce(self) -> None:
-        """Make the network learn where the VM's MAC address is now: a burst of RARP frames, out of the
-        guest's NIC.
+        """Make the networks learn where the VM's MAC addresses are now: a burst of RARP frames, out of each of
+        the guest's NICs.
         """
         await self._qmp.execute("announce-self", ANNOUNCEMENT)
 

@@ -37,7 +37,8 @@ class QemuConfig:
     """Resolved machine type, `pc-q35-7.2`: device state names it, so an alias such as `q35` will not do."""
     cpus: int
     memory_mib: int
-    mac: str
+    macs: tuple[str, ...]
+    """Of the network cards, in the guest's order."""
     kernel: Path | None
     """None: the firmware boots the first disk; then there is neither `initrd` nor `append`."""
     initrd: Path | None
@@ -55,12 +56,12 @@ class InheritedFds:
     device_state: int
     mailbox: int
     qmp: int
-    nic: int
+    nics: tuple[int, ...]
     disks: tuple[int, ...]
 
     def all(self) -> list[int]:
         """Every number."""
-        return [self.ram, self.device_state, self.mailbox, self.qmp, self.nic, *self.disks]
+        return [self.ram, self.device_state, self.mailbox, self.qmp, *self.nics, *self.disks]
 
 
 def qemu_version(binary: str) -> Version:
@@ -105,9 +106,7 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *_hardware(config, fds.ram),
         *_boot(config),
         *("-chardev", f"file,id=console,path={escaped(str(console))}", "-serial", "chardev:console"),
-        *("-netdev", f"dgram,id=net0,local.type=fd,local.str={fds.nic}"),
-        # Without an option ROM: ROM contents are no part of the device state.
-        *("-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={escaped(config.mac)},romfile="),
+        *(part for place in enumerate(zip(config.macs, fds.nics, strict=True)) for part in _nic(*place)),
         *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"),
@@ -141,6 +140,15 @@ def _boot(config: QemuConfig) -> list[str]:
     kernel = [] if config.kernel is None else ["-kernel", str(config.kernel)]
     initrd = [] if config.initrd is None else ["-initrd", str(config.initrd)]
     return [*kernel, *initrd, *(["-append", config.append] if config.append else [])]
+
+
+def _nic(number: int, mac_and_fd: tuple[str, int]) -> list[str]:
+    mac, fd = mac_and_fd
+    return [
+        *("-netdev", f"dgram,id=net{number},local.type=fd,local.str={fd}"),
+        # Without an option ROM: ROM contents are no part of the device state.
+        *("-device", f"virtio-net-pci,id=nic{number},netdev=net{number},mac={escaped(mac)},romfile="),
+    ]
 
 
 def _disk(number: int, disk_and_fd: tuple[QemuDisk, int]) -> list[str]:

@@ -69,7 +69,7 @@ class QemuProcess:
         cls,
         config: QemuConfig,
         files: QemuFiles,
-        nic: socket.socket,
+        nics: Sequence[socket.socket],
         disks: Sequence[socket.socket],
         console: Path,
         log: Path,
@@ -82,10 +82,8 @@ class QemuProcess:
         with ExitStack() as ours, ExitStack() as theirs:
             qmp, qmp_theirs = _socket_pair(socket.SOCK_STREAM, ours, theirs)
             handover, handover_theirs = _socket_pair(socket.SOCK_SEQPACKET, ours, theirs)
-            disk_fds = tuple(disk.fileno() for disk in disks)
-            fds = InheritedFds(
-                files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic.fileno(), disk_fds
-            )
+            nic_fds, disk_fds = (tuple(end.fileno() for end in ends) for ends in (nics, disks))
+            fds = InheritedFds(files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic_fds, disk_fds)
             preload, preload_fds = _preload_environment(handover_theirs, theirs) if use_uffd else ([], [])
             log_file = theirs.enter_context(_open_log(log))
             log_start = log_file.tell()  # before QEMU, which shares the offset, writes

@@ -36,8 +36,8 @@ class Tap:
         except OSError as error:
             self.close()
             raise EnvironmentFault(
-                f"the tap device {name} can't be made ({error.strerror}): choose another `tap` in host.toml, "
-                "or run as root"
+                f"the tap device {name} can't be made ({error.strerror}): run as root, and see with "
+                "`ip link` if somebody else has a device of that name"
             ) from None
         except EnvironmentFault:
             self.close()
@@ -75,5 +75,5 @@ def _ip(*arguments: str) -> None:
         raise EnvironmentFault(f"`ip {' '.join(arguments)}` hangs: see dmesg") from None
     if done.returncode:
         raise EnvironmentFault(
-            f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}: check `bridge` and `tap` in host.toml"
+            f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}: check `bridge` and `networks` in host.toml"
         )

@@ -29,21 +29,21 @@ _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _PACKAGES = ("busybox-static", "nginx", "redis-tools")
 _MODULES = ("virtio_pci", "virtio_net", "virtio_blk", "pvpanic_pci")
 _MODULE_FOLDERS = ("/drivers/virtio/", "/drivers/net/", "/drivers/block/", "/drivers/misc/pvpanic/", "/net/core/")
-_APPLETS = ("sh", "cat", "insmod", "ip", "mount", "sleep", "sysctl")
+_APPLETS = ("sh", "cat", "insmod", "ip", "mount", "sleep", "sysctl", "tr")
 _SOURCES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class GuestImage:
-    """A bootable guest; `append` is the kernel command line without the guest's address."""
+    """A bootable guest; `append` is the kernel command line without the guest's addresses."""
 
     kernel: Path
     initrd: Path
     append: str
 
-    def command_line(self, address: str) -> str:
-        """Return the kernel command line for a guest at `address`, as in "10.77.0.2/24"."""
-        return f"{self.append} colo.ip={address}"
+    def command_line(self, *addresses: str) -> str:
+        """Return the kernel command line for a guest at these, as in "10.77.0.2/24": one for each network card."""
+        return f"{self.append} colo.ip={','.join(addresses)}"
 
 
 def build_guest(cache_dir: Path | None = None, progress: Progress = silent) -> GuestImage:

@@ -240,13 +240,15 @@ static void say(const char *line)
     tcdrain(STDOUT_FILENO);
 }
 
-/* Linux 6.1 can spin for ever in virtnet_poll when it shuts the card down with frames still in its rings. */
+/* Linux 6.1 can spin for ever in virtnet_poll when it shuts a card down with frames still in its rings. */
 static void take_network_down(void)
 {
     struct ifreq request = {.ifr_name = "eth0", .ifr_flags = 0};
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
-        perror("colo-guest: eth0 down");
+    while (!ioctl(fd, SIOCSIFFLAGS, &request))
+        request.ifr_name[3]++;
+    if (errno != ENODEV)
+        perror("colo-guest: network down");
 }
 
 static void power_off(const char *disk, pid_t database)

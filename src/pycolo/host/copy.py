@@ -48,7 +48,7 @@ class Copy:
         self.process: asyncio.subprocess.Process | None = None
         self.status: dict[str, Any] = {}
         self.since_s = time.time()
-        self.tap = ""
+        self.taps: tuple[str, ...] = ()
         self.offer = ""
         self.asked: tuple[str, str] | None = None
         self.latest: dict[str, dict[str, Any]] = {}
@@ -128,7 +128,7 @@ class Copy:
             )
         finally:
             os.close(log)
-        self.tap, self.status, self.asked = config.tap, {}, None
+        self.taps, self.status, self.asked = config.taps, {}, None
         self.latest, self.unprotected_why, self._silent = {}, "", False
         self.counters.begin(record.role)
         self._client = Client(self.folder)

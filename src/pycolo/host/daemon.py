@@ -13,12 +13,13 @@ import socket
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from pycolo import __version__
-from pycolo.config import HostConfig
+from pycolo.config import HostConfig, VmConfig
 from pycolo.core.placement import HostReport, room_problem
 from pycolo.edge.preflight import memory_total_mib
 from pycolo.edge.replace_file import replace_file
@@ -115,13 +116,22 @@ class HostDaemon:
         """Raises WrongState when one more copy does not fit."""
         vm = record.vm
         problem = room_problem(vm.name, vm.cpus, vm.memory_mib, self.own_report())
-        same_mac = [copy.name for copy in self.running() if copy.record.vm.mac == vm.mac and copy.name != vm.name]
-        if not problem and same_mac:
-            problem = f"{same_mac[0]} has the MAC address {vm.mac} of {vm.name} already"
+        problem = problem or self._nic_problem(vm)
         if not problem and len(self.copies) >= VMS_MAX and vm.name not in self.copies:
             problem = f"{self.config.name} knows {VMS_MAX} VMs already"
         if problem:
             raise WrongState(f"{problem}: choose another host or change vm.toml")
+
+    def _nic_problem(self, vm: VmConfig) -> str:
+        """What keeps the VM's network cards from being here; empty when nothing does."""
+        macs = {card.mac for card in vm.cards}
+        for copy in self.running():
+            for card in copy.record.vm.cards:
+                if copy.name != vm.name and card.mac in macs:
+                    return f"{copy.name} has the MAC address {card.mac} of {vm.name} already"
+        networks = self.config.networks
+        missing = [card.network for card in vm.cards if card.network and card.network not in networks]
+        return f"[networks] in host.toml of {self.config.name} has no {missing[0]}" if missing else ""
 
     async def start(self, record: Record, *, no_copy_lives: bool = False, older_disk: bool = False) -> Copy:
         """Start a copy that fits (`check_room`; hold `starting` for both). Raises EnvironmentFault, WrongState."""
@@ -137,9 +147,10 @@ class HostDaemon:
         if copy is None:
             copy = self.copies[name] = self._new_copy(record, folder)
         copy.record, copy.offer = record, ""
-        tap = free_tap([other.tap for other in self.running()])
+        taken = [tap for other in self.running() for tap in other.taps]
+        taps = free_taps(taken, len(record.vm.cards))
         primary = record.partner if record.role == "secondary" else ""
-        config = self.config.for_copy(folder, tap, primary)
+        config = self.config.for_copy(folder, taps, primary)
         await copy.start(config, no_copy_lives=no_copy_lives, older_disk=older_disk)
         return copy
 
@@ -253,7 +264,8 @@ def _brief(copy: Copy) -> VmBrief:
     )
 
 
-def free_tap(taken: Sequence[str]) -> str:
-    """A name that no network device here has, nor a copy that is being started."""
+def free_taps(taken: Sequence[str], count: int) -> list[str]:
+    """Names that no network device here has, nor a copy that is being started."""
     in_use = {name for _, name in socket.if_nameindex()} | set(taken)
-    return next(name for name in (f"colo{number}" for number in range(100_000)) if name not in in_use)
+    free = (name for name in (f"colo{number}" for number in range(100_000)) if name not in in_use)
+    return list(islice(free, count))

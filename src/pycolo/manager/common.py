@@ -22,7 +22,6 @@ from pycolo.core.failover import Command, Event, Failover, Role, State
 from pycolo.disk import protocol as disk_protocol
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.arbiter import make_arbiter
-from pycolo.edge.nic import nic_pair
 from pycolo.edge.peer_greeting import address, new_token
 from pycolo.edge.peer_link import PeerSession, SessionWithSecondary
 from pycolo.edge.qemu import Qemu
@@ -39,6 +38,7 @@ from pycolo.errors import (
 )
 from pycolo.events import EventLog, RefusalLog
 from pycolo.manager.disks import VmDisks
+from pycolo.manager.nics import VmNics
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
@@ -102,6 +102,7 @@ class VmCopy:
         self.machine = ""
         self.qemu_version = ""
         self.started = False
+        self.nics = VmNics(host, vm)
         # A secret for those who may call a process of ours; a primary is not called.
         self.disks = VmDisks(host, vm, role, new_token(), older_disk=known.older_disk)
         self._disk_slow = False
@@ -110,7 +111,6 @@ class VmCopy:
         self._disk_pause_began_s = 0.0
         self._stop = asyncio.Event()
         self._end_wanted = ""
-        self._sockets: list[Any] = []
 
     @property
     def role(self) -> Role:
@@ -165,6 +165,7 @@ class VmCopy:
             "arbiter": self.arbiter_trouble or "answers",
             "paused_by_disk": bool(self._disk_pause_began_s),
             **self.story.details(),
+            **self.nics.details(),
             **await self.disks.details(),
         }
 
@@ -352,20 +353,17 @@ class VmCopy:
         self.qemu_version = ".".join(map(str, version))
         self.machine = default_machine(version)
         self.host.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ours, theirs = nic_pair()
-        self._sockets = [ours, theirs]
-        self.agent = await AgentLink.start(ours, theirs)
+        self.nics.open()
+        self.agent = await AgentLink.start(self.nics.pairs)
         self.agent.on_refused = self.refused
         protection = self.vm.protection
         self.packet_token = new_token()
         started = await self.agent.command(
             protocol.Start(
                 self.role,
-                self.host.tap,
-                self.host.bridge,
+                self.nics.ports,
                 address(self.host.listen)[0],
                 self.packet_token,
-                self.vm.mac,
                 protection.hold_ms_min,
                 protection.hold_ms_max,
                 self.host.tls_files,
@@ -376,7 +374,7 @@ class VmCopy:
         await self.disks.start(self._on_trouble, self.refused)
         self.qemu = await Qemu.start(
             self._qemu_config(),
-            theirs,
+            self.nics.qemu_ends,
             disks=self.disks.qemu_ends,
             paused=True,
             console=self.host.state_dir / "console.log",
@@ -404,7 +402,7 @@ class VmCopy:
             machine=self.machine,
             cpus=vm.cpus,
             memory_mib=vm.memory_mib,
-            mac=vm.mac,
+            macs=self.nics.macs,
             kernel=vm.kernel,
             initrd=vm.initrd,
             append=vm.append,
@@ -426,7 +424,7 @@ class VmCopy:
             self.machine,
             vm.memory_mib,
             vm.cpus,
-            vm.mac,
+            self.nics.shapes,
             vm.accel,
             self.disks.shapes,
             resume,
@@ -469,8 +467,7 @@ class VmCopy:
         await self.disks.end()
         if hasattr(self, "agent"):
             await self.agent.close()
-        for end in self._sockets:
-            end.close()
+        self.nics.close()
 
 
 def console_says(path: Path, line: str) -> bool:

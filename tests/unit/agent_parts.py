@@ -1,0 +1,79 @@
+"""The agent's sides for unit tests: network cards whose uplinks and QEMUs are sockets, and the peer's end."""
+
+from __future__ import annotations
+
+import socket
+
+from tcp_frames import GUEST_MAC
+
+from pycolo.agent.side import Card
+from pycolo.core import wire
+from pycolo.core.translation_chain import TranslatorChain
+from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.nic import Nic, nic_pair
+from pycolo.edge.packet_channel import Incoming, PacketChannel
+from pycolo.edge.tap import Tap
+from pycolo.edge.transport import PlainTransport
+from tcp_pair import tcp_pair
+
+
+class Wire(Tap):
+    """An uplink that is a socket pair."""
+
+    def __init__(self) -> None:
+        self.name = "wire"
+        self.ours, self.clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.clients.setblocking(False)
+        self.ours.setblocking(False)
+        self.fd = self.ours.fileno()
+
+    def heard(self) -> list[bytes]:
+        """What clients have heard since the last call."""
+        return everything(self.clients)
+
+
+class Place:
+    """One network card's uplink, its QEMU's end, and the card between them."""
+
+    def __init__(self, number: int) -> None:
+        self.tap = Wire()
+        ours, self.qemu = nic_pair()
+        self.qemu.setblocking(False)
+        self._ends = (self.tap.ours, self.tap.clients, self.qemu, ours, self.qemu.dup())
+        self.card = Card(number, GUEST_MAC, self.tap, Nic(ours, self._ends[-1]), TranslatorChain(100, 5000))
+
+    def guest_hears(self) -> list[bytes]:
+        """What QEMU has been fed since the last call."""
+        return everything(self.qemu)
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+class Peer:
+    """A packet channel and its far end; `secondary` says what the far end is."""
+
+    def __init__(self, nics: int, *, secondary: bool) -> None:
+        near, far = tcp_pair()
+        self.near, self.far = (
+            open_channel(end, nics, primary) for end, primary in ((near, secondary), (far, not secondary))
+        )
+
+    def hears(self) -> list[Incoming]:
+        """What it has been told since the last call."""
+        return self.far.receive()
+
+
+def open_channel(end: socket.socket, nics: int, receiver_is_primary: bool) -> PacketChannel:
+    stream = MessageStream(PlainTransport(end), "the packet channel", wire.decode_header)
+    return PacketChannel(stream, nics, receiver_is_primary=receiver_is_primary)
+
+
+def everything(end: socket.socket) -> list[bytes]:
+    frames = []
+    try:
+        while True:
+            frames.append(end.recv(70_000))
+    except BlockingIOError:
+        return frames

@@ -1,0 +1,139 @@
+"""The agent beside the SVM: silent until the takeover, and every client frame reaches the card that it was for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import pytest
+from agent_parts import Peer, Place
+from tcp_frames import udp
+
+from pycolo.agent import protocol
+from pycolo.agent.primary import PrimarySide
+from pycolo.agent.secondary import SecondarySide
+from pycolo.core import wire
+from pycolo.core.limits import DataplaneLimits
+from pycolo.edge.doorway import Doorway
+from pycolo.edge.message_stream import MessageStream
+
+
+class NoDoor:
+    """A doorway that nobody comes through: tests set the channel themselves."""
+
+    port = 4711
+
+    def __init__(self, greeted: Callable[[MessageStream], None]) -> None:
+        self.greeted = greeted
+
+    def close(self) -> None:
+        """It is closed."""
+
+
+class Host:
+    """A secondary of a VM with two cards, loaded with epoch 1, whose boundary is client frame number 10."""
+
+    def __init__(self) -> None:
+        self.places = [Place(number) for number in range(2)]
+        self.notices: list[protocol.Notice] = []
+        self.limits = DataplaneLimits()
+        cards = [place.card for place in self.places]
+        self.side = SecondarySide(
+            cards, self.notices.append, self.limits, lambda greeted: cast(Doorway, NoDoor(greeted))
+        )
+        self.peer = Peer(2, secondary=False)
+        self.side.channel = self.peer.near
+        self.peer.far.send(wire.Boundary(10))
+        self.side.on_channel(0.0)
+        self.side.start_feed(1, 10)
+
+    def clients(self, card: int, first_no: int, *said: bytes) -> None:
+        """The primary passes on what clients have said."""
+        self.peer.far.send_frames(card, 0, first_no, [udp(one, inbound=True) for one in said])
+        self.side.on_channel(1.0)
+
+    def svm(self, card: int, *said: bytes) -> None:
+        for one in said:
+            self.places[card].qemu.send(udp(one))
+        self.side.on_nic(card, 1.0)
+
+    def guest_hears(self) -> list[list[bytes]]:
+        return [place.guest_hears() for place in self.places]
+
+    def close(self) -> None:
+        self.side.leave_pair()
+        self.peer.far.close()
+        for place in self.places:
+            place.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host()
+    yield host
+    host.close()
+
+
+def inbound(*said: bytes) -> list[bytes]:
+    return [udp(one, inbound=True) for one in said]
+
+
+def test_client_frames_go_to_their_cards(host: Host) -> None:
+    host.clients(1, 10, b"a", b"b")
+    host.clients(0, 12, b"c")
+    assert host.guest_hears() == [inbound(b"c"), inbound(b"a", b"b")]
+    assert host.side.stats().client_frames == 3
+
+
+def test_output_goes_to_the_peer_under_its_card_and_to_nobody_else(host: Host) -> None:
+    host.svm(1, b"x")
+    host.svm(0, b"y")
+    host.svm(1, b"z")
+    said = [(1, 1, 0, [udp(b"x")]), (0, 1, 0, [udp(b"y")]), (1, 1, 1, [udp(b"z")])]
+    assert host.peer.hears() == said
+    assert [place.tap.heard() for place in host.places] == [[], []]
+
+
+def test_a_load_replays_to_all_cards_from_one_boundary(host: Host) -> None:
+    host.clients(0, 10, b"before")
+    host.peer.far.send(wire.Boundary(11))
+    host.clients(1, 11, b"a")
+    host.clients(0, 12, b"b")
+    host.clients(1, 13, b"c")
+    host.side.stop_feed()
+    host.clients(1, 14, b"while it stands")
+    host.places[1].qemu.send(udp(b"old output"))
+    host.side.drop_output()
+    assert host.guest_hears() == [[], []]
+    assert host.side.start_feed(2, 11) == 4
+    assert host.guest_hears() == [inbound(b"b"), inbound(b"a", b"c", b"while it stands")]
+    assert host.notices == []
+
+
+def test_a_takeover_speaks_on_all_cards(host: Host) -> None:
+    host.svm(0, b"confirmed", b"not confirmed")
+    host.svm(1, b"lost with the primary")
+    host.peer.far.send(wire.Confirm(0, [0]))
+    host.side.on_channel(1.0)
+    host.places[1].tap.clients.send(udp(b"said to the dead", inbound=True))
+    host.clients(0, 10, b"passed on")
+    host.places[0].tap.clients.send(udp(b"passed on", inbound=True))
+    host.guest_hears()
+    released, missed = host.side.take_over(2.0)
+    assert released == [[udp(b"not confirmed")], [udp(b"lost with the primary")]]
+    assert missed == [[], inbound(b"said to the dead")]
+
+    primary = PrimarySide(host.side.cards, host.notices.append, host.limits)
+    assert primary.take_over(released, missed) == 2
+    assert [place.tap.heard() for place in host.places] == released
+    assert host.guest_hears() == missed
+    host.places[1].qemu.send(udp(b"free"))
+    primary.on_nic(1, 3.0)
+    assert host.places[1].tap.heard() == [udp(b"free")]
+
+
+def test_each_card_translates_for_itself(host: Host) -> None:
+    host.peer.far.send(wire.Translations(0, [], [], afresh=True, nic=1))
+    host.peer.far.send(wire.Translations(0, [], [], nic=1))
+    host.side.on_channel(1.0)
+    assert [len(card.chain) for card in host.side.cards] == [0, 1]
