@@ -5,13 +5,18 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from agent_parts import Peer, Place
+from agent_parts import Peer, Place, comparing
 from tcp_frames import arp, udp
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import UNUSED_MS_MAX, PrimarySide
 from pycolo.core import wire
+from pycolo.core.adaptive import AdaptiveLimits
+from pycolo.core.compare_policy import CHECKPOINT, Policy, Rule
+from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.pace import CheckpointPace
+from pycolo.core.tolerance_rules import Tolerances
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 
@@ -23,16 +28,22 @@ class Host:
         self.places = [Place(number) for number in range(cards)]
         self.tap = self.places[0].tap
         self.notices: list[protocol.Notice] = []
-        self.side = PrimarySide([place.card for place in self.places], self.notices.append, limits or DataplaneLimits())
+        self.side = PrimarySide(
+            [place.card for place in self.places],
+            self.notices.append,
+            limits or DataplaneLimits(),
+            DEFAULT_TERMS,
+            comparing(),
+        )
         self._twin_nos = [0] * cards
         self.pair_up()
 
     def pair_up(self) -> None:
         self.peer = Peer(len(self.places), secondary=True)
         self.side.attach(self.peer.near, 0.0)
-        self.side.pause_feed()
+        self.side.pause_feed(0)
         self.side.seal(1, self.side.drain(), 0.0)
-        self.side.resume_feed()
+        self.side.resume_feed(0)
         self.side.commit(1, 0.0)
 
     def pvm(self, *frames: bytes, card: int = 0) -> None:
@@ -123,7 +134,7 @@ def test_what_a_seal_frees_after_the_loss_waits_for_the_claim(host: Host) -> Non
     host.side.leave_pair()
     host.side.seal(2, drained, 1.0)
     assert host.tap.heard() == []
-    host.side.resume_feed()
+    host.side.resume_feed(0)
     host.side.go_solo()
     assert host.tap.heard() == [udp(b"one")]
 
@@ -131,9 +142,9 @@ def test_what_a_seal_frees_after_the_loss_waits_for_the_claim(host: Host) -> Non
 def test_a_commit_after_the_loss_frees_nothing_and_loses_nothing(host: Host) -> None:
     host.pvm(udp(b"held"))
     host.turn()
-    host.side.pause_feed()
+    host.side.pause_feed(0)
     host.side.seal(2, host.side.drain(), 1.0)
-    host.side.resume_feed()
+    host.side.resume_feed(0)
     host.peer.far.close()
     with pytest.raises(PeerLost):
         host.side.commit(2, 2.0)
@@ -173,7 +184,7 @@ def test_client_frames_of_all_cards_are_one_sequence(two: Host) -> None:
     for card, said in ((1, b"a"), (0, b"b"), (1, b"c")):
         two.places[card].tap.clients.send(udp(said, inbound=True))
         two.side.on_tap(card, 1.0)
-    assert two.side.pause_feed() == 3
+    assert two.side.pause_feed(0) == 3
     frames = [said for said in two.peer.hears() if isinstance(said, tuple)]
     assert [(card, number) for card, _, number, _ in frames] == [(1, 0), (0, 1), (1, 2)]
     assert [place.guest_hears() for place in two.places] == [
@@ -188,12 +199,12 @@ def test_a_checkpoint_frees_what_all_cards_hold(two: Host) -> None:
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
     two.pvm(udp(b"drained"), card=1)
-    two.side.pause_feed()
+    two.side.pause_feed(0)
     drained = two.side.drain()
     assert [len(frames) for frames in drained] == [0, 1]
     assert not any(two.side.reads_nic(card) for card in (0, 1))
     two.side.seal(2, drained, 1.0)
-    two.side.resume_feed()
+    two.side.resume_feed(0)
     assert two.heard() == [[], []]
     assert two.side.stats().held_frames == 3
     assert two.side.commit(2, 2.0) == 3
@@ -241,9 +252,9 @@ def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkey
     for card in (0, 1):
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
-    two.side.pause_feed()
+    two.side.pause_feed(0)
     two.side.seal(2, two.side.drain(), 1.0)
-    two.side.resume_feed()
+    two.side.resume_feed(0)
     news = wire.Translations(0, [], [])
     monkeypatch.setattr(two.places[0].card.chain, "changes", lambda: [news])
 
@@ -262,9 +273,9 @@ def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkey
     for card in (0, 1):
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
-    two.side.pause_feed()
+    two.side.pause_feed(0)
     two.side.seal(2, two.side.drain(), 1.0)
-    two.side.resume_feed()
+    two.side.resume_feed(0)
     times = iter([0.0, 0.1, 0.3])
     monkeypatch.setattr("pycolo.agent.primary.time.monotonic", lambda: next(times))
     two.side.commit(2, 2.0)
@@ -293,13 +304,13 @@ class Guest:
     def pause(self, frames: int, takes: int = 0) -> bool:
         """Whether QEMU is waited for when it takes `takes` of so many frames, and only those."""
         self._card.feed([udp(b"%d" % number) for number in range(frames)])
-        self.side.pause_feed()
+        self.side.pause_feed(0)
         for _ in range(takes):
             self.place.qemu.recv(1000)
         waits = self.side.waits_for_qemu(UNUSED_MS_MAX + 1)
         self.side.end_wait()
         assert self.place.guest_hears() == []  # the rest is taken back
-        self.side.resume_feed()
+        self.side.resume_feed(0)
         return waits
 
 
@@ -328,8 +339,103 @@ def test_an_unused_card_takes_no_time_from_the_others(two: Host, guest: Guest) -
     guest.pause(3)
     two.side.cards[0].feed([udp(b"slow")])
     two.side.cards[1].feed([udp(b"never read")])
-    two.side.pause_feed()
+    two.side.pause_feed(0)
     assert two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
     two.places[0].guest_hears()
     assert not two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
     assert two.side.waits_for_qemu(0.0)
+
+
+# ---------------------------------------------------------------- what is asked for, and how often
+
+
+def test_a_divergence_is_told_with_its_place(host: Host) -> None:
+    host.pvm(udp(b"one"))
+    host.svm(udp(b"two"))
+    host.turn()
+    host.side.on_time(1.0)
+    (wanted,) = host.notices
+    assert isinstance(wanted, protocol.Wanted)
+    assert wanted.reason == "divergence"
+    assert [each.sentence() for each in wanted.divergences] == [
+        "udp 10.0.0.2:53 to 10.0.0.1:5000: payload at byte 0: primary 6f 6e 65 |one|, secondary 74 77 6f |two|"
+    ]
+    again = protocol.answer_decoder.decode(protocol.encoder.encode(wanted))
+    assert again == wanted
+    host.side.on_time(2.0)
+    assert host.notices == [wanted], "once"
+
+
+def test_a_full_card_asks_though_a_divergence_was_told(two: Host) -> None:
+    two.pvm(udp(b"one"))
+    two.svm(udp(b"two"))
+    two.turn()
+    two.side.on_time(1.0)
+    two.pvm(*(udp(b"%d" % number) for number in range(5)))
+    two.turn()
+    two.side.on_time(2.0)
+    two.side.on_time(3.0)
+    assert [each.reason for each in two.notices if isinstance(each, protocol.Wanted)] == ["divergence", "limit"]
+
+
+def differ(host: Host, epoch: int, now_ms: float) -> None:
+    """Outputs differ, and the checkpoint that is asked for at last is taken, with a pause of 5 ms."""
+    host.pvm(udp(b"p%d" % epoch))
+    host.peer.far.send_frames(0, epoch - 1, 0, [udp(b"s%d" % epoch)])
+    host.turn()
+    due_ms = host.side.on_time(now_ms)
+    if not host.notices and due_ms is not None:
+        host.side.on_time(due_ms)
+    assert any(isinstance(each, protocol.Wanted) for each in host.notices)
+    host.side.pause_feed(now_ms)
+    host.side.seal(epoch, host.side.drain(), now_ms + 5)
+    host.side.resume_feed(now_ms + 5)
+    host.side.commit(epoch, now_ms + 8)
+
+
+def test_outputs_that_always_differ_get_checkpoints_at_a_pace_and_it_is_told(host: Host) -> None:
+    for epoch in range(2, 300):
+        host.notices.clear()
+        differ(host, epoch, 10.0 * epoch)
+        if host.side.stats().mode == "periodic":
+            break
+    assert host.side.stats().interval_ms >= 20
+    host.side.on_time(10.0 * epoch + 9)
+    (paced,) = [each for each in host.notices if isinstance(each, protocol.Paced)]
+    assert (paced.mode, "divergences in" in paced.why) == ("periodic", True)
+    host.notices.clear()
+    host.pvm(udp(b"p"))
+    host.peer.far.send_frames(0, epoch, 0, [udp(b"s")])
+    host.turn()
+    due_ms = host.side.on_time(10.0 * epoch + 10)
+    assert host.notices == [], "not yet"
+    assert due_ms is not None
+    assert 10.0 * epoch + 10 < due_ms <= 10.0 * epoch + 210
+    host.side.on_time(due_ms)
+    assert [type(each) for each in host.notices] == [protocol.Wanted]
+    host.side.seal(epoch + 1, host.side.drain(), due_ms + 5)
+    host.side.commit(epoch + 1, due_ms + 8)
+    host.notices.clear()
+    host.side.on_time(due_ms + 100_000)
+    assert [each.mode for each in host.notices if isinstance(each, protocol.Paced)] == ["comparing"]
+
+
+def test_with_the_adaptive_mode_off_each_difference_is_asked_for_at_once(host: Host) -> None:
+    host.side._pace = CheckpointPace(AdaptiveLimits(enabled=False), 0.0)
+    for epoch in range(2, 300):
+        host.notices.clear()
+        differ(host, epoch, 10.0 * epoch)
+    assert host.side.stats().mode == "comparing"
+
+
+def test_what_the_policy_keeps_for_a_checkpoint_is_asked_for(host: Host) -> None:
+    host.side._terms = CompareTerms(Policy([Rule(17, CHECKPOINT)]), Tolerances())
+    host.side.go_solo()
+    host.peer.far.close()
+    host.pair_up()
+    host.pvm(udp(b"one"))
+    host.svm(udp(b"one"))
+    host.turn()
+    host.side.on_time(1.0)
+    assert host.notices == [protocol.Wanted("policy", [])]
+    assert host.heard() == [[]]

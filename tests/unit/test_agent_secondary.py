@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
-from agent_parts import Peer, Place
+from agent_parts import Peer, Place, comparing
 from tcp_frames import udp
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.core import wire
+from pycolo.core.compare_terms import DEFAULT_TERMS
 from pycolo.core.limits import DataplaneLimits
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
@@ -123,7 +124,7 @@ def test_a_takeover_speaks_on_all_cards(host: Host) -> None:
     assert released == [[udp(b"not confirmed")], [udp(b"lost with the primary")]]
     assert missed == [[], inbound(b"said to the dead")]
 
-    primary = PrimarySide(host.side.cards, host.notices.append, host.limits)
+    primary = PrimarySide(host.side.cards, host.notices.append, host.limits, DEFAULT_TERMS, comparing())
     assert primary.take_over(released, missed) == 2
     assert [place.tap.heard() for place in host.places] == released
     assert host.guest_hears() == missed

@@ -79,7 +79,9 @@ async def test_nobody_is_called_when_the_offer_is_withdrawn_while_the_disks_are_
 
     alone = SimpleNamespace(ended=False, state=State.SOLO)
     parts = {"qemu": MagicMock(), "agent": SimpleNamespace(), "disks": SimpleNamespace(folding=folding)}
-    copy = SimpleNamespace(host=copy.host, vm=copy.vm, check_copy=check_copy, failover=alone, **parts)
+    copy = SimpleNamespace(
+        host=copy.host, vm=copy.vm, check_copy=check_copy, failover=alone, events=MagicMock(), **parts
+    )
     story = PrimaryStory(copy)
     with pytest.raises(VmLost, match="the test is over"):
         await story.live()

@@ -18,8 +18,13 @@ from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Card, Side
+from pycolo.core.adaptive import AdaptiveLimits
+from pycolo.core.compare_policy import Policy
+from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.pace import CheckpointPace
 from pycolo.core.secondary import advance_ticks
+from pycolo.core.tolerance_rules import Tolerances
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
@@ -168,7 +173,7 @@ class Agent:
             case protocol.PauseFeed():
                 return self._pause_feed(side)
             case protocol.ResumeFeed():
-                side.resume_feed()
+                side.resume_feed(now_ms())
             case protocol.Seal():
                 drained = side.drain()
                 # The PVM stays paused until this answer, so compare after it.
@@ -211,9 +216,10 @@ class Agent:
     def _start(self, command: protocol.Start) -> protocol.Started:
         whole = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
         limits = self._limits = whole.shared_by(len(command.ports))
+        self._terms = command.terms
         cards = self._cards(command.ports)
         if command.role == "primary":
-            self._side = PrimarySide(cards, self._daemon.say, limits)
+            self._side = self._primary(cards)
             return protocol.Started(0)
         context = None if command.tls is None else server_context(command.tls)
 
@@ -243,19 +249,25 @@ class Agent:
             for number, (port, tap, nic) in enumerate(zip(ports, taps, self._nics, strict=True))
         ]
 
+    def _primary(self, cards: Sequence[Card]) -> PrimarySide:
+        plain = self._terms
+        policy, tolerances = Policy.decode(plain.default, plain.rules), Tolerances.decode(plain.tolerances)
+        pace = CheckpointPace(AdaptiveLimits(enabled=plain.adaptive), now_ms())
+        return PrimarySide(cards, self._daemon.say, self._limits, CompareTerms(policy, tolerances), pace)
+
     def _on_refused(self, why: str) -> None:
         self._daemon.say(protocol.Refused(why))
 
     def _take_over(self, secondary: SecondarySide) -> int:
         """The secondary's side ends, a primary's begins, with the same sockets."""
         released, missed = secondary.take_over(now_ms())
-        side = PrimarySide(secondary.cards, self._daemon.say, self._limits)
+        side = self._primary(secondary.cards)
         side.counters = secondary.counters
         self._side = side
         return side.take_over(released, missed)
 
     def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
-        boundary, paused_ms = side.pause_feed(), now_ms()
+        boundary, paused_ms = side.pause_feed(now_ms()), now_ms()
         self._turn_until(lambda: not side.waits_for_qemu(now_ms() - paused_ms), FEED_DRAIN_MS_MAX)
         side.end_wait()
         return protocol.Fed(boundary)

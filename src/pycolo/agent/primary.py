@@ -10,6 +10,7 @@ left everything stays held until `go_solo` (rule 5).
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,11 +18,16 @@ import msgspec
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
-from pycolo.core import wire
+from pycolo.core import engines, wire
+from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.divergence import Divergence
+from pycolo.core.engines import primary_dataplane
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.pace import CheckpointPace
 from pycolo.edge.packet_channel import PacketChannel
 
+DIVERGENCES_MAX = 8  # told with one request for a checkpoint
 FROZEN_S = 0.2  # no batch takes so long to be sent
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
@@ -74,10 +80,16 @@ class PrimarySide(Side):
     """Solo at first; protected from the first seal on; solo again after `go_solo`: all cards alike."""
 
     def __init__(
-        self, cards: Sequence[Card], notify: Callable[[protocol.Notice], None], limits: DataplaneLimits
+        self,
+        cards: Sequence[Card],
+        notify: Callable[[protocol.Notice], None],
+        limits: DataplaneLimits,
+        terms: CompareTerms,
+        pace: CheckpointPace,
     ) -> None:
         """`limits` are those of one card."""
         super().__init__(notify)
+        self._terms, self._pace = terms, pace
         self.cards: list[PrimaryCard] = [PrimaryCard(card) for card in cards]
         self._limits = limits
         self._input_no = 0
@@ -149,12 +161,22 @@ class PrimarySide(Side):
         self._confirm()
 
     def on_time(self, now_ms: float) -> float | None:
-        for dataplane in self._dataplanes:
-            reason = dataplane.due(now_ms)
-            if reason is not None:
-                self.notify(protocol.Wanted(reason))
-        due_ms = [due for dataplane in self._dataplanes if (due := dataplane.next_due_ms(now_ms)) is not None]
-        return min(due_ms, default=None)
+        for card in self.cards:
+            reason = None if card.dataplane is None else card.dataplane.due(now_ms)
+            if reason is not None or card.full:
+                self._pace.want(reason or "limit", now_ms)
+        asked = self._pace.due(now_ms)
+        if asked is not None:
+            self.notify(protocol.Wanted(asked, self._divergences()))
+        news = self._pace.news(now_ms)
+        if news is not None:
+            self.notify(protocol.Paced(news.mode, news.interval_ms, news.why))
+        due_ms = [self._pace.next_ms(now_ms), *(dataplane.next_due_ms(now_ms) for dataplane in self._dataplanes)]
+        return min((due for due in due_ms if due is not None), default=None)
+
+    def _divergences(self) -> list[Divergence]:
+        """Where outputs have differed since the last time, the first places."""
+        return [found for dataplane in self._dataplanes for found in dataplane.take_divergences()][:DIVERGENCES_MAX]
 
     def _put_out(self, card: PrimaryCard, frames: list[bytes], now_ms: float) -> list[bytes]:
         """The PVM has put these out; returns what may leave now."""
@@ -199,9 +221,10 @@ class PrimarySide(Side):
 
     # ---- the checkpoint's steps, in their order
 
-    def pause_feed(self) -> int:
+    def pause_feed(self, now_ms: float) -> int:
         """Take no more client frames; returns the number of the next one, which the peer is told as well."""
         self._feeding = False
+        self._pace.paused(now_ms)
         for card in self.cards:
             card.pause()
         self.open_channel().send(wire.Boundary(self._input_no))
@@ -216,9 +239,10 @@ class PrimarySide(Side):
         for card in self.cards:
             card.end_wait()
 
-    def resume_feed(self) -> None:
+    def resume_feed(self, now_ms: float) -> None:
         """Take client frames and the PVM's output again."""
         self._feeding, self._cutting = True, False
+        self._pace.resumed(now_ms)
 
     def drain(self) -> list[list[bytes]]:
         """The PVM is paused: what it has put out until now, card by card.
@@ -238,15 +262,19 @@ class PrimarySide(Side):
         cards = zip(self.cards, drained, strict=True)
         self._speak([(card, self._put_out(card, frames, now_ms)) for card, frames in cards])
         self._confirm()
+        held = 0
         for card in self.cards:
             if card.dataplane is None:
-                card.dataplane = PrimaryDataplane(self._limits, epoch - 1)
-            card.dataplane.seal(epoch)
+                seed = secrets.randbits(64)
+                card.dataplane = primary_dataplane(self._limits, epoch - 1, self._terms, seed=seed)
+            held += card.dataplane.seal(epoch)
+        self._pace.sealed(now_ms, held, sum(dataplane.stats.released_equal for dataplane in self._dataplanes))
 
     def commit(self, epoch: int, now_ms: float) -> int:
         """Release what the checkpoint that starts `epoch` freed."""
         if not self._dataplanes:
             return 0
+        self._pace.committed(now_ms)
         self.on_channel(now_ms)  # as in on_nic
         freed = []
         for card in self.cards:
@@ -283,6 +311,11 @@ class PrimarySide(Side):
             lag_ms=max((one.lag_ms for one in now), default=0.0),
             client_frames=counters.client_frames,
             vm_frames=counters.vm_frames,
+            released_by_policy=past.released_by_policy + sum(one.released_by_policy for one in now),
+            flows=sum(one.flows for one in now),
+            mode=self._pace.mode if now else "",
+            interval_ms=self._pace.interval_ms if now else 0.0,
+            engine=engines.NAME,
         )
 
 

@@ -1,12 +1,16 @@
 """What a daemon and its agent say to each other over a sequenced-packet socket pair: one message, one packet.
 
-The daemon sends one command at a time and gets exactly one answer; `Wanted`, `Refused` and `ChannelLost` come unasked.
+The daemon sends one command at a time and gets exactly one answer; `Wanted`, `Paced`, `Refused` and `ChannelLost` come
+unasked.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from pycolo.core.compare_policy import PlainRule as PlainPolicyRule
+from pycolo.core.divergence import Divergence
+from pycolo.core.tolerance_rules import PlainRule as PlainTolerance
 from pycolo.edge.tls import TlsFiles
 
 MESSAGE_BYTES_MAX = 1 << 16
@@ -18,6 +22,15 @@ class Port(msgspec.Struct, frozen=True):
     mac: str
     tap: str
     bridge: str
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """[compare] of vm.toml as plain data: what `Policy.encode` and `Tolerances.encode` give, and `adaptive`."""
+
+    default: int
+    rules: list[PlainPolicyRule]
+    tolerances: list[PlainTolerance]
+    adaptive: bool
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
@@ -32,6 +45,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     token: str
     hold_ms_min: int
     hold_ms_max: int
+    terms: Terms
     tls: TlsFiles | None
 
 
@@ -140,12 +154,26 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     lag_ms: float = 0.0
     client_frames: int = 0
     vm_frames: int = 0
+    released_by_policy: int = 0
+    flows: int = 0
+    mode: str = ""  # of a primary that has a partner: comparing, periodic
+    interval_ms: float = 0.0
+    engine: str = ""  # compiled, python
 
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
-    """A checkpoint is needed: divergence, late, limit, replay."""
+    """A checkpoint is needed: divergence, policy, late, limit, replay; and where outputs differed, the first places."""
 
     reason: str
+    divergences: list[Divergence] = []
+
+
+class Paced(msgspec.Struct, frozen=True, tag="paced"):
+    """From now on checkpoints are asked for in another mode; see core/adaptive."""
+
+    mode: str
+    interval_ms: float
+    why: str
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -177,7 +205,7 @@ Command = (
     | GetStats
 )
 Answer = Started | Fed | Done | Failed | Stats
-Notice = Wanted | Refused | ChannelLost
+Notice = Wanted | Paced | Refused | ChannelLost
 
 encoder = msgspec.msgpack.Encoder()
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

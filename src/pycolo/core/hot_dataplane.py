@@ -234,7 +234,9 @@ class HotDataplane(PrimaryDataplane):
         if not len(self._hot):
             return
         self._tell()
+        stream_bytes = self._hot.stream_bytes
         thawed = self._hot.thaw(key)
+        self._budget.used_bytes += self._hot.stream_bytes - stream_bytes
         self._known = self._counts()
         flow = self._table.known(key)
         if thawed is None or flow is None:
@@ -246,7 +248,6 @@ class HotDataplane(PrimaryDataplane):
         if flow.epoch != self.epoch:
             flow.rebase_identity()
             flow.epoch = self.epoch
-        self._budget.used_bytes -= len(stream)
         flow.twin.set(base, bytearray(stream), guessed=bool(guessed))
         flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack = delta, first, following, ack
         flow.released, flow.svm_ack, flow.touched_ms = released, svm_ack, touched_ms

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pycolo.agent import protocol
+from pycolo.core.divergence import Divergence
 from pycolo.edge.child_link import ChildLink, spawn
+
+
+def _ignore(_: object) -> None:
+    pass
+
 
 STATS_S_MAX = 1.0  # it has nothing to do for that, and clients wait while it is frozen
 
 
 class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
     """One agent process. It implements the ports PrimaryOutput and SecondaryFeed of core/checkpoint."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.on_divergences: Callable[[Sequence[Divergence]], None] = _ignore
+        self.on_paced: Callable[[protocol.Paced], None] = _ignore
 
     @classmethod
     async def start(cls, nics: Sequence[tuple[socket.socket, socket.socket]]) -> AgentLink:
@@ -22,7 +34,10 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
 
     def notice(self, message: protocol.Answer | protocol.Notice) -> bool:
         if isinstance(message, protocol.Wanted):
+            self.on_divergences(message.divergences)
             self.on_wanted(message.reason)
+        elif isinstance(message, protocol.Paced):
+            self.on_paced(message)
         elif isinstance(message, protocol.Refused):
             self.on_refused(message.why)
         elif isinstance(message, protocol.ChannelLost):

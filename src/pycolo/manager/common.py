@@ -38,7 +38,7 @@ from pycolo.errors import (
 )
 from pycolo.events import EventLog, RefusalLog
 from pycolo.manager.disks import VmDisks
-from pycolo.manager.nics import VmNics
+from pycolo.manager.nics import VmNics, compare_terms
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
@@ -366,6 +366,7 @@ class VmCopy:
                 self.packet_token,
                 protection.hold_ms_min,
                 protection.hold_ms_max,
+                compare_terms(self.vm.compare),
                 self.host.tls_files,
             )
         )

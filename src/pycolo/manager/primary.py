@@ -16,6 +16,7 @@ from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import ArbiterUnanswered, CheckpointFailed, EnvironmentFault, PeerLost, PeerUntrusted, VmEnds
 from pycolo.manager.common import COPY_CHECK_S, VmCopy
+from pycolo.manager.divergences import DivergenceNotes
 
 CONNECT_RETRY_S = 0.5
 REUNION_S_MAX = 1.0
@@ -33,6 +34,7 @@ class PrimaryStory:
     def __init__(self, copy: VmCopy, last_epoch: int = 0) -> None:
         """`last_epoch`: no epoch of this VM has had a higher number."""
         self._copy = copy
+        self.divergences = DivergenceNotes(copy.events)
         self._vm = PrimaryVmPort(copy.qemu, self_check=copy.vm.protection.self_check)
         self._session: SessionWithSecondary | None = None
         self._wanted: asyncio.Queue[str] = asyncio.Queue(maxsize=WANTED_MAX)
@@ -74,6 +76,7 @@ class PrimaryStory:
             "pages": self._copy.qemu.ram.page_count,
             "apply_ms": session.apply_ms if session else 0.0,
             "refused": self._refused,
+            **self.divergences.details(),
         }
 
     async def begin(self) -> None:
@@ -87,6 +90,7 @@ class PrimaryStory:
         """The VM runs alone here: find a secondary, protect, and again; until the VM ends."""
         copy = self._copy
         copy.agent.on_wanted = self.want_checkpoint
+        copy.agent.on_divergences, copy.agent.on_paced = self.divergences.note, self.divergences.paced
         try:
             while not copy.failover.ended:
                 if copy.failover.state is State.SOLO:
