@@ -194,13 +194,14 @@ cdef class HotFlows:
             self.thaw(key)
 
     def holding(self):
-        """Keys of the connections that hold something, in the order of their oldest held frames."""
-        keys = {}
+        """(number of the oldest held frame, key) of the connections that hold something, in that order."""
+        found = []
         cdef Held* held = self._oldest
         while held != NULL:
-            keys[(<char*>held.flow.key)[:held.flow.key_length]] = None
+            if held.flow.first == held:
+                found.append((held.no, (<char*>held.flow.key)[:held.flow.key_length]))
             held = held.behind
-        return list(keys)
+        return found
 
     def keys(self):
         """All of them."""
@@ -469,16 +470,12 @@ cdef class HotFlows:
             raise MemoryError
         return at, <int>done
 
-    def pump_held(self):
-        """Comparison begins again: release what may leave; keys of connections of which the twin has to say it."""
-        slow = []
-        for key in self.holding():
-            done = self._pump(self._by_key(key))
-            if done == NO_MEMORY:
-                raise MemoryError
-            if done == PUMP:
-                slow.append(key)
-        return slow
+    def pump(self, bytes key):
+        """Release what may leave of one connection that holds something; whether the twin has to say it."""
+        done = self._pump(self._by_key(key))
+        if done == NO_MEMORY:
+            raise MemoryError
+        return done == PUMP
 
     def say(self, bytes frame):
         """Something else leaves in between."""

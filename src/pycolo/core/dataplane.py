@@ -377,10 +377,14 @@ class PrimaryDataplane:
             self._now_ms = self._now_ms if now_ms is None else now_ms
             self._lateness.compare_from(self._now_ms)
             self._table.tidy(self._now_ms)
-            for flow in list(self._waiting):
-                if not isinstance(flow, FragmentHold):
-                    self._pump(flow, out)
+            self._pump_waiting(out)
         return out
+
+    def _pump_waiting(self, out: list[bytes]) -> None:
+        """Comparison begins again: look at every flow that holds something, the one that does so longest first."""
+        for flow in sorted(self._waiting, key=lambda flow: flow.hold[0][0]):
+            if not isinstance(flow, FragmentHold):
+                self._pump(flow, out)
 
     def hold_until_commit(self) -> None:
         """Nothing is compared until a checkpoint that is sealed from now on is committed."""

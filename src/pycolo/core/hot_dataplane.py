@@ -19,6 +19,7 @@ from pycolo.core.holding import TwinBudget
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import PREFIX_BYTES, pack, unpack
 from pycolo.core.packet import MASK, distance, opposite, parse_tcp
+from pycolo.core.pieces import FragmentHold
 
 _PVM, _SVM, _CLIENT = 0, 1, 2
 _SLOW = 1
@@ -151,27 +152,28 @@ class HotDataplane(PrimaryDataplane):
 
     def seal(self, epoch_next: int) -> int:
         """As the twin."""
-        for key in self._hot.holding():
+        for _, key in self._hot.holding():
             self._fetch(key)
         return super().seal(epoch_next)
 
-    def commit(self, epoch: int, now_ms: float | None = None) -> list[bytes]:
-        """As the twin."""
-        awaited = self._awaiting_commit
-        out = super().commit(epoch, now_ms)
-        if awaited and not self._awaiting_commit:
-            self._tell()
-            slow = self._hot.pump_held()
-            self._listen()
-            out += unpack(self._hot.take_out())
-            for key in slow:
-                self._fetch(key)
-                self._pump_fetched(key, out)
-        return out
+    def _pump_waiting(self, out: list[bytes]) -> None:
+        """As the twin: in one order, wherever a connection is."""
+        here = [(flow.hold[0][0], flow) for flow in self._waiting]
+        for _, which in sorted([*here, *self._hot.holding()], key=lambda entry: entry[0]):
+            if isinstance(which, bytes):
+                self._tell()
+                slow = self._hot.pump(which)
+                self._listen()
+                out += unpack(self._hot.take_out())
+                if slow:
+                    self._fetch(which)
+                    self._pump_fetched(which, out)
+            elif not isinstance(which, FragmentHold):
+                self._pump(which, out)
 
     def go_solo(self) -> list[bytes]:
         """As the twin."""
-        for key in self._hot.holding():
+        for _, key in self._hot.holding():
             self._fetch(key)
         return super().go_solo()
 
