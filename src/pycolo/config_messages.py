@@ -95,7 +95,7 @@ def _within(node: Schema, part: str | int) -> Schema:
     if isinstance(part, int):
         return dict(node.get("items", {}))
     for pattern, value in node.get("patternProperties", {}).items():
-        return dict(value) if re.search(pattern, part) else {"type": "string", "pattern": pattern}
+        return dict(value) if re.fullmatch(pattern, part) else {"type": "string", "pattern": pattern}
     return dict(node.get("properties", {}).get(part, {}))
 
 
@@ -103,11 +103,17 @@ def _named(place: Place, root: Schema) -> str:
     """As a user finds it: `tls.key`, `name of [[disks]] number 2`, `number 1 of arbiter.endpoints`."""
     at = next((index for index, part in enumerate(place) if isinstance(part, int)), None)
     if at is None:
-        return ".".join(map(str, place))
-    many, number, rest = ".".join(map(str, place[:at])), int(place[at]) + 1, ".".join(map(str, place[at + 1 :]))
+        return ".".join(map(_key, place))
+    many, number, rest = ".".join(map(_key, place[:at])), int(place[at]) + 1, ".".join(map(_key, place[at + 1 :]))
     is_table = _look_up(root, place[: at + 1])[1].get("type") == "object"
     entry = f"[[{many}]] number {number}" if is_table else f"number {number} of {many}"
     return f"{rest} of {entry}" if rest else entry
+
+
+def _key(part: str | int) -> str:
+    """As it stands in the file; a strange one in quotes, and no more of it than can be read."""
+    text = str(part)
+    return text if text.isprintable() and len(text) <= VALUE_CHARS_MAX else _shown(part)
 
 
 # ---------------------------------------------------------------- what it should be

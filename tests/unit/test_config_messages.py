@@ -63,6 +63,7 @@ def said(model: type[BaseModel], values: dict[str, Any]) -> list[str]:
         ({"networks": 5}, "networks is 5: it should be a table [networks]"),
         ({"networks": {"a b": "br1"}}, "a key of networks is 'a b': it should be a name of up to 63 letters"),
         ({"networks": {"san": "b" * 16}}, f"networks.san is '{'b' * 16}': it should be a name of up to 15 letters"),
+        ({"networks": {"a\n": "br1"}}, r"a key of networks is 'a\n': it should be a name of up to 63 letters"),
         ({"networks": {"san": 5}}, "networks.san is 5: it should be a name of up to 15 letters, digits, '.', '_' and "),
         ({"networks": dict.fromkeys(map(str, range(65)), "br1")}, "networks has 65 entries: it should have at most 64"),
         ({"ca": "x"}, "the key ca is unknown: it belongs into the table [tls]"),
@@ -104,6 +105,7 @@ def test_a_value_of_the_arbiter(values: dict[str, Any], says: str) -> None:
             {"mac": "52:54:00:00:00:02", "nics": [{}]},
             "it has both `mac` and [[nics]]: put the address into the first of [[nics]]",
         ),
+        ({"compare": {"\n": 1}}, r"the key compare.'\n' is unknown: remove it or correct its spelling"),
         ({"nics": [{}] * 9}, "nics has 9 entries: it should have at most 8"),
         (
             {"nics": [{"mac": "5"}]},
