@@ -324,6 +324,8 @@ def test_ended_connections_make_room() -> None:
     plane = SecondaryDataplane(DataplaneLimits(flows_max=2))
     for port in range(10):
         pvm, svm = Connection(isn=1, client_port=port), Connection(isn=9, client_port=port)
-        plane.svm_frames([svm.syn_ack(), svm.out(1, 1, A | F)], 10 * port)
-        assert plane.client_frames([pvm.back(1, 1), pvm.back(1, 2, A | F)]) == [svm.back(1, 1), svm.back(1, 2, A | F)]
+        plane.svm_frames([svm.syn_ack()], 10 * port)
+        assert plane.client_frames([pvm.back(1, 1)]) == [svm.back(1, 1)]
+        plane.svm_frames([svm.out(1, 1, A | F)], 10 * port + 1)
+        assert plane.client_frames([pvm.back(1, 2, A | F)]) == [svm.back(1, 2, A | F)]
     assert len(plane.translator.connections) <= 2
