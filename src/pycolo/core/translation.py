@@ -211,7 +211,7 @@ class Connection:
             self.echo = stamps[1]
 
     def note_outbound(self, segment: Segment) -> None:
-        """Keep whether the guest ends. One that speaks on was not reset: the client's RST was forged, or comes later."""
+        """Keep whether the guest ends. One that speaks on was not reset: the RST was forged, or is not there yet."""
         _, _, _, flags, _, start, end = segment
         self.guest_fin, self.reset = self.guest_fin or bool(flags & FIN), bool(flags & RST)
         if self.learning and not flags & RST and (start != end or flags & FIN):
