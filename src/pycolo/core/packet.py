@@ -159,7 +159,7 @@ def timestamps(frame: bytes, at: int, start: int) -> tuple[int, int] | None:
 
 
 def is_signed_with_options(frame: bytes, at: int, start: int) -> bool:
-    """Whether the segment carries TCP-AO (RFC 5925), whose signature covers timestamps too; MD5's (RFC 2385) does not."""
+    """Whether it carries TCP-AO (RFC 5925), whose signature covers timestamps too; that of MD5 (RFC 2385) does not."""
     return any(kind == _AUTHENTICATION for kind, _, _ in _options(frame, at, start)[0])
 
 
