@@ -90,7 +90,7 @@ class SecondaryDataplane:
         connection = self.translator.connections.get(key) or self.translator.admit(key)
         if connection is None:
             return
-        connection.note_outbound(segment)
+        self.translator.note_outbound(connection, segment)
         length = end - start + bool(flags & SYN) + bool(flags & FIN)
         if length and not flags & RST:
             connection.sent.extend((no, (seq + length) & MASK) for no in nos)

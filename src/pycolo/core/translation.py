@@ -420,17 +420,21 @@ class Translator:
             connection = self.admit(key)
             if connection is None:
                 return frame
-        was_learning = connection.learning
-        connection.note_outbound(segment)
-        if was_learning and not connection.learning:
-            self._note(key)
-        if flags & (FIN | RST) and connection.ended:
-            self._ended[key] = None
+        self.note_outbound(connection, segment)
         if not connection.existed:
             return frame
         if connection.advance is None:
             self._note(key)
         return connection.to_client(frame, segment, self._advance_ticks)
+
+    def note_outbound(self, connection: Connection, segment: Segment) -> None:
+        """The guest has put out a segment of this connection."""
+        was_learning = connection.learning
+        connection.note_outbound(segment)
+        if was_learning and not connection.learning:
+            self._note(segment[0])
+        if segment[3] & (FIN | RST) and connection.ended:
+            self._ended[segment[0]] = None
 
     def _note(self, key: bytes) -> None:
         """The offsets of this connection change; before a takeover nobody asks for that."""
