@@ -13,6 +13,7 @@ from pycolo.core.packet import ACK, SYN, checksum_is_right, distance, parse_tcp,
 
 MOD = 2**32
 WINDOW = 1 << 16
+SYN_AGAIN_MS = 1000  # RFC 6298, 2.1
 CLOCKS_APART_MS = 4000  # by how much an echo may be off: lag between copies, and between repeated SYNs
 
 
@@ -108,6 +109,7 @@ class Stack:
     last_value: int = 0
     recent: int = 0
     last_ack_sent: int = 0
+    opened_ms: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -138,7 +140,7 @@ class Stack:
 
     def open(self, now_ms: int) -> bytes:
         """The SYN or SYN-ACK, maybe again."""
-        self.next = max(self.next, 1)
+        self.next, self.opened_ms = max(self.next, 1), now_ms
         return self._say(0, b"", SYN, now_ms)
 
     def speak(self, size: int, now_ms: int) -> bytes | None:
@@ -154,7 +156,8 @@ class Stack:
         if self.next == 0 or self.acked == self.next:
             return self._say(self.next, b"", 0, now_ms) if self.is_open else None
         if self.acked == 0:
-            return self.open(now_ms)
+            is_due = self.opened_ms is not None and now_ms - self.opened_ms >= SYN_AGAIN_MS
+            return self.open(now_ms) if is_due else None
         return self._say(self.acked, self.stream[self.acked - 1 : self.next - 1][:1000], 0, now_ms)
 
     # ---------------------------------------------------------------- hearing

@@ -215,7 +215,7 @@ class World:
             for talk in self.talks:
                 for op in (4, 6, 8, 4, 6, 11, 4, 6, 9, 10):
                     self.talk_step(op, talk, 700)
-                self.now_ms += 10
+                self.now_ms += 40
         for talk in self.talks:
             assert talk.client.is_done
             assert talk.pvm.is_done

@@ -26,7 +26,8 @@ class Quote(NamedTuple):
 
     key: bytes
     seq: int
-    value: int | None  # TSval, if so much is quoted
+    flags: int | None  # if so much is quoted,
+    value: int | None  # and TSval
     icmp: int  # where the error begins,
     at: int  # the quoted TCP header,
     value_at: int  # its timestamp,
@@ -51,7 +52,8 @@ def quoted_segment(frame: bytes, layers: Layers) -> Quote | None:
     key = inner.addresses(bytes(ETHERNET_BYTES) + quoted) + frame[at : at + 4] + layers.tags
     value_at = _timestamp_at(frame, at, end)
     value = int.from_bytes(frame[value_at : value_at + 4]) if value_at else None
-    return Quote(key, int.from_bytes(frame[at + 4 : at + 8]), value, icmp, at, value_at, end)
+    flags = frame[at + 13] if at + 14 <= end else None
+    return Quote(key, int.from_bytes(frame[at + 4 : at + 8]), flags, value, icmp, at, value_at, end)
 
 
 def _timestamp_at(frame: bytes, at: int, end: int) -> int:

@@ -23,7 +23,7 @@ from pycolo.core.layers import TCP, Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
 from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
-from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator, parse
+from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
 def advance_ticks(limits: DataplaneLimits) -> int:
@@ -47,13 +47,11 @@ class SecondaryDataplane:
         """Client frames as the SVM has to see them."""
         out = []
         for frame in frames:
-            segment = parse(frame)
-            if segment is None:
-                out.append(self.translator.inbound_other(frame))
-                continue
-            translated, connection = self.translator.inbound_segment(frame, segment)
+            translated, segment, connection = self.translator.inbound_frame(frame)
             out.append(translated)
-            if connection is not None and connection.sent and segment[3] & ACK and not connection.learning:
+            if segment is None or connection is None or connection.learning:
+                continue
+            if connection.sent and segment[3] & ACK:
                 self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
         return out
 

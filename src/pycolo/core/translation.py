@@ -9,6 +9,8 @@ Guarantees
   exchange nothing. After a checkpoint (`loaded`) they are zero.
 * A connection that existed at the takeover never shows its client a timestamp older than one it has shown: PAWS
   (RFC 7323, 5) would drop such segments for ever. What a client echoes is mapped back to the exact value the SVM sent.
+  One whose opening the survivor repeats is taken for a new one: it does so a second later at the earliest (RFC 6298,
+  2.1), when its clock has passed that of the dead copy.
 * A connection that begins after the takeover is never touched.
 * Frames come out one for one, in order. In doubt nothing is translated: a copy that gets numbers it does not know
   drops them, the comparison finds it late, and a checkpoint sets the offsets to zero.
@@ -43,7 +45,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from pycolo.core import wire
-from pycolo.core.layers import locate
+from pycolo.core.layers import Layers, locate
 from pycolo.core.packet import (
     ACK,
     FIN,
@@ -244,7 +246,7 @@ class Connection:
 
     def quote_to_guest(self, frame: bytes, quote: Quote) -> bytes:
         """The error with the guest's own segment in it. While nothing is acknowledged it has sent its opening alone."""
-        if self.learning and self.isn is not None:
+        if self.learning and self.isn is not None and (quote.flags is None or quote.flags & SYN):
             return rewrite_quote(frame, quote, seq_add=self.isn - quote.seq, value_add=0)
         if not (self.seq_add or self.value_add or self.advance):
             return frame
@@ -370,7 +372,7 @@ class Translator:
                 connection.adopt(offsets)
 
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
-        """A client's segment for the guest, and its connection if it is known."""
+        """A client's segment for the guest, and its connection."""
         key, flags = opposite(segment[0]), segment[3]
         connection = self.connections.get(key)
         if connection is None or not connection.existed:
@@ -383,22 +385,30 @@ class Translator:
             self._ended[key] = None
         return connection.to_guest(frame, segment), connection
 
-    def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
-        """Client frames as the guest has to see them."""
-        out = []
-        for frame in frames:
-            segment = parse(frame)
-            out.append(self.inbound_other(frame) if segment is None else self.inbound_segment(frame, segment)[0])
-        return out
+    def inbound_frame(self, frame: bytes) -> tuple[bytes, Segment | None, Connection | None]:
+        """A client's frame as the guest has to see it; the segment in it, as it came, and its connection if known."""
+        if not self.connections:
+            return frame, None, None
+        segment = parse_tcp(frame)
+        if segment is None:
+            layers = locate(frame)
+            segment = None if layers is None else parse_first_piece(frame, layers)
+            if layers is None or segment is None:
+                return (frame if layers is None else self._inbound_quote(frame, layers)), None, None
+        translated, connection = self.inbound_segment(frame, segment)
+        return translated, segment, connection
 
-    def inbound_other(self, frame: bytes) -> bytes:
-        """What is no segment, for the guest: it may quote one."""
-        layers = locate(frame) if self.connections else None
-        quote = None if layers is None else quoted_segment(frame, layers)
+    def _inbound_quote(self, frame: bytes, layers: Layers) -> bytes:
+        """What is no segment may quote one."""
+        quote = quoted_segment(frame, layers)
         connection = None if quote is None else self.connections.get(quote.key)
         if quote is None or connection is None or not connection.existed:
             return frame
         return connection.quote_to_guest(frame, quote)
+
+    def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
+        """Client frames as the guest has to see them."""
+        return [self.inbound_frame(frame)[0] for frame in frames]
 
     def outbound(self, frames: Sequence[bytes]) -> list[bytes]:
         """The guest's frames as the clients have to see them, after a takeover."""
@@ -443,9 +453,7 @@ class Translator:
 
 
 def parse(frame: bytes) -> Segment | None:
-    """The segment that is in `frame`, whole or as the first piece of it; None when there is none."""
+    """The segment in `frame`, whole or as the first piece of it; None when there is none."""
     segment = parse_tcp(frame)
-    if segment is not None:
-        return segment
-    layers = locate(frame)
-    return None if layers is None or layers.fragment is None else parse_first_piece(frame, layers)
+    layers = locate(frame) if segment is None else None
+    return segment if layers is None else parse_first_piece(frame, layers)
