@@ -8,11 +8,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from pycolo.core.layers import Layers
+from pycolo.core.fragments import Reassembly
+from pycolo.core.layers import Layers, locate
 from pycolo.core.packet import ACK, SYN, checksum_is_right, distance, parse_tcp, timestamps
 
 MOD = 2**32
 WINDOW = 1 << 16
+FIRST_PIECE_BYTES = 64
 SYN_AGAIN_MS = 1000  # RFC 6298, 2.1
 CLOCKS_APART_MS = 4000  # by how much an echo may be off: lag between copies, and between repeated SYNs
 
@@ -63,6 +65,33 @@ def error(frame: bytes, layers: Layers) -> bytes:
     pseudo = router + source + struct.pack(">II", len(body), 58)
     body = body[:2] + _sum(pseudo + body).to_bytes(2) + body[4:]
     return frame[:ip] + struct.pack(">IHBB", 0x60000000, len(body), 58, 64) + router + source + body
+
+
+def in_two(frame: bytes, layers: Layers, ident: int) -> list[bytes]:
+    """A packet without options or extension headers as two fragments, of which the first has the whole TCP header."""
+    ip, upper, cut = layers.ip, layers.upper, layers.upper + FIRST_PIECE_BYTES
+    pieces = []
+    for place, end in ((upper, cut), (cut, layers.end)):
+        more, body = end < layers.end, frame[place:end]
+        head = bytearray(frame[:upper])
+        if layers.version == 4:
+            struct.pack_into(">HHH", head, ip + 2, 20 + len(body), ident, more << 13 | (place - upper) // 8)
+        else:
+            struct.pack_into(">HB", head, ip + 4, 8 + len(body), 44)
+            head += struct.pack(">BBHI", 6, 0, place - upper | more, ident)
+        pieces.append(bytes(head) + body)
+    return pieces
+
+
+def as_one(pieces: list[bytes]) -> bytes:
+    """The packet that these fragments make."""
+    together: Reassembly[int] = Reassembly()
+    for number, piece in enumerate(pieces):
+        layers = locate(piece)
+        assert layers is not None
+        whole = together.add(number, piece, layers)
+    assert whole is not None
+    return whole.frame
 
 
 @dataclass(frozen=True)

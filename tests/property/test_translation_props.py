@@ -18,7 +18,7 @@ from pycolo.core.quotes import Quote, quoted_segment
 from pycolo.core.secondary import SecondaryDataplane, advance_ticks
 from pycolo.core.translation import Translator, parse
 from pycolo.core.translation_chain import TranslatorChain
-from tcp_model import CLOCKS_APART_MS, MOD, Link, Stack, error, heard
+from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, Link, Stack, as_one, error, heard, in_two
 
 LIMITS = DataplaneLimits()
 TAKEOVERS_MAX = 2
@@ -67,10 +67,15 @@ class World:
     def from_client(self, talk: Talk, frame: bytes | None) -> None:
         if frame is None or self._lost():
             return
-        inbound = self.chain.inbound([frame])
-        assert inbound == self.twin.inbound([frame]), "both hosts translate alike"
-        talk.pvm_inbox += inbound
-        talk.svm_inbox += self.plane.client_frames(inbound)
+        frames, layers = [frame], locate(frame)
+        assert layers is not None
+        if layers.end - layers.upper > FIRST_PIECE_BYTES and self.source.random() < 0.2:
+            frames = in_two(frame, layers, self.source.randrange(2**16))[:: self.source.choice((1, -1))]
+        inbound = self.chain.inbound(frames)
+        assert inbound == self.twin.inbound(frames), "both hosts translate alike"
+        talk.pvm_inbox.append(as_one(inbound) if inbound[1:] else inbound[0])
+        seen = self.plane.client_frames(inbound)
+        talk.svm_inbox.append(as_one(seen) if seen[1:] else seen[0])
 
     # ---------------------------------------------------------------- the copies
 
