@@ -320,10 +320,16 @@ def test_connections_are_bounded_and_offsets_are_kept() -> None:
     assert look(plane.client_frames([PVM.back(1, 7)])[0], SVM, inbound=True).ack == 7
 
 
-def test_ended_connections_make_room() -> None:
+@pytest.mark.parametrize("client_first", [True, False])
+def test_ended_connections_make_room(client_first: bool) -> None:
     plane = SecondaryDataplane(DataplaneLimits(flows_max=2))
     for port in range(10):
         pvm, svm = Connection(isn=1, client_port=port), Connection(isn=9, client_port=port)
-        plane.svm_frames([svm.syn_ack(), svm.out(1, 1, A | F)], 10 * port)
-        assert plane.client_frames([pvm.back(1, 1), pvm.back(1, 2, A | F)]) == [svm.back(1, 1), svm.back(1, 2, A | F)]
+        plane.svm_frames([svm.syn_ack()], 10 * port)
+        assert plane.client_frames([pvm.back(1, 1)]) == [svm.back(1, 1)]
+        if client_first:
+            plane.client_frames([pvm.back(1, 1, A | F)])
+        plane.svm_frames([svm.out(1, 2 if client_first else 1, A | F)], 10 * port + 1)
+        last = pvm.back(2, 2) if client_first else pvm.back(1, 2, A | F)
+        assert plane.client_frames([last]) == [svm.back(2, 2) if client_first else svm.back(1, 2, A | F)]
     assert len(plane.translator.connections) <= 2

@@ -14,6 +14,7 @@ TCP, UDP, ICMP, ICMPV6, IGMP = 6, 17, 1, 58, 2
 
 TAGS_MAX = 2  # 802.1Q, or QinQ (802.1ad)
 EXTENSION_HEADERS_MAX = 8
+ETHERNET_BYTES = 14  # untagged
 _VLAN_TYPES = (0x8100, 0x88A8, 0x9100)
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _VID = 0x0FFF
@@ -72,6 +73,17 @@ def locate(frame: bytes) -> Layers | None:
     if kind == _IPV6:
         return _ipv6(frame, at, tags)
     return None
+
+
+def locate_quoted(quoted: bytes) -> Layers | None:
+    """The layers of a bare IP packet whose end may be missing, as ICMP errors quote one.
+
+    The offsets are those of a frame: less ETHERNET_BYTES they count from the packet's first byte.
+    """
+    is_ipv4 = bool(quoted[:1]) and quoted[0] >> 4 == 4
+    at, kind, header = (2, _IPV4, 0) if is_ipv4 else (4, _IPV6, 40)
+    length = max(0, len(quoted) - header).to_bytes(4)[2:]
+    return locate(bytes(12) + kind.to_bytes(2) + quoted[:at] + length + quoted[at + 2 :])
 
 
 def _ipv4(frame: bytes, at: int, tags: bytes) -> Layers | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 
-from pycolo.core.layers import ICMP, ICMPV6, IGMP, TCP, UDP, Layers, ethertype, locate
+from pycolo.core.layers import ETHERNET_BYTES, ICMP, ICMPV6, IGMP, TCP, UDP, Layers, ethertype, locate_quoted
 from pycolo.core.packet import TCP_FLOW, Segment, source_port
 
 _ARP, _RARP, _LLDP, _MAC_CONTROL, _SLOW, _EAPOL = 0x0806, 0x8035, 0x88CC, 0x8808, 0x8809, 0x888E
@@ -26,7 +26,7 @@ _BRIDGE_GROUP = b"\x01\x80\xc2\x00\x00"  # IEEE 802.1D: 00 to 0f are never forwa
 _PVST = b"\x01\x00\x0c\xcc\xcc\xcd"
 _ND_MLD = frozenset((130, 131, 132, 133, 134, 135, 136, 137, 143))  # RFC 4861, 2710, 3810
 _ECHO = {4: (0, 8), 6: (128, 129)}
-_ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
+ICMP_ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 
 
 def is_link_control(frame: bytes, layers: Layers | None) -> bool:
@@ -96,7 +96,7 @@ def _of_ip(frame: bytes, layers: Layers) -> Message:
         if kind in _ECHO[layers.version]:
             identity = frame[upper : upper + 1] + frame[upper + 4 : upper + 6]
             return b"E" + key + identity, head + frame[upper + 8 : end], len(head)
-        if kind in _ERRORS[layers.version]:
+        if kind in ICMP_ERRORS[layers.version]:
             identity, compared = _quote(frame[upper + 8 : end])
             return b"Q" + key + frame[upper : upper + 2] + identity, head + compared, len(head)
         return b"I" + key + frame[upper : upper + 1], head + frame[upper + 8 : end], len(head)
@@ -118,22 +118,14 @@ def _quote(quoted: bytes) -> tuple[bytes, bytes]:
     The packet is a client's. Of TCP the acknowledgement and the options may be in the SVM's numbers; a sequence number
     is the client's own.
     """
-    head = b"\x08\x00" if quoted[:1] and quoted[0] >> 4 == 4 else b"\x86\xdd"
-    layers = _locate_cut(head, quoted)
+    layers = locate_quoted(quoted)
     if layers is None:
         return b"", quoted
-    upper = layers.upper - 14
-    flow = layers.addresses(bytes(14) + quoted) + bytes([layers.protocol]) + quoted[upper : upper + 4]
+    upper = layers.upper - ETHERNET_BYTES
+    flow = layers.addresses(bytes(ETHERNET_BYTES) + quoted) + bytes([layers.protocol]) + quoted[upper : upper + 4]
     if layers.protocol != TCP:
         return flow, quoted
     return flow, _without_translated(quoted, upper)
-
-
-def _locate_cut(kind: bytes, quoted: bytes) -> Layers | None:
-    """The layers of a packet whose end may be missing."""
-    at = 2 if kind == b"\x08\x00" else 4
-    length = max(0, len(quoted) - (0 if at == 2 else 40)).to_bytes(4)[2:]
-    return locate(bytes(12) + kind + quoted[:at] + length + quoted[at + 2 :])
 
 
 def _without_translated(quoted: bytes, upper: int) -> bytes:

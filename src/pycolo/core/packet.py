@@ -10,6 +10,7 @@ Guarantees
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from pycolo.core.layers import TCP, Layers, locate
 
@@ -38,7 +39,7 @@ _PLAIN_START = _PLAIN_AT + 20
 IPV4_KEY_MAX = 12 + 4  # longer keys are of IPv6
 _NOP_NOP_TS = b"\x01\x01\x08\x0a"
 _FRAGMENT_BITS = 0xBFFF  # all but "don't fragment": more fragments, offset, and the reserved bit
-_END, _NOP, _SACK, _TIMESTAMP = 0, 1, 5, 8
+_END, _NOP, _SACK, _TIMESTAMP, _AUTHENTICATION = 0, 1, 5, 8, 29
 
 
 def distance(a: int, b: int) -> int:
@@ -88,6 +89,16 @@ def segment_in(frame: bytes, layers: Layers) -> Segment | None:
     if layers.odd or _odd_options(frame, at, start):
         flags |= ODD
     return layers.addresses(frame) + frame[at : at + 4] + layers.tags, seq, ack, flags, at, start, end
+
+
+def parse_first_piece(frame: bytes, layers: Layers) -> Segment | None:
+    """The segment that begins in a fragment with these layers; None when its header is not whole in there.
+
+    Its `end` is the fragment's, and nothing tells whether its checksum is right.
+    """
+    if layers.protocol != TCP or layers.fragment is None or layers.fragment.offset:
+        return None
+    return segment_in(frame, layers)
 
 
 def opposite(key: bytes) -> bytes:
@@ -152,6 +163,11 @@ def timestamps(frame: bytes, at: int, start: int) -> tuple[int, int] | None:
     return value, echo
 
 
+def is_signed_with_options(frame: bytes, at: int, start: int) -> bool:
+    """Whether it carries TCP-AO (RFC 5925), whose signature covers timestamps too; that of MD5 (RFC 2385) does not."""
+    return any(kind == _AUTHENTICATION for kind, _, _ in _options(frame, at, start)[0])
+
+
 def syn_terms(frame: bytes, flags: int, at: int, start: int) -> bytes:
     """What a SYN negotiates: flags and options, timestamp values blanked out; equal terms, equal connection."""
     options = bytearray(frame[at + 20 : start])
@@ -206,10 +222,14 @@ def checksum_is_right(frame: bytes, at: int, end: int) -> bool:
 def _is_partial(frame: bytes, at: int, end: int) -> bool:
     """Whether the checksum covers the pseudo header alone: the rest is left to a network card (`CHECKSUM_PARTIAL`).
 
-    A whole checksum looks so in one case of 65,536; then it is right, which a partial one hardly ever is.
+    A whole checksum looks so in one case of 65,536; then it is right, which a partial one hardly ever is. That of a
+    fragmented segment is whole: no card could complete it.
     """
     (found,) = _U16.unpack_from(frame, at + 16)
-    return found % 0xFFFF == _pseudo_header_sum(frame, at, end) and not checksum_is_right(frame, at, end)
+    if found % 0xFFFF != _pseudo_header_sum(frame, at, end) or checksum_is_right(frame, at, end):
+        return False
+    layers = locate(frame)
+    return layers is None or layers.fragment is None
 
 
 def rewrite(
@@ -228,15 +248,21 @@ def rewrite(
     if not fields:
         return frame
     changed = bytearray(frame)
-    total = 0
-    for place, add in fields:
-        old = _U32.unpack_from(frame, place)[0]
-        new = (old + add) & MASK
-        _U32.pack_into(changed, place, new)
-        total += (new - old) << 8 if place - at & 1 else new - old  # at an odd place the halves lie swapped
+    total = add_to_fields(changed, at, fields)
     if not _is_partial(frame, at, end):
         changed[at + 16 : at + 18] = adjusted_checksum(frame[at + 16 : at + 18], total)
     return bytes(changed)
+
+
+def add_to_fields(changed: bytearray, at: int, fields: Sequence[tuple[int, int]]) -> int:
+    """Add to the 32-bit numbers at these places; returns by how much the sum of 16-bit words from `at` on has grown."""
+    total = 0
+    for place, add in fields:
+        old = _U32.unpack_from(changed, place)[0]
+        new = (old + add) & MASK
+        _U32.pack_into(changed, place, new)
+        total += (new - old) << 8 if place - at & 1 else new - old  # at an odd place the halves lie swapped
+    return total
 
 
 def adjusted_checksum(checksum: bytes, added: int) -> bytes:

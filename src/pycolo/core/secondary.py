@@ -8,7 +8,9 @@
 Guarantees
 * At a takeover everything is sent that the SVM has put out since the last checkpoint and that is not known to have
   reached the client (within the limits; the oldest goes first). What is sent twice a client sees as a retransmission.
+  A segment that the guest itself has cut in pieces is kept in its pieces.
 * Before the takeover nothing here reaches a client.
+* Client frames come out one for one, so the caller may number them (`replay`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from pycolo.core.layers import locate
+from pycolo.core.fragments import Reassembly
+from pycolo.core.layers import TCP, Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
 from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
@@ -36,6 +39,7 @@ class SecondaryDataplane:
         self.translator = Translator(limits.flows_max, advance_ticks(limits))
         self._retained: OrderedDict[int, bytes] = OrderedDict()
         self._retained_bytes = 0
+        self._pieces: Reassembly[int] = Reassembly()  # which of the SVM's fragments make a segment
 
     # ---------------------------------------------------------------- before a takeover
 
@@ -43,13 +47,11 @@ class SecondaryDataplane:
         """Client frames as the SVM has to see them."""
         out = []
         for frame in frames:
-            segment = parse_tcp(frame)
-            if segment is None:
-                out.append(frame)
-                continue
-            translated, connection = self.translator.inbound_segment(frame, segment)
+            translated, segment, connection = self.translator.inbound_frame(frame)
             out.append(translated)
-            if connection is not None and connection.sent and segment[3] & ACK and not connection.learning:
+            if segment is None or connection is None or connection.learning:
+                continue
+            if connection.sent and segment[3] & ACK:
                 self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
         return out
 
@@ -58,27 +60,42 @@ class SecondaryDataplane:
         for no, frame in enumerate(frames, first_no):
             segment = parse_tcp(frame)
             if segment is not None:
-                self._svm_segment(no, frame, segment)
-            elif message(frame, locate(frame)) is not None:
+                self._retain(no, frame)
+                self._svm_segment((no,), frame, segment)
+                continue
+            layers = locate(frame)
+            if layers is not None and layers.fragment is not None and layers.protocol == TCP:
+                self._retain(no, frame)
+                self._svm_piece(no, frame, layers)
+            elif message(frame, layers) is not None:
                 self._retain(no, frame)
 
-    def _svm_segment(self, no: int, frame: bytes, segment: Segment) -> None:
+    def _svm_piece(self, no: int, frame: bytes, layers: Layers) -> None:
+        """Kept like the others; what will be acknowledged is known when the segment is whole."""
+        whole = self._pieces.add(no, frame, layers)
+        segment = None if whole is None else parse_tcp(whole.frame)
+        if whole is not None and segment is not None:
+            self._svm_segment(whole.tickets, whole.frame, segment)
+        while self._pieces.over_limit() is not None:
+            pass  # they stay until the next checkpoint
+
+    def _svm_segment(self, nos: Sequence[int], frame: bytes, segment: Segment) -> None:
+        """A segment that is kept as the frames with these numbers."""
         key, seq, _, flags, _, start, end = segment
         before = self.translator.connections.get(key)
         if flags & SYN and self.translator.opened(frame, segment) and before is not None:
             self._drop_all(before)
         connection = self.translator.connections.get(key) or self.translator.admit(key)
-        self._retain(no, frame)
         if connection is None:
             return
-        connection.note_outbound(flags)
+        self.translator.note_outbound(connection, segment)
         length = end - start + bool(flags & SYN) + bool(flags & FIN)
         if length and not flags & RST:
-            connection.sent.append((no, (seq + length) & MASK))
+            connection.sent.extend((no, (seq + length) & MASK) for no in nos)
             return
         if connection.last_ack_no is not None:
             self._drop(connection.last_ack_no)
-        connection.last_ack_no = no
+        connection.last_ack_no = nos[-1]
 
     def confirm(self, nos: Sequence[int]) -> None:
         """The primary has released the twins of these frames (never TCP: there the client's acknowledgement tells)."""
@@ -90,6 +107,7 @@ class SecondaryDataplane:
         self.translator.clear()
         self._retained.clear()
         self._retained_bytes = 0
+        self._pieces.give_up()
 
     # ---------------------------------------------------------------- takeover
 

@@ -9,7 +9,33 @@ Guarantees
   exchange nothing. After a checkpoint (`loaded`) they are zero.
 * A connection that existed at the takeover never shows its client a timestamp older than one it has shown: PAWS
   (RFC 7323, 5) would drop such segments for ever. What a client echoes is mapped back to the exact value the SVM sent.
+  One whose opening the survivor repeats is taken for a new one: it does so a second later at the earliest (RFC 6298,
+  2.1), when its clock has passed that of the dead copy.
 * A connection that begins after the takeover is never touched.
+* Frames come out one for one, in order. In doubt nothing is translated: a copy that gets numbers it does not know
+  drops them, the comparison finds it late, and a checkpoint sets the offsets to zero.
+
+How the offsets are known (`Connection.open`, `learn`)
+* What answers an opening acknowledges exactly it, unless data travelled with it or before that answer (TCP fast open,
+  RFC 7413). Then nobody can tell where the PVM's numbers begin, and the offsets stay unknown.
+* The answer to a SYN never comes before the SVM's own SYN is known here. The PVM's leaves in one of two ways: after
+  the SVM's, which passed through here on its way to the primary; or by a commit, and then the SVM is loaded with a
+  state in which it has sent that very SYN, while what the copy before it makes of the answer belongs to an old epoch.
+* Equal initial sequence numbers mean a copy made while the connection was being opened: all offsets are zero,
+  whatever timestamp its repeated SYN had.
+* A SYN that was repeated can be answered as any of them. The offset counts from the SVM's first: too small by at most
+  the time between them, so timestamps step further forward after a takeover, and until a checkpoint the SVM measures
+  round trips that are too long by as much.
+
+Other places of these numbers
+* In a fragmented segment they all stand in the first piece (RFC 8200, 4.5; IPv4 from an MTU of 100 on), so that is
+  translated where it is and the others pass: nothing waits, and a checkpoint between two pieces does no harm. It
+  teaches nothing, as its checksum can't be verified. A header that is cut passes as it is.
+* ICMP errors of the network quote the guest's segments: sequence number and timestamp become the guest's (`quotes`).
+  Those of the guest quote a client's, which looks for its own sequence number only: they are left alone.
+* A signed segment (MD5, RFC 2385; AO, RFC 5925) that is translated would be refused by its receiver. It never is: two
+  SYNs or SYN-ACKs with other numbers carry other signatures, so the PVM's leaves by a commit alone, and from then on
+  the offsets are zero. AO covers timestamps too, which therefore don't advance at a takeover.
 """
 
 from __future__ import annotations
@@ -19,26 +45,32 @@ from collections.abc import Sequence
 from itertools import islice
 
 from pycolo.core import wire
+from pycolo.core.layers import Layers, locate
 from pycolo.core.packet import (
     ACK,
     FIN,
     MASK,
+    ODD,
     RST,
     SYN,
     Segment,
     checksum_is_right,
     distance,
+    is_signed_with_options,
     opposite,
+    parse_first_piece,
     parse_tcp,
     rewrite,
     timestamps,
 )
+from pycolo.core.quotes import Quote, quoted_segment, rewrite_quote
 
 ADVANCE_SLACK_TICKS = 4000
 _FIRST_ACK_WINDOW = 1 << 20  # how far behind the client's first byte its first acknowledgement may stand
 _SENT_MAX = 4096
 _ECHO_AHEAD_MAX = 1 << 24  # an echo further ahead of the SVM's clock is forged
 _EVICTION_LOOKS_MAX = 64
+_REPEATED_TICKS_MAX = 1 << 18  # between the first and the last of the SYNs of one opening
 
 
 class Connection:
@@ -64,7 +96,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.isn: int | None = None  # the SVM's; None: the connection is older than the last checkpoint
-        self.syn_value: int | None = None  # TSval of the SVM's first SYN or SYN-ACK
+        self.syn_value: int | None = None  # TSval of the SVM's first SYN or SYN-ACK; None: there is none, or no need
         self.client_first: int | None = None  # the client's first sequence number behind its SYN
         self.learning = False  # the SVM has opened, and nothing has acknowledged it yet
         self.seq_add = 0  # SVM's sequence number minus the PVM's
@@ -81,6 +113,11 @@ class Connection:
     def ended(self) -> bool:
         """Forget this one first."""
         return self.reset or (self.guest_fin and self.client_fin)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the next inbound segment may tell an offset."""
+        return self.learning or self.syn_value is not None
 
     @property
     def translates(self) -> bool:
@@ -110,34 +147,60 @@ class Connection:
 
     def open(self, frame: bytes, segment: Segment) -> None:
         """The guest opens the connection: from now on the offsets are unknown."""
-        _, seq, ack, flags, at, start, _ = segment
+        _, seq, ack, flags, at, start, end = segment
         stamps = timestamps(frame, at, start)
         self.isn, self.learning = seq, True
         self.syn_value = None if stamps is None else stamps[0]
         self.client_first = ack if flags & ACK else None
+        if start != end:
+            self._never_learn()
+
+    def open_again(self, segment: Segment) -> None:
+        """It repeats its SYN; or, after one, sends a SYN-ACK: both sides have opened (RFC 9293, 3.5)."""
+        _, _, ack, flags, *_ = segment
+        if self.learning and self.client_first is None and flags & ACK:
+            self.client_first = ack
+
+    def _never_learn(self) -> None:
+        """Data before the first acknowledgement: what that will acknowledge nobody can tell."""
+        self.learning, self.syn_value = False, None
 
     def learn(self, frame: bytes, segment: Segment) -> None:
-        """An inbound segment arrives while the offsets are unknown: if it acknowledges the opening, it tells them.
+        """An inbound segment arrives while offsets are unknown: if it acknowledges the opening, it tells them.
 
         It has to stand where the client's stream begins, so that a stray segment can't mislead; one forged by somebody
-        who knows the client's sequence number costs a checkpoint. The SVM's own number means that its own opening got
-        through, which happens after a takeover.
+        who knows the client's sequence number (or, where the guest opens, its ports) costs a checkpoint.
         """
         _, seq, ack, flags, at, start, end = segment
         if not flags & ACK or flags & RST or self.isn is None:
             return
-        if self.client_first is None:
-            plausible = bool(flags & SYN)
+        if flags & SYN:
+            plausible = self.learning and self.client_first in (None, (seq + 1) & MASK)
         else:
-            plausible = not flags & SYN and 0 <= distance(seq, self.client_first) < _FIRST_ACK_WINDOW
+            first = self.client_first
+            plausible = first is not None and 0 <= distance(seq, first) < _FIRST_ACK_WINDOW
         if not plausible or not checksum_is_right(frame, at, end):
             return
-        self.learning = False
-        self.seq_add = (self.isn + 1 - ack) & MASK
-        stamps = timestamps(frame, at, start)
-        own_got_through = self.advance is not None and not self.seq_add
-        if stamps is not None and self.syn_value is not None and not own_got_through:
-            self.value_add = (self.syn_value - stamps[1]) & MASK
+        if self.learning:
+            self.learning = False
+            self.seq_add = (self.isn + 1 - ack) & MASK
+            if flags & SYN:
+                self.client_first = (seq + 1) & MASK
+        self._learn_value(timestamps(frame, at, start))
+
+    def _learn_value(self, stamps: tuple[int, int] | None) -> None:
+        """The timestamp offset, of the first segment that echoes anything.
+
+        The SVM's own sequence number means that its own opening got through, which happens after a takeover; or that it
+        is the PVM's copy, whose first SYN had another timestamp than the repeated one that was seen here.
+        """
+        if stamps is not None and not stamps[1]:
+            return
+        syn_value, self.syn_value = self.syn_value, None
+        if stamps is None or syn_value is None or (self.advance is not None and not self.seq_add):
+            return
+        if self.seq_add or abs(distance(syn_value, stamps[1])) >= _REPEATED_TICKS_MAX:
+            self.value_add = (syn_value - stamps[1]) & MASK
             self.advance = None  # what was shown until now was not in the numbers of the PVM
 
     def note_inbound(self, frame: bytes, segment: Segment) -> None:
@@ -149,22 +212,46 @@ class Connection:
         if stamps is not None and stamps[1] and (self.echo is None or distance(stamps[1], self.echo) > 0):
             self.echo = stamps[1]
 
-    def note_outbound(self, flags: int) -> None:
-        """Keep whether the guest ends."""
-        self.guest_fin, self.reset = self.guest_fin or bool(flags & FIN), self.reset or bool(flags & RST)
+    def note_outbound(self, segment: Segment) -> None:
+        """Keep whether the guest ends. One that speaks on was not reset: the RST was forged, or is not there yet."""
+        _, _, _, flags, _, start, end = segment
+        self.guest_fin, self.reset = self.guest_fin or bool(flags & FIN), bool(flags & RST)
+        if self.learning and not flags & RST and (start != end or flags & FIN):
+            self._never_learn()
 
     def to_guest(self, frame: bytes, segment: Segment) -> bytes:
         """The client's segment in the numbers of the guest."""
         _, _, _, flags, at, start, end = segment
+        if self.learning and flags & RST:
+            return self._refusal(frame, segment)
         if not flags & ACK or not (self.seq_add or self.value_add or self.advance):
             return frame
         stamps = timestamps(frame, at, start)
         if stamps is None or not stamps[1]:
             return rewrite(frame, at, start, end, ack_add=self.seq_add)
-        echo_add = self.value_add
-        if self.advance is not None and distance(stamps[1], self.first_shown) >= 0:
-            echo_add -= self.advance
-        return rewrite(frame, at, start, end, ack_add=self.seq_add, echo_add=echo_add)
+        return rewrite(frame, at, start, end, ack_add=self.seq_add, echo_add=self._value_add(stamps[1]))
+
+    def _refusal(self, frame: bytes, segment: Segment) -> bytes:
+        """A client's RST while nothing is known. The one that refuses a SYN acknowledges it (RFC 9293, 3.10.7.1)."""
+        _, _, ack, flags, at, start, end = segment
+        if self.isn is None or self.client_first is not None or not flags & ACK:
+            return frame
+        return rewrite(frame, at, start, end, ack_add=self.isn + 1 - ack)
+
+    def _value_add(self, shown: int) -> int:
+        """What leads from a timestamp that the client has seen to the one that the guest sent."""
+        if self.advance is not None and distance(shown, self.first_shown) >= 0:
+            return self.value_add - self.advance
+        return self.value_add
+
+    def quote_to_guest(self, frame: bytes, quote: Quote) -> bytes:
+        """The error with the guest's own segment in it. While nothing is acknowledged it has sent its opening alone."""
+        if self.learning and self.isn is not None and (quote.flags is None or quote.flags & SYN):
+            return rewrite_quote(frame, quote, seq_add=self.isn - quote.seq, value_add=0)
+        if not (self.seq_add or self.value_add or self.advance):
+            return frame
+        value_add = 0 if quote.value is None else self._value_add(quote.value)
+        return rewrite_quote(frame, quote, seq_add=self.seq_add, value_add=value_add)
 
     def to_client(self, frame: bytes, segment: Segment, advance_ticks: int) -> bytes:
         """The guest's segment in the numbers that the client knows, after a takeover.
@@ -175,8 +262,10 @@ class Connection:
         an idle connection shows. Echoes are mapped back exactly: those from `first_shown` on carry the advance, older
         ones don't, and as the values never run backwards there is no third kind.
         """
-        _, _, _, _, at, start, end = segment
+        _, _, _, flags, at, start, end = segment
         stamps = timestamps(frame, at, start)
+        if flags & ODD and not self.seq_add and is_signed_with_options(frame, at, start):
+            return frame
         if stamps is None:
             return rewrite(frame, at, start, end, seq_add=-self.seq_add) if self.seq_add else frame
         if self.advance is None:
@@ -209,6 +298,8 @@ class Translator:
         key, seq = segment[0], segment[1]
         known = self.connections.get(key)
         if known is not None and known.isn == seq:
+            known.open_again(segment)
+            self._note(key)
             return False
         connection = self.admit(key)
         if connection is not None:
@@ -281,12 +372,12 @@ class Translator:
                 connection.adopt(offsets)
 
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
-        """A client's segment for the guest, and its connection if it is known."""
+        """A client's segment for the guest, and its connection."""
         key, flags = opposite(segment[0]), segment[3]
         connection = self.connections.get(key)
         if connection is None or not connection.existed:
             return frame, None
-        if connection.learning:
+        if connection.unsettled:
             connection.learn(frame, segment)
             self._note(key)
         connection.note_inbound(frame, segment)
@@ -294,19 +385,36 @@ class Translator:
             self._ended[key] = None
         return connection.to_guest(frame, segment), connection
 
+    def inbound_frame(self, frame: bytes) -> tuple[bytes, Segment | None, Connection | None]:
+        """A client's frame as the guest has to see it; the segment in it, as it came, and its connection if known."""
+        if not self.connections:
+            return frame, None, None
+        segment = parse_tcp(frame)
+        if segment is None:
+            layers = locate(frame)
+            segment = None if layers is None else parse_first_piece(frame, layers)
+            if layers is None or segment is None:
+                return (frame if layers is None else self._inbound_quote(frame, layers)), None, None
+        translated, connection = self.inbound_segment(frame, segment)
+        return translated, segment, connection
+
+    def _inbound_quote(self, frame: bytes, layers: Layers) -> bytes:
+        """What is no segment may quote one."""
+        quote = quoted_segment(frame, layers)
+        connection = None if quote is None else self.connections.get(quote.key)
+        if quote is None or connection is None or not connection.existed:
+            return frame
+        return connection.quote_to_guest(frame, quote)
+
     def inbound(self, frames: Sequence[bytes]) -> list[bytes]:
         """Client frames as the guest has to see them."""
-        out = []
-        for frame in frames:
-            segment = parse_tcp(frame)
-            out.append(frame if segment is None else self.inbound_segment(frame, segment)[0])
-        return out
+        return [self.inbound_frame(frame)[0] for frame in frames]
 
     def outbound(self, frames: Sequence[bytes]) -> list[bytes]:
         """The guest's frames as the clients have to see them, after a takeover."""
         out = []
         for frame in frames:
-            segment = parse_tcp(frame)
+            segment = parse(frame)
             out.append(frame if segment is None else self.outbound_segment(frame, segment))
         return out
 
@@ -322,17 +430,30 @@ class Translator:
             connection = self.admit(key)
             if connection is None:
                 return frame
-        if flags & (FIN | RST):
-            connection.note_outbound(flags)
-            if connection.ended:
-                self._ended[key] = None
+        self.note_outbound(connection, segment)
         if not connection.existed:
             return frame
         if connection.advance is None:
             self._note(key)
         return connection.to_client(frame, segment, self._advance_ticks)
 
+    def note_outbound(self, connection: Connection, segment: Segment) -> None:
+        """The guest has put out a segment of this connection."""
+        was_learning = connection.learning
+        connection.note_outbound(segment)
+        if was_learning and not connection.learning:
+            self._note(segment[0])
+        if segment[3] & (FIN | RST) and connection.ended:
+            self._ended[segment[0]] = None
+
     def _note(self, key: bytes) -> None:
         """The offsets of this connection change; before a takeover nobody asks for that."""
         if self.taken_over:
             self._changed[key] = None
+
+
+def parse(frame: bytes) -> Segment | None:
+    """The segment in `frame`, whole or as the first piece of it; None when there is none."""
+    segment = parse_tcp(frame)
+    layers = locate(frame) if segment is None else None
+    return segment if layers is None else parse_first_piece(frame, layers)
