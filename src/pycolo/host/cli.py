@@ -147,9 +147,12 @@ def _print_status(found: list[m.VmStatus], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from pycolo.host.tables import status_table
+    from pycolo.host.tables import comparison_lines, status_table
 
     Console().print(status_table(found) if found else "no VM has a copy here")
+    if len(found) == 1:
+        for line in comparison_lines(found[0]):
+            click.echo(line)
 
 
 async def _watch(
