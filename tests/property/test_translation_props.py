@@ -18,7 +18,7 @@ from pycolo.core.quotes import Quote, quoted_segment
 from pycolo.core.secondary import SecondaryDataplane, advance_ticks
 from pycolo.core.translation import Translator, parse
 from pycolo.core.translation_chain import TranslatorChain
-from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, Link, Stack, as_one, error, heard, in_two
+from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, SYN_AGAIN_MS, Link, Stack, as_one, error, heard, in_two
 
 LIMITS = DataplaneLimits()
 TAKEOVERS_MAX = 2
@@ -167,6 +167,8 @@ class World:
         if self.takeovers == TAKEOVERS_MAX:
             return
         self.takeovers += 1
+        if not all(talk.client.is_open for talk in self.talks):
+            self.now_ms += SYN_AGAIN_MS  # a survivor that repeats an opening does so later than its clock is behind
         owners = {key_of(talk.client.link.frame(True, 0, 0, ACK)): talk for talk in self.talks}
         released = self.twin.outbound(self.plane.take_over())
         self.twin.push(self.plane.translator, self.now_ms)
