@@ -18,7 +18,7 @@ from pycolo.core.quotes import Quote, quoted_segment
 from pycolo.core.secondary import SecondaryDataplane, advance_ticks
 from pycolo.core.translation import Translator, parse
 from pycolo.core.translation_chain import TranslatorChain
-from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, Link, Stack, as_one, error, heard, in_two
+from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, SYN_AGAIN_MS, Link, Stack, as_one, error, heard, in_two
 
 LIMITS = DataplaneLimits()
 TAKEOVERS_MAX = 2
@@ -32,6 +32,7 @@ class Talk:
     pvm: Stack
     svm: Stack
     by_guest: bool
+    is_known: bool = False  # an acknowledgement has come in one piece: fragments teach no offsets
     held: list[tuple[int, int, bytes]] = field(default_factory=list)  # the PVM's: end, acknowledged to, frame
     pvm_inbox: list[bytes] = field(default_factory=list)
     svm_inbox: list[bytes] = field(default_factory=list)
@@ -69,8 +70,9 @@ class World:
             return
         frames, layers = [frame], locate(frame)
         assert layers is not None
-        if layers.end - layers.upper > FIRST_PIECE_BYTES and self.source.random() < 0.2:
+        if talk.is_known and layers.end - layers.upper > FIRST_PIECE_BYTES and self.source.random() < 0.2:
             frames = in_two(frame, layers, self.source.randrange(2**16))[:: self.source.choice((1, -1))]
+        talk.is_known |= talk.client.is_open
         inbound = self.chain.inbound(frames)
         assert inbound == self.twin.inbound(frames), "both hosts translate alike"
         talk.pvm_inbox.append(as_one(inbound) if inbound[1:] else inbound[0])
@@ -167,6 +169,8 @@ class World:
         if self.takeovers == TAKEOVERS_MAX:
             return
         self.takeovers += 1
+        if not all(talk.client.is_open for talk in self.talks):
+            self.now_ms += SYN_AGAIN_MS  # a survivor that repeats an opening does so later than its clock is behind
         owners = {key_of(talk.client.link.frame(True, 0, 0, ACK)): talk for talk in self.talks}
         released = self.twin.outbound(self.plane.take_over())
         self.twin.push(self.plane.translator, self.now_ms)
