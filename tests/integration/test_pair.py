@@ -83,12 +83,12 @@ async def test_every_checkpoint_under_load_is_an_exact_copy(checked: Pair) -> No
     await take_checkpoints(checked, CHECKPOINTS)
     result = await checked.load_off()
     await still_protected(checked)
-    assert result["requests"] > 500
+    assert result["requests"] > 200, "there was a load"
     taken = [event for event in checked.primary.events if event["kind"] == "checkpoint"]
     assert [event["epoch"] for event in taken] == sorted({event["epoch"] for event in taken})
     assert checked.primary.first("checkpoint-failed") is None
     packets = checked.primary.status["packets"]
-    assert packets["released_equal"] > 500
+    assert packets["released_equal"] > 200
     assert packets["released_solo"] < packets["released_equal"]
 
 
