@@ -47,6 +47,7 @@ class World:
         self.plane = SecondaryDataplane(LIMITS)
         self.chain, self.twin = self._new_chain(), self._new_chain()
         self.now_ms = self.takeovers = self.out_no = 0
+        self.held_since_ms: int | None = None
         self.loses = True
 
     def _new_chain(self) -> TranslatorChain:
@@ -195,6 +196,19 @@ class World:
             self.now_ms += size
         elif self.talks:
             self.talk_step(op, self.talks[number % len(self.talks)], size)
+        self._take_what_is_late()
+
+    def _take_what_is_late(self) -> None:
+        """Neither copy is behind the other for longer than `hold_ms_max`: the PVM runs, a checkpoint helps the SVM."""
+        if not any(talk.held or talk.svm.next > talk.pvm.next for talk in self.talks):
+            self.held_since_ms = None
+        elif self.held_since_ms is None:
+            self.held_since_ms = self.now_ms
+        elif self.now_ms - self.held_since_ms >= LIMITS.hold_ms_max:
+            for talk in self.talks:
+                self.talk_step(4, talk, 700)
+            self.checkpoint()
+            self.held_since_ms = None
 
     def talk_step(self, op: int, talk: Talk, size: int) -> None:
         if op in (4, 5):
