@@ -323,6 +323,7 @@ class PrimarySide(Side):
             self._past = self.stats()
         for card, _ in held:
             card.dataplane, card.unspoken = None, []
+        self._found = []  # nobody is left who could differ
         self._speak(held, time.monotonic() * 1000)
         count = sum(len(frames) for _, frames in held)
         self.counters.released_solo += count
