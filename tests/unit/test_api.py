@@ -163,6 +163,8 @@ async def test_captures_are_the_primarys(tmp_path: Path, monkeypatch: pytest.Mon
         assert begun == protocol.Capture(str(agent.path), running=True, held=60, not_written=2 << 20)
         assert re.fullmatch(r"capture-\d{8}T\d{6}-\d{3}\.pcapng", agent.path.name)
         assert agent.path.parent == tmp_path
+        (event,) = await client.events(0)
+        assert (event["kind"], event["path"], event["mib"], event["seconds"]) == ("capture", begun.path, 2, 60)
         assert (await client.stop_capture()).frames == {"link control": 3}
         with pytest.raises(WrongState, match="no capture has been taken"):
             await client.capture()

@@ -160,7 +160,7 @@ def test_a_capture_says_what_it_came_to(web: Served) -> None:
     assert f"capturing web into {file} for up to 7 s; Ctrl-C ends it\n" in said
     assert (
         f"{file}\nthe capture has ended: its time is over\n5 frames of clients, 4 of the primary (3 equal, "
-        "1 by checkpoints), 3 of the secondary; 1 divergences\n"
+        "1 by checkpoints), 3 of the secondary; divergences: 1\n"
         "not in it: 2 frames that have not left yet, 0 without room\n"
     ) in said
     assert web.do(lambda daemon: scripted(daemon).scripted.asked) == [("capture", "64 MiB, 7 s")]

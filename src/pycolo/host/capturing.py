@@ -87,12 +87,12 @@ def summary(report: m.CaptureReport, file: Path) -> list[str]:
     verdicts = [f"{frames[key]} {words}" for key, words in BY_VERDICT.items() if key in frames]
     released = f" ({', '.join(verdicts)})" if verdicts else ""
     primary = sum(frames.get(key, 0) for key in BY_VERDICT)
-    lines = [str(file), f"the capture has ended: {report.ended}"]
-    lines.append(
-        f"{frames.get('clients', 0)} frames of clients, {primary} of the primary"
-        f"{released}, {frames.get('secondary', 0)} of the secondary; "
-        f"{report.divergences} divergences"
-    )
+    lines = [
+        str(file),
+        f"the capture has ended: {report.ended}",
+        f"{frames.get('clients', 0)} frames of clients, {primary} of the primary{released}, "
+        f"{frames.get('secondary', 0)} of the secondary; divergences: {report.divergences}",
+    ]
     if report.held or report.not_written:
         lines.append(f"not in it: {report.held} frames that have not left yet, {report.not_written} without room")
     return lines

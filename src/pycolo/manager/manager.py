@@ -117,7 +117,9 @@ class Manager:
         """Record all frames into a new file of this copy's folder. Raises WrongState, EnvironmentFault."""
         self._speaking()
         copy = self._copy
-        return await copy.agent.start_capture(_capture_path(copy.host.state_dir), mib << 20, seconds)
+        begun = await copy.agent.start_capture(_capture_path(copy.host.state_dir), mib << 20, seconds)
+        copy.events.add("capture", path=begun.path, mib=mib, seconds=seconds)  # who reads along leaves a trace
+        return begun
 
     async def capture(self) -> protocol.Capture:
         """The capture that runs, or ran last. Raises WrongState when there was none."""
