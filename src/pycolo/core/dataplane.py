@@ -452,6 +452,11 @@ class PrimaryDataplane:
     # ---------------------------------------------------------------- what the caller may ask
 
     @property
+    def next_frame(self) -> int:
+        """The number that the PVM's next frame gets, counted from 1 as in `Divergence`."""
+        return self._next_no + 1
+
+    @property
     def full(self) -> bool:
         """The limits of what may be held are reached: read no more from the PVM. Draining it for a seal is fine."""
         limits = self._limits
