@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""One connection to the guest's Redis that only sends, or only takes, as much as goes; says how much that was.
+
+`bulk_client.py ADDRESS upload|download SECONDS`, in the clients' namespace. An upload is SETs of one large value
+without waiting for the answers, as far as `AHEAD` commands ahead of them; a download is GETs likewise.
+
+Guarantees: what counts has been answered, and each answer has been looked at byte by byte; a connection that is reset
+or stands still ends the program with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+REDIS_PORT = 6379
+VALUE_BYTES = 256 << 10
+VALUE = bytes(range(256)) * (VALUE_BYTES // 256)
+AHEAD = 16
+WARM_S = 1.0
+SILENCE_S_MAX = 30.0
+READ_BYTES = 1 << 18
+
+
+def command(*words: bytes) -> bytes:
+    """A command as Redis wants it (RESP)."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
+SET, SET_ANSWER = command(b"SET", b"bulk", VALUE), b"+OK\r\n"
+GET, GET_ANSWER = command(b"GET", b"bulk"), b"$%d\r\n%s\r\n" % (VALUE_BYTES, VALUE)
+
+
+class Answers:
+    """Counts equal answers in a stream; anything else ends the program."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer, self._at, self.count = answer, 0, 0
+
+    def feed(self, content: bytes) -> None:
+        """The next bytes of the stream."""
+        done = 0
+        while done < len(content):
+            piece = content[done : done + len(self._answer) - self._at]
+            if piece != self._answer[self._at : self._at + len(piece)]:
+                raise SystemExit(f"Redis gave a wrong answer: {piece[:60]!r}")
+            done += len(piece)
+            self._at += len(piece)
+            if self._at == len(self._answer):
+                self._at, self.count = 0, self.count + 1
+
+
+class Bulk:
+    """Commands out, answers in."""
+
+    def __init__(self, connection: socket.socket, request: bytes, answer: bytes) -> None:
+        connection.setblocking(False)
+        self._connection, self._request, self._answers = connection, request, Answers(answer)
+        self._begun, self._rest = 0, memoryview(b"")
+
+    def until(self, ends_s: float, count: int = 0) -> tuple[int, float]:
+        """Go on until that time, or until `count` answers; how many there are by then, and when the last one came."""
+        first, last_s = self._answers.count, time.monotonic()
+        while time.monotonic() < ends_s and not (count and self._answers.count - first >= count):
+            if self._turn():
+                last_s = time.monotonic()
+            elif time.monotonic() - last_s > SILENCE_S_MAX:
+                raise SystemExit(f"no answer for {SILENCE_S_MAX:.0f} s")
+        return self._answers.count, last_s
+
+    def _turn(self) -> bool:
+        """Send and take once; whether an answer is complete."""
+        before = self._answers.count
+        if not self._rest and self._begun - before < AHEAD:
+            self._rest, self._begun = memoryview(self._request), self._begun + 1
+        readable, writable, _ = select.select([self._connection], [self._connection] if self._rest else [], [], 0.2)
+        if writable:
+            self._rest = self._rest[self._connection.send(self._rest) :]
+        if readable:
+            content = self._connection.recv(READ_BYTES)
+            if not content:
+                raise SystemExit("the guest has closed the connection")
+            self._answers.feed(content)
+        return self._answers.count > before
+
+
+def measure(address: tuple[str, int], direction: str, seconds: float) -> dict[str, float]:
+    """MB/s of values, from an answer to an answer."""
+    with socket.create_connection(address, timeout=10.0) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        Bulk(connection, SET, SET_ANSWER).until(time.monotonic() + SILENCE_S_MAX, AHEAD)  # there is a value to get
+    with socket.create_connection(address, timeout=10.0) as connection:
+        bulk = Bulk(connection, *((SET, SET_ANSWER) if direction == "upload" else (GET, GET_ANSWER)))
+        first, began_s = bulk.until(time.monotonic() + WARM_S)
+        last, ended_s = bulk.until(time.monotonic() + seconds)
+    if last == first:
+        raise SystemExit(f"nothing was answered in {seconds} s")
+    return {"mb_per_s": (last - first) * VALUE_BYTES / (ended_s - began_s) / 1e6, "mb": (last - first) * VALUE_BYTES / 1e6}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints one line of JSON."""
+    address, direction, seconds = arguments
+    print(json.dumps(measure((address, REDIS_PORT), direction, float(seconds))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

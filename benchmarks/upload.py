@@ -1,0 +1,126 @@
+"""Bulk data into a guest and out of it: unprotected, ours, and through the filters of QEMU's own COLO.
+
+`make bench-upload`. An upload is where the rule on acknowledgements costs most: what the PVM acknowledges leaves only
+once the SVM has acknowledged as much. Contestants alternate, in the opposite order every other round; each is booted
+anew and the only one that runs. Prints tables of medians and ranges and writes them as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import bulk_client
+from pycolo.demo.lab import GUEST_ADDRESS
+from pycolo.guest.builder import GuestImage, build_guest
+from upload_guests import Guest, Start, colo, pair, plain, solo
+
+DIRECTIONS = ("upload", "download")
+CONTESTANTS: dict[str, Start] = {
+    "plain": plain,
+    "ours solo": solo,
+    "ours": pair,
+    "qemu": colo(offload=False),
+    "qemu offload": colo(offload=True),
+}
+OURS, QEMUS = "ours", ("qemu", "qemu offload")
+CLIENT_S_MAX = 120.0
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """The exit status."""
+    options = _options()
+    image = build_guest()
+    found: dict[str, dict[str, list[Row]]] = {name: {way: [] for way in DIRECTIONS} for name in options.only}
+    for turn in range(options.rounds):
+        for name in options.only if turn % 2 == 0 else options.only[::-1]:
+            rows = asyncio.run(_run(CONTESTANTS[name], image, options.seconds))
+            for direction, row in zip(DIRECTIONS, rows, strict=True):
+                found[name][direction].append(row)
+                print(f"round {turn + 1}, {name}, {direction}: {_line(row)}", file=sys.stderr)
+            options.out.write_text(json.dumps(found, indent=2))
+    _show(found, Console(width=140))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--only", choices=CONTESTANTS, action="append", help="this contestant (may be repeated)")
+    parser.add_argument("--out", type=Path, default=Path("bench-upload.json"))
+    options = parser.parse_args()
+    options.only = options.only or list(CONTESTANTS)
+    return options
+
+
+async def _run(start: Start, image: GuestImage, seconds: float) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="colo-upload-") as folder:
+        async with start(image, Path(folder)) as guest:
+            return [await _measure(guest, direction, seconds) for direction in DIRECTIONS]
+
+
+async def _measure(guest: Guest, direction: str, seconds: float) -> Row:
+    """What the client got, and the processor time of the processes that served it meanwhile, its own not included."""
+    before, load = _cpu_s(guest.pids), os.getloadavg()[0]
+    checkpoints = await _count(guest)
+    process = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", *guest.clients.prefix()),
+        *(sys.executable, bulk_client.__file__, GUEST_ADDRESS, direction, str(seconds)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), CLIENT_S_MAX)
+    if process.returncode:
+        raise SystemExit(f"the client ended with status {process.returncode}")
+    spent = _cpu_s(guest.pids)
+    cpu = {name: spent[name] - before[name] for name in spent}
+    return json.loads(said) | {"cpu_s": cpu, "checkpoints": [checkpoints, await _count(guest)], "load": load}
+
+
+async def _count(guest: Guest) -> Any:
+    counted = guest.checkpoints()
+    return await counted if asyncio.iscoroutine(counted) else counted
+
+
+def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+
+    def spent(pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / ticks_per_s
+
+    return {name: spent(pid) for name, pid in pids.items()}
+
+
+def _line(row: Row) -> str:
+    cpu = ", ".join(f"{name} {value:.1f}" for name, value in row["cpu_s"].items())
+    return f"{row['mb_per_s']:.1f} MB/s; CPU s: {cpu}; checkpoints {row['checkpoints']}, load {row['load']:.1f}"
+
+
+def _show(found: dict[str, dict[str, list[Row]]], console: Console) -> None:
+    table = Table(title="MB/s: median (lowest - highest)")
+    for heading in ("", *DIRECTIONS):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, ways in found.items():
+        table.add_row(name, *(_spread([row["mb_per_s"] for row in ways[way]]) for way in DIRECTIONS))
+    console.print(table)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} - {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
