@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 
 REDIS_PORT = 6379
 VALUE_BYTES = 256 << 10
@@ -62,15 +63,15 @@ class Bulk:
         self._connection, self._request, self._answers = connection, request, Answers(answer)
         self._begun, self._rest = 0, memoryview(b"")
 
-    def until(self, ends_s: float, count: int = 0) -> tuple[int, float]:
-        """Go on until that time, or until `count` answers; how many there are by then, and when the last one came."""
-        first, last_s = self._answers.count, time.monotonic()
-        while time.monotonic() < ends_s and not (count and self._answers.count - first >= count):
+    def until(self, ends_s: float, count: int = 0) -> int:
+        """Go on until that time, or until `count` answers more; how many there are by then."""
+        wanted, last_s = self._answers.count + count, time.monotonic()
+        while time.monotonic() < ends_s and not (count and self._answers.count >= wanted):
             if self._turn():
                 last_s = time.monotonic()
             elif time.monotonic() - last_s > SILENCE_S_MAX:
                 raise SystemExit(f"no answer for {SILENCE_S_MAX:.0f} s")
-        return self._answers.count, last_s
+        return self._answers.count
 
     def _turn(self) -> bool:
         """Send and take once; whether an answer is complete."""
@@ -88,24 +89,22 @@ class Bulk:
         return self._answers.count > before
 
 
-def measure(address: tuple[str, int], direction: str, seconds: float) -> dict[str, float]:
-    """MB/s of values, from an answer to an answer."""
+def measure(address: tuple[str, int], direction: str, seconds: int) -> list[float]:
+    """MB/s of values in each second, one after the other."""
     with socket.create_connection(address, timeout=10.0) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         Bulk(connection, SET, SET_ANSWER).until(time.monotonic() + SILENCE_S_MAX, AHEAD)  # there is a value to get
     with socket.create_connection(address, timeout=10.0) as connection:
         bulk = Bulk(connection, *((SET, SET_ANSWER) if direction == "upload" else (GET, GET_ANSWER)))
-        first, began_s = bulk.until(time.monotonic() + WARM_S)
-        last, ended_s = bulk.until(time.monotonic() + seconds)
-    if last == first:
-        raise SystemExit(f"nothing was answered in {seconds} s")
-    return {"mb_per_s": (last - first) * VALUE_BYTES / (ended_s - began_s) / 1e6, "mb": (last - first) * VALUE_BYTES / 1e6}
+        began_s = time.monotonic() + WARM_S
+        counts = [bulk.until(began_s + second) for second in range(seconds + 1)]
+    return [(after - before) * VALUE_BYTES / 1e6 for before, after in pairwise(counts)]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prints one line of JSON."""
     address, direction, seconds = arguments
-    print(json.dumps(measure((address, REDIS_PORT), direction, float(seconds))))
+    print(json.dumps(measure((address, REDIS_PORT), direction, int(seconds))))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from rich.table import Table
 import bulk_client
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.guest.builder import GuestImage, build_guest
-from upload_guests import Guest, Start, colo, pair, plain, solo
+from upload_guests import Guest, Start, filters, pair, plain, solo
 
 DIRECTIONS = ("upload", "download")
 CONTESTANTS: dict[str, Start] = {
     "plain": plain,
     "ours solo": solo,
     "ours": pair,
-    "qemu": colo(offload=False),
-    "qemu offload": colo(offload=True),
+    "qemu": filters(offload=False),
+    "qemu offload": filters(offload=True),
 }
 OURS, QEMUS = "ours", ("qemu", "qemu offload")
 CLIENT_S_MAX = 120.0
@@ -58,7 +59,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
     parser.add_argument("--only", choices=CONTESTANTS, action="append", help="this contestant (may be repeated)")
     parser.add_argument("--out", type=Path, default=Path("bench-upload.json"))
     options = parser.parse_args()
@@ -66,15 +67,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _run(start: Start, image: GuestImage, seconds: float) -> list[Row]:
+async def _run(start: Start, image: GuestImage, seconds: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="colo-upload-") as folder:
         async with start(image, Path(folder)) as guest:
             return [await _measure(guest, direction, seconds) for direction in DIRECTIONS]
 
 
-async def _measure(guest: Guest, direction: str, seconds: float) -> Row:
+async def _measure(guest: Guest, direction: str, seconds: int) -> Row:
     """What the client got, and the processor time of the processes that served it meanwhile, its own not included."""
-    before, load = _cpu_s(guest.pids), os.getloadavg()[0]
+    before, load, idle_s = _cpu_s(guest.pids), os.getloadavg()[0], _idle_s()
+    began_s = time.monotonic()
     checkpoints = await _count(guest)
     process = await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "KILL", *guest.clients.prefix()),
@@ -86,12 +88,20 @@ async def _measure(guest: Guest, direction: str, seconds: float) -> Row:
         raise SystemExit(f"the client ended with status {process.returncode}")
     spent = _cpu_s(guest.pids)
     cpu = {name: spent[name] - before[name] for name in spent}
-    return json.loads(said) | {"cpu_s": cpu, "checkpoints": [checkpoints, await _count(guest)], "load": load}
+    idle = (_idle_s() - idle_s) / (time.monotonic() - began_s) / (os.cpu_count() or 1)
+    rates = json.loads(said)
+    rate = {"mb_per_s": statistics.fmean(rates), "best_second": max(rates), "rates": rates}
+    return rate | {"cpu_s": cpu, "checkpoints": [checkpoints, await _count(guest)], "load": load, "idle": idle}
 
 
 async def _count(guest: Guest) -> Any:
     counted = guest.checkpoints()
     return await counted if asyncio.iscoroutine(counted) else counted
+
+
+def _idle_s() -> float:
+    """What all processors together had nothing to do for: the rest is ours, the client's, the kernel's and others'."""
+    return int(Path("/proc/stat").read_text().split()[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
@@ -105,8 +115,10 @@ def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
 
 
 def _line(row: Row) -> str:
+    rates = ", ".join(f"{rate:.0f}" for rate in row["rates"])
     cpu = ", ".join(f"{name} {value:.1f}" for name, value in row["cpu_s"].items())
-    return f"{row['mb_per_s']:.1f} MB/s; CPU s: {cpu}; checkpoints {row['checkpoints']}, load {row['load']:.1f}"
+    machine = f"load {row['load']:.1f}, idle {row['idle']:.0%}"
+    return f"{row['mb_per_s']:.1f} MB/s ({rates}); CPU s: {cpu}; checkpoints {row['checkpoints']}; {machine}"
 
 
 def _show(found: dict[str, dict[str, list[Row]]], console: Console) -> None:
