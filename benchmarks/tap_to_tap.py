@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,19 +126,20 @@ class Ends:
     def down(self, copies: Sequence[Sequence[bytes]], acks_at: Sequence[int], acks: Sequence[bytes]) -> None:
         """All frames of both copies in, those of the first out; clients acknowledge as they come."""
         frames, got, sent, acked, ends_s = copies[0], list[bytes](), 0, 0, time.monotonic() + WAIT_S_MAX
-        while len(got) < len(frames):
+        heard: list[list[bytes]] = [[] for _ in self._guests]
+        while len(got) < len(frames) or any(len(one) < len(acks) for one in heard):
             _in_time(ends_s)
             if sent < len(frames) and sent - len(got) < WINDOW:
                 for guest, copy in zip(self._guests, copies, strict=True):
-                    for frame in copy[sent : sent + BATCH]:
-                        os.write(guest, frame)
-                sent += BATCH
-            _take(self._client, got, GUEST_MAC, wait=sent - len(got) >= WINDOW or sent >= len(frames))
-            while acked < len(acks) and acks_at[acked] <= len(got):
-                os.write(self._client, acks[acked])
-                acked += 1
-            for guest in self._guests:
-                _take(guest, [], CLIENT_MAC, wait=False)
+                    _put(guest, copy[sent : sent + BATCH])
+                sent = min(sent + BATCH, len(frames))
+            full = sent - len(got) >= WINDOW or sent == len(frames)
+            _take(self._client, got, GUEST_MAC, wait=full and len(got) < sent)
+            end = bisect_right(acks_at, len(got))
+            _put(self._client, acks[acked:end])
+            acked = end
+            for guest, one in zip(self._guests, heard, strict=True):
+                _take(guest, one, CLIENT_MAC, wait=False)
         _check(got, frames)
 
     def up(self, frames: Sequence[bytes]) -> None:
@@ -148,10 +150,9 @@ class Ends:
             _in_time(ends_s)
             behind = min(map(len, got))
             if sent < len(frames) and sent - behind < WINDOW:
-                for frame in frames[sent : sent + BATCH]:
-                    os.write(self._client, frame)
-                sent += BATCH
-            full = sent - behind >= WINDOW or sent >= len(frames)
+                _put(self._client, frames[sent : sent + BATCH])
+                sent = min(sent + BATCH, len(frames))
+            full = sent - behind >= WINDOW or sent == len(frames)
             for guest, one in zip(self._guests, got, strict=True):
                 _take(guest, one, CLIENT_MAC, wait=full and len(one) == behind)
         for one in got:
@@ -183,6 +184,11 @@ class Ends:
         took_us = (time.perf_counter_ns() - began_ns) / 1e3
         _check(got, [frame])
         return took_us
+
+
+def _put(end: int, frames: Sequence[bytes]) -> None:
+    for frame in frames:
+        os.write(end, frame)
 
 
 def _in_time(ends_s: float) -> None:
