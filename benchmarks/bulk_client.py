@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """One connection to the guest's Redis that only sends, or only takes, as much as goes; says how much that was.
 
-`bulk_client.py ADDRESS upload|download SECONDS`, in the clients' namespace. An upload is SETs of one large value
-without waiting for the answers, as far as `AHEAD` commands ahead of them; a download is GETs likewise.
+`bulk_client.py ADDRESS upload|download SECONDS [BUFFER]`, in the clients' namespace; BUFFER is what each of the
+socket's buffers holds, in bytes. An upload is SETs of one large value without waiting for the answers, as far as
+`AHEAD` commands ahead of them; a download is GETs likewise.
 
 Guarantees: what counts has been answered, and each answer has been looked at byte by byte; a connection that is reset
 or stands still ends the program with a sentence.
@@ -23,7 +24,7 @@ VALUE_BYTES = 256 << 10
 VALUE = bytes(range(256)) * (VALUE_BYTES // 256)
 AHEAD = 16
 WARM_S = 1.0
-SILENCE_S_MAX = 30.0
+SILENCE_S_MAX = 10.0
 READ_BYTES = 1 << 18
 
 
@@ -89,22 +90,32 @@ class Bulk:
         return self._answers.count > before
 
 
-def measure(address: tuple[str, int], direction: str, seconds: int) -> list[float]:
+def measure(address: tuple[str, int], direction: str, seconds: int, buffer_bytes: int) -> list[float]:
     """MB/s of values in each second, one after the other."""
-    with socket.create_connection(address, timeout=10.0) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with _connected(address, buffer_bytes) as connection:
         Bulk(connection, SET, SET_ANSWER).until(time.monotonic() + SILENCE_S_MAX, AHEAD)  # there is a value to get
-    with socket.create_connection(address, timeout=10.0) as connection:
+    with _connected(address, buffer_bytes) as connection:
         bulk = Bulk(connection, *((SET, SET_ANSWER) if direction == "upload" else (GET, GET_ANSWER)))
         began_s = time.monotonic() + WARM_S
         counts = [bulk.until(began_s + second) for second in range(seconds + 1)]
     return [(after - before) * VALUE_BYTES / 1e6 for before, after in pairwise(counts)]
 
 
+def _connected(address: tuple[str, int], buffer_bytes: int) -> socket.socket:
+    connection = socket.socket()
+    connection.settimeout(SILENCE_S_MAX)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if buffer_bytes:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, buffer_bytes)
+    connection.connect(address)
+    return connection
+
+
 def main(arguments: Sequence[str]) -> None:
     """Prints one line of JSON."""
-    address, direction, seconds = arguments
-    print(json.dumps(measure((address, REDIS_PORT), direction, int(seconds))))
+    address, direction, seconds, *more = arguments
+    print(json.dumps(measure((address, REDIS_PORT), direction, int(seconds), int(more[0]) if more else 0)))
 
 
 if __name__ == "__main__":
