@@ -2,7 +2,8 @@
 
 GET /status; GET /events?since=N (waits up to 10 s for news); POST /checkpoint; POST /peer {"address": "HOST:PORT"} (a
 primary looks for its secondary there; "": for nobody); POST /unprotect; POST /withdraw {"term": "N"};
-POST /end {"reason": "..."}; POST /switchover; POST /peer-lost {"reason": "..."}.
+POST /end {"reason": "..."}; POST /switchover; POST /peer-lost {"reason": "..."};
+POST /capture {"limits": "MIB SECONDS"} begins one; GET /capture; POST /capture/stop.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
+from pycolo.agent import protocol
 from pycolo.edge.peer_greeting import address
 from pycolo.edge.unix_listener import remove_stale
 from pycolo.errors import EnvironmentFault, WrongState
@@ -28,6 +31,7 @@ ANSWER_S_MAX = 15.0
 NUMBER_DIGITS_MAX = 18
 ADDRESS_CHARS_MAX = 300
 REASON_CHARS_MAX = 200
+LIMITS_CHARS_MAX = 9
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,6 +53,9 @@ def application(manager: Manager) -> web.Application:
             web.post("/end", routes.end),
             web.post("/switchover", routes.switchover),
             web.post("/peer-lost", routes.peer_lost),
+            web.post("/capture", routes.start_capture),
+            web.get("/capture", routes.capture),
+            web.post("/capture/stop", routes.stop_capture),
         ]
     )
     return app
@@ -60,6 +67,8 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
         return await handler(request)
     except WrongState as refusal:
         raise web.HTTPConflict(text=str(refusal)) from None
+    except EnvironmentFault as fault:
+        raise web.HTTPInternalServerError(text=str(fault)) from None
 
 
 class _Routes:
@@ -120,6 +129,23 @@ class _Routes:
     async def peer_lost(self, request: web.Request) -> web.Response:
         self._manager.peer_lost(await _text(request, "reason", REASON_CHARS_MAX))
         return web.json_response({"lost": True})
+
+    async def start_capture(self, request: web.Request) -> web.Response:
+        limits = await _text(request, "limits", LIMITS_CHARS_MAX)
+        if not re.fullmatch("[1-9][0-9]{0,3} [1-9][0-9]{0,3}", limits):
+            raise web.HTTPBadRequest(text=f"limits is {limits!r}: give two numbers, MiB and seconds")
+        mib, seconds = map(int, limits.split())
+        return _capture(await self._manager.start_capture(mib, seconds))
+
+    async def capture(self, _: web.Request) -> web.Response:
+        return _capture(await self._manager.capture())
+
+    async def stop_capture(self, _: web.Request) -> web.Response:
+        return _capture(await self._manager.stop_capture())
+
+
+def _capture(capture: protocol.Capture) -> web.Response:
+    return web.json_response(msgspec.structs.asdict(capture))
 
 
 async def _text(request: web.Request, key: str, chars_max: int) -> str:
@@ -220,6 +246,21 @@ class Client:
     async def peer_lost(self, reason: str) -> None:
         """Somebody who knows says that the partner is dead. Raises WrongState."""
         await self._call("POST", "/peer-lost", {"reason": reason})
+
+    async def start_capture(self, mib: int, seconds: int) -> protocol.Capture:
+        """Record all frames into a new file. Raises WrongState where there is no primary or a capture runs."""
+        return await self._capture("POST", "/capture", {"limits": f"{mib} {seconds}"})
+
+    async def capture(self) -> protocol.Capture:
+        """The capture that runs, or ran last. Raises WrongState."""
+        return await self._capture("GET", "/capture")
+
+    async def stop_capture(self) -> protocol.Capture:
+        """End the capture. Raises WrongState."""
+        return await self._capture("POST", "/capture/stop")
+
+    async def _capture(self, method: str, path: str, body: dict[str, str] | None = None) -> protocol.Capture:
+        return protocol.Capture(**await self._call(method, path, body))
 
     async def _call(self, method: str, path: str, body: dict[str, str] | None = None) -> Any:
         try:

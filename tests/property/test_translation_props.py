@@ -18,7 +18,7 @@ from pycolo.core.quotes import Quote, quoted_segment
 from pycolo.core.secondary import SecondaryDataplane, advance_ticks
 from pycolo.core.translation import Translator, parse
 from pycolo.core.translation_chain import TranslatorChain
-from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, Link, Stack, as_one, error, heard, in_two
+from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, SYN_AGAIN_MS, Link, Stack, as_one, error, heard, in_two
 
 LIMITS = DataplaneLimits()
 TAKEOVERS_MAX = 2
@@ -32,6 +32,7 @@ class Talk:
     pvm: Stack
     svm: Stack
     by_guest: bool
+    is_known: bool = False  # an acknowledgement has come in one piece: fragments teach no offsets
     held: list[tuple[int, int, bytes]] = field(default_factory=list)  # the PVM's: end, acknowledged to, frame
     pvm_inbox: list[bytes] = field(default_factory=list)
     svm_inbox: list[bytes] = field(default_factory=list)
@@ -46,6 +47,7 @@ class World:
         self.plane = SecondaryDataplane(LIMITS)
         self.chain, self.twin = self._new_chain(), self._new_chain()
         self.now_ms = self.takeovers = self.out_no = 0
+        self.held_since_ms: int | None = None
         self.loses = True
 
     def _new_chain(self) -> TranslatorChain:
@@ -69,8 +71,9 @@ class World:
             return
         frames, layers = [frame], locate(frame)
         assert layers is not None
-        if layers.end - layers.upper > FIRST_PIECE_BYTES and self.source.random() < 0.2:
+        if talk.is_known and layers.end - layers.upper > FIRST_PIECE_BYTES and self.source.random() < 0.2:
             frames = in_two(frame, layers, self.source.randrange(2**16))[:: self.source.choice((1, -1))]
+        talk.is_known |= talk.client.is_open
         inbound = self.chain.inbound(frames)
         assert inbound == self.twin.inbound(frames), "both hosts translate alike"
         talk.pvm_inbox.append(as_one(inbound) if inbound[1:] else inbound[0])
@@ -167,6 +170,8 @@ class World:
         if self.takeovers == TAKEOVERS_MAX:
             return
         self.takeovers += 1
+        if not all(talk.client.is_open for talk in self.talks):
+            self.now_ms += SYN_AGAIN_MS  # a survivor that repeats an opening does so later than its clock is behind
         owners = {key_of(talk.client.link.frame(True, 0, 0, ACK)): talk for talk in self.talks}
         released = self.twin.outbound(self.plane.take_over())
         self.twin.push(self.plane.translator, self.now_ms)
@@ -191,6 +196,19 @@ class World:
             self.now_ms += size
         elif self.talks:
             self.talk_step(op, self.talks[number % len(self.talks)], size)
+        self._take_what_is_late()
+
+    def _take_what_is_late(self) -> None:
+        """Neither copy is behind the other for longer than `hold_ms_max`: the PVM runs, a checkpoint helps the SVM."""
+        if not any(talk.held or talk.svm.next > talk.pvm.next for talk in self.talks):
+            self.held_since_ms = None
+        elif self.held_since_ms is None:
+            self.held_since_ms = self.now_ms
+        elif self.now_ms - self.held_since_ms >= LIMITS.hold_ms_max:
+            for talk in self.talks:
+                self.talk_step(4, talk, 700)
+            self.checkpoint()
+            self.held_since_ms = None
 
     def talk_step(self, op: int, talk: Talk, size: int) -> None:
         if op in (4, 5):

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import trustme
 
+from pycolo.agent import protocol
 from pycolo.api import Client
 from pycolo.config import CopyConfig, FileArbiterConfig, HostConfig, PeerConfig, ProtectionConfig, VmConfig
 from pycolo.errors import WrongState
@@ -27,6 +29,7 @@ class ScriptedManager:
     def __init__(self, copy: ScriptedCopy) -> None:
         self._copy = copy
         self.asked: list[tuple[str, str]] = []
+        self.captured = protocol.Capture()
 
     async def call_peer(self, address: str) -> None:
         self.asked.append(("peer", address))
@@ -39,6 +42,24 @@ class ScriptedManager:
         if self._copy.state != "protected":
             raise WrongState("this host is not the primary of a protected VM: ask the primary")
         self.asked.append(("checkpoint", reason))
+
+    async def start_capture(self, mib: int, seconds: int) -> protocol.Capture:
+        if self.captured.running:
+            raise WrongState("the VM is being captured: stop it first")
+        self.asked.append(("capture", f"{mib} MiB, {seconds} s"))
+        file = self._copy.folder / f"{len(self.asked)}.pcapng"
+        file.write_bytes(b"captured")
+        self.captured = protocol.Capture(str(file), running=True)
+        return self.captured
+
+    async def capture(self) -> protocol.Capture:
+        if not self.captured.path:
+            raise WrongState("no capture has been taken here")
+        return self.captured
+
+    async def stop_capture(self) -> protocol.Capture:
+        self.captured = msgspec.structs.replace(self.captured, running=False, ended="it was stopped")
+        return self.captured
 
     async def peer_lost(self, reason: str) -> None:
         self.asked.append(("peer-lost", reason))

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import re
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from pycolo.agent import protocol
 from pycolo.api import SOCKET_NAME, Client, serving
 from pycolo.config import CopyConfig, FileArbiterConfig, VmConfig
 from pycolo.core.failover import Role, State
@@ -128,6 +130,49 @@ async def test_a_secondary_refuses_what_only_a_primary_can(tmp_path: Path) -> No
         for asking in (client.unprotect(), client.end("x"), client.switchover(), client.call_peer("h:1")):
             with pytest.raises(WrongState, match="ask the primary"):
                 await asking
+
+
+class Agent:
+    """The agent of a primary, as far as captures go."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+
+    async def start_capture(self, path: Path, bytes_max: int, seconds: int) -> protocol.Capture:
+        if seconds == 13:
+            raise EnvironmentFault("the disk is full: make room")
+        self.path = path
+        return protocol.Capture(str(path), running=True, held=seconds, not_written=bytes_max)
+
+    async def capture(self) -> protocol.Capture:
+        raise WrongState("no capture has been taken here")
+
+    async def stop_capture(self) -> protocol.Capture:
+        return protocol.Capture(str(self.path), ended="it was stopped", frames={"link control": 3})
+
+
+async def test_captures_are_the_primarys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, agent = manager(tmp_path), Agent()
+    monkeypatch.setattr(one._copy, "agent", agent, raising=False)
+    async with served(one) as client:
+        for asking in (client.start_capture(1, 1), client.capture(), client.stop_capture()):
+            with pytest.raises(WrongState, match="ask the primary"):
+                await asking
+        monkeypatch.setattr(one, "_primary", Primary())
+        begun = await client.start_capture(2, 60)
+        assert begun == protocol.Capture(str(agent.path), running=True, held=60, not_written=2 << 20)
+        assert re.fullmatch(r"capture-\d{8}T\d{6}-\d{3}\.pcapng", agent.path.name)
+        assert agent.path.parent == tmp_path
+        (event,) = await client.events(0)
+        assert (event["kind"], event["path"], event["mib"], event["seconds"]) == ("capture", begun.path, 2, 60)
+        assert (await client.stop_capture()).frames == {"link control": 3}
+        with pytest.raises(WrongState, match="no capture has been taken"):
+            await client.capture()
+        with pytest.raises(EnvironmentFault, match=r"^the disk is full: make room$"):
+            await client.start_capture(1, 13)
+        for limits in ("0 1", "1", "1 2 3", "10000 1", "-1 1", "x y"):
+            with pytest.raises(EnvironmentFault, match=r"give two numbers|at most 9"):
+                await client._call("POST", "/capture", {"limits": limits})
 
 
 @pytest.mark.parametrize("since", ["x", "-1", "1.5", "²", "", "9" * 5000])

@@ -26,7 +26,7 @@ from pycolo.errors import EnvironmentFault, NotAllowed, UnknownVm, WrongState
 from pycolo.host import event_stream, listener, models
 from pycolo.host.client import DaemonClient
 from pycolo.host.daemon import HostDaemon
-from pycolo.host.models import OfferRequest, ProtectRequest
+from pycolo.host.models import CaptureRequest, OfferRequest, ProtectRequest
 from pycolo.host.openapi import document
 from pycolo.host.routes import ROUTES, Route
 from pycolo.host.security import Scope, Security, load_tokens, new_token
@@ -83,6 +83,30 @@ async def test_a_vm_is_started_shown_and_stopped(daemon: HostDaemon) -> None:
         assert (stopped.state, stopped.running, stopped.exit_status) == ("stopped", False, 0)
 
 
+async def test_a_capture_is_begun_seen_and_ended(daemon: HostDaemon) -> None:
+    copy = await protect(daemon)
+    async with DaemonClient(daemon.config.socket) as client:
+        begun = await client.start_capture("web", CaptureRequest(mib=2, seconds=3))
+        assert copy.scripted.asked == [("capture", "2 MiB, 3 s")]
+        assert await client.capture("web") == begun
+        with pytest.raises(WrongState, match="is being captured"):
+            await client.start_capture("web", CaptureRequest())
+        ended = await client.stop_capture("web")
+        assert (begun.running, ended.running, ended.ended) == (True, False, "it was stopped")
+
+
+async def test_a_capture_is_the_primarys(daemon: HostDaemon) -> None:
+    copy = await protect(daemon)
+    copy.record.partner = "h2"
+    copy.becomes("protected", role="secondary")
+    async with DaemonClient(daemon.config.socket) as client:
+        with pytest.raises(WrongState, match="runs on h2: run `colo capture web` on that host"):
+            await client.start_capture("web", CaptureRequest())
+        await copy.kill()
+        with pytest.raises(WrongState, match="no copy of web runs on this host"):
+            await client.start_capture("web", CaptureRequest())
+
+
 async def test_the_socket_is_the_owners(daemon: HostDaemon) -> None:
     assert stat.S_IMODE(daemon.config.socket.stat().st_mode) == 0o600
 
@@ -133,6 +157,10 @@ async def test_each_network_card_has_a_tap_and_a_network_that_this_host_knows(da
         ("POST", "/v1/vms/web/checkpoint", {"reasons": "x"}, 400, EnvironmentFault, "the key reasons is unknown"),
         ("POST", "/v1/vms/web/checkpoint", "{", 400, EnvironmentFault, "the body will not do"),
         ("POST", "/v1/vms/web/checkpoint", None, 400, EnvironmentFault, "the body will not do"),
+        ("POST", "/v1/vms/web/capture", {"mib": 4097}, 400, EnvironmentFault, "mib is 4097"),
+        ("POST", "/v1/vms/web/capture", {"seconds": 0}, 400, EnvironmentFault, "seconds is 0"),
+        ("GET", "/v1/vms/web/capture", None, 409, WrongState, "no capture has been taken here"),
+        ("DELETE", "/v1/vms/none/capture", None, 404, UnknownVm, "h1 knows no VM none"),
         ("POST", "/v1/vms/web/unprotect", {"x": 1}, 400, EnvironmentFault, "takes no body: leave it out"),
         ("POST", "/v1/vms/web/peer-lost", {"reason": "x" * 201}, 400, EnvironmentFault, "reason is 'xxx"),
         ("POST", "/v1/vms", {"vm": {}}, 400, EnvironmentFault, "the key vm.name is missing"),
@@ -291,7 +319,7 @@ async def _drain(stream: AsyncIterator[Any]) -> None:
 
 # ---------------------------------------------------------------- who gets in
 
-SAMPLES = {"protect": request_body(), "checkpoint": {}, "peer_lost": {}, "drain": {"undo": True}}
+SAMPLES = {"protect": request_body(), "checkpoint": {}, "start_capture": {}, "peer_lost": {}, "drain": {"undo": True}}
 
 
 def sample(route: Route) -> tuple[str, Any]:

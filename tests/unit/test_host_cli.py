@@ -7,15 +7,19 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 from click.testing import CliRunner, Result
 from host_parts import ScriptedCopy, host_config, running, scripted, vm_config
 
+from pycolo.agent import protocol
 from pycolo.cli import cli
-from pycolo.errors import PycoloError, UnknownVm, VmLost, WrongState
+from pycolo.errors import EnvironmentFault, PycoloError, UnknownVm, VmLost, WrongState
 from pycolo.host import procedures
+from pycolo.host.capturing import Capturing
 from pycolo.host.cli import COMMANDS
+from pycolo.host.client import DaemonClient
 from pycolo.host.daemon import HostDaemon
 from pycolo.host.follow import phase, reached, step_text
 from pycolo.host.models import ProtectRequest, VmStatus
@@ -133,6 +137,66 @@ def test_simple_commands_and_how_they_are_refused(web: Served) -> None:
     assert web.good("unprotect", "web") == "web runs alone\n"
     assert web.good("stop", "web") == "web is stopped\n"
     assert "no copy of web runs on this host: the operator stops" in web.refused(WrongState, "checkpoint", "web")
+
+
+def ends(daemon: HostDaemon, **figures: Any) -> None:
+    """The capture, which is begun in a moment, ends at once."""
+    manager = scripted(daemon).scripted
+    start = manager.start_capture
+
+    async def begin(mib: int, seconds: int) -> protocol.Capture:
+        begun = await start(mib, seconds)
+        manager.captured = msgspec.structs.replace(begun, running=False, **figures)
+        return begun
+
+    manager.start_capture = begin  # type: ignore[method-assign]
+
+
+def test_a_capture_says_what_it_came_to(web: Served) -> None:
+    frames = {"clients": 5, "equal": 3, "checkpoint": 1, "secondary": 3}
+    web.do(lambda daemon: ends(daemon, ended="its time is over", frames=frames, divergences=1, held=2))
+    said = web.good("capture", "web", "--seconds", "7")
+    file = web.do(lambda daemon: scripted(daemon).folder) / "1.pcapng"
+    assert f"capturing web into {file} for up to 7 s; Ctrl-C ends it\n" in said
+    assert (
+        f"{file}\nthe capture has ended: its time is over\n5 frames of clients, 4 of the primary (3 equal, "
+        "1 by checkpoints), 3 of the secondary; divergences: 1\n"
+        "not in it: 2 frames that have not left yet, 0 without room\n"
+    ) in said
+    assert web.do(lambda daemon: scripted(daemon).scripted.asked) == [("capture", "64 MiB, 7 s")]
+
+
+def test_a_capture_goes_where_it_is_wanted_and_overwrites_nothing(web: Served, tmp_path: Path) -> None:
+    web.do(lambda daemon: ends(daemon, ended="its time is over"))
+    out = tmp_path / "out.pcapng"
+    assert f"\n{out}\n" in web.good("capture", "web", "--out", out)
+    assert out.read_bytes() == b"captured"
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert not (web.do(lambda daemon: scripted(daemon).folder) / "1.pcapng").exists()
+    assert "is there already: name a new file" in web.refused(EnvironmentFault, "capture", "web", "--out", out)
+    assert len(web.do(lambda daemon: scripted(daemon).scripted.asked)) == 1
+    nowhere = tmp_path / "none" / "out.pcapng"
+    assert "it is left there" in web.refused(EnvironmentFault, "capture", "web", "--out", nowhere)
+    assert (web.do(lambda daemon: scripted(daemon).folder) / "2.pcapng").exists()
+
+
+def test_ctrl_c_ends_a_capture(web: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Capturing, "wait_for_end", interrupted)
+    assert "the capture has ended: it was stopped\n" in web.good("capture", "web")
+
+
+def test_a_capture_whose_vm_ends_names_its_file(web: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(self: Capturing, client: DaemonClient) -> None:
+        await asyncio.to_thread(web.do, lambda daemon: scripted(daemon).ends("QEMU has ended"))
+        await waits(self, client)
+
+    waits = Capturing.wait_for_end
+    monkeypatch.setattr(Capturing, "wait_for_end", wait)
+    said = web.good("capture", "web")
+    assert "1.pcapng\nthe capture has ended: no copy of web runs on this host: QEMU has ended\n" in said
 
 
 def test_events_and_logs(web: Served) -> None:

@@ -16,8 +16,9 @@ FOUND = Divergence("tcp", "10.0.0.2:80", "10.0.0.1:4000", (), "payload", 500, by
 
 def test_comments() -> None:
     assert verdict_comment("equal", 7, 3.21) == "released: the secondary sent the same; epoch 7; held 3.2 ms"
-    assert verdict_comment("diverged", 7, 50, FOUND) == (
-        "held until a checkpoint: the copies differ; epoch 7; held 50.0 ms; "
+    assert verdict_comment("solo", None, None) == "released: this host has the claim and no partner"
+    assert verdict_comment("checkpoint", 7, 50, FOUND) == (
+        "released: a checkpoint after it is committed; epoch 7; held 50.0 ms; "
         "payload at byte 500, primary 00 01 02 03 04 05 06 07, secondary ff ff ff ff ff ff ff ff"
     )
 

@@ -35,7 +35,7 @@ from pycolo.edge.packet_channel import GREETING, PacketChannel
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import client_context, server_context
 from pycolo.edge.transport import wrap_accepted, wrap_dialled
-from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted
+from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted, WrongState
 
 CONNECT_MS_MAX = 1000.0
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
@@ -153,6 +153,8 @@ class Agent:
             answer = protocol.Failed(str(stranger), "untrusted")
         except PeerLost as lost:
             answer = protocol.Failed(str(lost), "peer")
+        except WrongState as refusal:
+            answer = protocol.Failed(str(refusal), "state")
         if answer is not None:
             self._daemon.say(answer)
 
@@ -189,6 +191,12 @@ class Agent:
                 side.leave_pair()
             case protocol.GetStats():
                 return side.stats()
+            case protocol.StartCapture():
+                return side.start_capture(command, now_ms())
+            case protocol.GetCapture():
+                return side.capture()
+            case protocol.StopCapture():
+                return side.stop_capture("it was stopped")
             case _:
                 return protocol.Failed(f"a primary's agent has no {type(command).__name__}", "environment")
         return protocol.Done()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from pycolo.agent import protocol
+from pycolo.agent.recorder import Recorder
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import engines, wire
 from pycolo.core.compare_terms import CompareTerms
@@ -26,6 +27,7 @@ from pycolo.core.engines import primary_dataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.edge.packet_channel import PacketChannel
+from pycolo.errors import WrongState
 
 DIVERGENCES_MAX = 8  # told with one request for a checkpoint
 FROZEN_S = 0.2  # no batch takes so long to be sent
@@ -96,6 +98,9 @@ class PrimarySide(Side):
         self._feeding = True
         self._cutting = False
         self._past = protocol.Stats()
+        self._recorder: Recorder | None = None
+        self._captured = protocol.Capture()
+        self._found: list[Divergence] = []
 
     @property
     def _dataplanes(self) -> list[PrimaryDataplane]:
@@ -135,6 +140,8 @@ class PrimarySide(Side):
         card = self.cards[number]
         arrived = card.tap.receive(BATCH_FRAMES_MAX)
         self.counters.client_frames += len(arrived)
+        if self._recorder is not None:
+            self._recorder.clients(number, arrived, now_ms)
         frames = card.chain.inbound(arrived)
         if card.dataplane is not None:
             card.dataplane.client_frames(frames, now_ms)
@@ -148,7 +155,7 @@ class PrimarySide(Side):
         card = self.cards[number]
         if card.dataplane is not None:
             self.on_channel(now_ms)  # a peer that has left may speak by now: nothing is released before we know
-        self._speak([(card, self._put_out(card, card.nic.receive(BATCH_FRAMES_MAX), now_ms))])
+        self._speak([(card, self._put_out(card, card.nic.receive(BATCH_FRAMES_MAX), now_ms))], now_ms)
         self._confirm()
 
     def on_channel(self, now_ms: float) -> None:
@@ -156,8 +163,10 @@ class PrimarySide(Side):
             if isinstance(message, tuple):
                 number, epoch, first_no, frames = message
                 card = self.cards[number]
+                if self._recorder is not None:
+                    self._recorder.secondary(number, epoch, frames, now_ms)
                 if card.dataplane is not None:
-                    self._speak([(card, card.dataplane.svm_frames(epoch, first_no, frames, now_ms))])
+                    self._speak([(card, card.dataplane.svm_frames(epoch, first_no, frames, now_ms))], now_ms)
         self._confirm()
 
     def on_time(self, now_ms: float) -> float | None:
@@ -171,34 +180,55 @@ class PrimarySide(Side):
         news = self._pace.news(now_ms)
         if news is not None:
             self.notify(protocol.Paced(news.mode, news.interval_ms, news.why))
-        due_ms = [self._pace.next_ms(now_ms), *(dataplane.next_due_ms(now_ms) for dataplane in self._dataplanes)]
+        due_ms = [self._capture_due(now_ms), self._pace.next_ms(now_ms)]
+        due_ms += [dataplane.next_due_ms(now_ms) for dataplane in self._dataplanes]
         return min((due for due in due_ms if due is not None), default=None)
 
     def _divergences(self) -> list[Divergence]:
         """Where outputs have differed since the last time, the first places."""
-        return [found for dataplane in self._dataplanes for found in dataplane.take_divergences()][:DIVERGENCES_MAX]
+        self._find_divergences()
+        found, self._found = self._found, []
+        return found
+
+    def _find_divergences(self) -> None:
+        """Those that nobody has asked for yet."""
+        for card in self.cards:
+            found = [] if card.dataplane is None else card.dataplane.take_divergences()
+            self._found += found[: DIVERGENCES_MAX - len(self._found)]
+            if found and self._recorder is not None:
+                self._recorder.differ(card.number, found)
 
     def _put_out(self, card: PrimaryCard, frames: list[bytes], now_ms: float) -> list[bytes]:
         """The PVM has put these out; returns what may leave now."""
         self.counters.vm_frames += len(frames)
         if card.dataplane is not None:
+            if self._recorder is not None:
+                first_no, epoch = card.dataplane.next_frame, card.dataplane.epoch
+                self._recorder.put_out(card.number, frames, first_no, epoch, now_ms)
             return card.dataplane.pvm_frames(frames, now_ms)
         self.counters.released_solo += len(frames)
         return frames
 
-    def _speak(self, out: Sequence[tuple[PrimaryCard, Sequence[bytes]]]) -> None:
+    def _speak(self, out: Sequence[tuple[PrimaryCard, Sequence[bytes]]], now_ms: float, *, committed: int = 0) -> None:
         """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak.
 
-        All of them before any news for the peer, as the channel may break. Raises PeerLost.
+        All of them before any news for the peer, as the channel may break. `committed`: by that checkpoint. Raises
+        PeerLost.
         """
         began_s = time.monotonic()
         for card, frames in out:
+            kept = len(card.unspoken)
             if card.dataplane is None:
                 card.tap.send(card.chain.outbound(frames))
             elif self.channel is None:
                 card.unspoken += frames
             else:
                 card.tap.send(_fresh(card, frames, began_s))
+            if self._recorder is not None and frames:
+                self._find_divergences()
+                sent = frames[: len(frames) - (len(card.unspoken) - kept)]
+                solo = card.dataplane is None
+                self._recorder.left(card.number, sent, now_ms, committed=committed, solo=solo)
         for card, _ in out:
             self._tell_changes(card)
 
@@ -260,7 +290,7 @@ class PrimarySide(Side):
     def seal(self, epoch: int, drained: Sequence[list[bytes]], now_ms: float) -> None:
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""
         cards = zip(self.cards, drained, strict=True)
-        self._speak([(card, self._put_out(card, frames, now_ms)) for card, frames in cards])
+        self._speak([(card, self._put_out(card, frames, now_ms)) for card, frames in cards], now_ms)
         self._confirm()
         held = 0
         for card in self.cards:
@@ -282,7 +312,7 @@ class PrimarySide(Side):
             frames = card.unspoken + card.dataplane.commit(epoch, now_ms)  # who commits is still our secondary
             card.unspoken = []
             freed.append((card, frames))
-        self._speak(freed)
+        self._speak(freed, now_ms, committed=epoch)
         return sum(len(frames) for _, frames in freed)
 
     def go_solo(self) -> int:
@@ -293,10 +323,50 @@ class PrimarySide(Side):
             self._past = self.stats()
         for card, _ in held:
             card.dataplane, card.unspoken = None, []
-        self._speak(held)
+        self._found = []  # nobody is left who could differ
+        self._speak(held, time.monotonic() * 1000)
         count = sum(len(frames) for _, frames in held)
         self.counters.released_solo += count
         return count
+
+    # ---- recording what goes by
+
+    def start_capture(self, request: protocol.StartCapture, now_ms: float) -> protocol.Capture:
+        """Raises WrongState while a capture runs, EnvironmentFault when there can be no file."""
+        if self._recorder is not None:
+            raise WrongState(
+                f"the VM is being captured into {self._captured.path}: wait for the end of that, or stop it first"
+            )
+        wall_clock_ns = time.time_ns()
+        self._recorder = Recorder(request, len(self.cards), self._terms.policy, now_ms, wall_clock_ns)
+        return self.capture()
+
+    def capture(self) -> protocol.Capture:
+        """The capture that runs, or ran last. Raises WrongState when there was none."""
+        if self._recorder is not None:
+            self._captured = self._recorder.report()
+        if not self._captured.path:
+            raise WrongState("no capture has been taken here: start one with `colo capture VM`")
+        return self._captured
+
+    def stop_capture(self, why: str) -> protocol.Capture:
+        """End the capture, if one runs."""
+        if self._recorder is not None:
+            self._recorder.end(why)
+            self._captured, self._recorder = self._recorder.report(), None
+        return self.capture()
+
+    def _capture_due(self, now_ms: float) -> float | None:
+        """When the capture wants to be called again; one that has ended is dropped."""
+        if self._recorder is None:
+            return None
+        due_ms = self._recorder.on_time(now_ms)
+        if self._recorder.ended:
+            self.stop_capture(self._recorder.ended)
+            return None
+        return due_ms
+
+    # ---- counters
 
     def stats(self) -> protocol.Stats:
         """Counters, over all protected times and all cards; the lag is the longest."""

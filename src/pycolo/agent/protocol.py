@@ -113,6 +113,22 @@ class GetStats(msgspec.Struct, frozen=True, tag="get-stats"):
     """The answer is `Stats`."""
 
 
+class StartCapture(msgspec.Struct, frozen=True, tag="start-capture"):
+    """Primary: record all frames into a new file, for a time; the answer is `Capture`."""
+
+    path: str
+    bytes_max: int
+    seconds: int
+
+
+class GetCapture(msgspec.Struct, frozen=True, tag="get-capture"):
+    """Primary: what the capture has come to, or came to; the answer is `Capture`."""
+
+
+class StopCapture(msgspec.Struct, frozen=True, tag="stop-capture"):
+    """Primary: end the capture, if it has not ended by itself; the answer is `Capture`."""
+
+
 class Listen(msgspec.Struct, frozen=True, tag="listen"):
     """Secondary: the channel is lost, and the same primary may call once more; the answer tells the new port."""
 
@@ -136,7 +152,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The command is not carried out, and why; `cause` is one of "environment", "peer", "untrusted", "vm", "disk"."""
+    """The command is not carried out, and why; `cause` is one of "environment", "peer", "untrusted", "vm", "disk",
+    "state"."""
 
     why: str
     cause: str
@@ -159,6 +176,21 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     mode: str = ""  # of a primary that has a partner: comparing, periodic
     interval_ms: float = 0.0
     engine: str = ""  # compiled, python
+
+
+class Capture(msgspec.Struct, frozen=True, tag="capture"):
+    """A capture: `frames` written, by verdict and of clients and secondary; `held` frames have not left yet.
+
+    `ended` says why, once it has; without a path there was none.
+    """
+
+    path: str = ""
+    running: bool = False
+    ended: str = ""
+    frames: dict[str, int] = {}
+    divergences: int = 0
+    held: int = 0
+    not_written: int = 0
 
 
 class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
@@ -203,8 +235,11 @@ Command = (
     | TakeOver
     | Listen
     | GetStats
+    | StartCapture
+    | GetCapture
+    | StopCapture
 )
-Answer = Started | Fed | Done | Failed | Stats
+Answer = Started | Fed | Done | Failed | Stats | Capture
 Notice = Wanted | Paced | Refused | ChannelLost
 
 encoder = msgspec.msgpack.Encoder()

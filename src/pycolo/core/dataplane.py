@@ -32,7 +32,7 @@ from pycolo.core.lateness import Lateness
 from pycolo.core.layers import Layers, locate
 from pycolo.core.limits import DataplaneLimits, DataplaneStats
 from pycolo.core.messages import Message, message, policy_of, stray_reset, whole_frame
-from pycolo.core.packed import pack, unpack
+from pycolo.core.packed import PackedBatches
 from pycolo.core.packet import ACK, RST, SYN, Segment, opens, opposite, parse_tcp
 from pycolo.core.pieces import Assembled, FragmentHold, in_pieces
 
@@ -42,7 +42,7 @@ AnyFlow = Flow | DatagramFlow | FragmentHold
 DIVERGENCES_MAX = 64
 
 
-class PrimaryDataplane:
+class PrimaryDataplane(PackedBatches):
     """Holds, compares and releases the PVM's output; `epoch` is the one whose output is compared now."""
 
     def __init__(self, limits: DataplaneLimits, epoch: int, terms: CompareTerms = DEFAULT_TERMS) -> None:
@@ -70,20 +70,6 @@ class PrimaryDataplane:
         self._also: dict[int, list[int]] = {}  # numbers of the SVM's fragments before the last one of their packet
         self._waiting: dict[AnyFlow, None] = {}
         self._lateness.forget()
-
-    # ---------------------------------------------------------------- batches of frames in one buffer
-
-    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
-        """As `client_frames`."""
-        self.client_frames(unpack(packed), now_ms)
-
-    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
-        """As `pvm_frames`."""
-        return pack(self.pvm_frames(unpack(packed), now_ms))
-
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
-        """As `svm_frames`."""
-        return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
 
     # ---------------------------------------------------------------- a client's frame
 
@@ -450,6 +436,11 @@ class PrimaryDataplane:
         self._reason = self._reason or "limit"
 
     # ---------------------------------------------------------------- what the caller may ask
+
+    @property
+    def next_frame(self) -> int:
+        """The number that the PVM's next frame gets, counted from 1 as in `Divergence`."""
+        return self._next_no + 1
 
     @property
     def full(self) -> bool:

@@ -6,7 +6,8 @@ Guarantee: `unpack` takes any bytes and returns whole frames; what is cut or too
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 
 PREFIX_BYTES = 4
 FRAME_BYTES_MAX = 65535 + 18
@@ -40,3 +41,31 @@ def unpack(packed: bytes | memoryview) -> list[bytes]:
         frames.append(packed[at : at + length])
         at += length
     return frames
+
+
+class PackedBatches(ABC):
+    """A data plane that takes packed batches by taking lists of frames."""
+
+    @abstractmethod
+    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> None:
+        """See `PrimaryDataplane`."""
+
+    @abstractmethod
+    def pvm_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
+        """See `PrimaryDataplane`."""
+
+    @abstractmethod
+    def svm_frames(self, epoch: int, first_no: int, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
+        """See `PrimaryDataplane`."""
+
+    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
+        """As `client_frames`."""
+        self.client_frames(unpack(packed), now_ms)
+
+    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
+        """As `pvm_frames`."""
+        return pack(self.pvm_frames(unpack(packed), now_ms))
+
+    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
+        """As `svm_frames`."""
+        return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))

@@ -246,12 +246,13 @@ class Connection:
 
     def quote_to_guest(self, frame: bytes, quote: Quote) -> bytes:
         """The error with the guest's own segment in it. While nothing is acknowledged it has sent its opening alone."""
+        seq_add = self.seq_add
         if self.learning and self.isn is not None and (quote.flags is None or quote.flags & SYN):
-            return rewrite_quote(frame, quote, seq_add=self.isn - quote.seq, value_add=0)
-        if not (self.seq_add or self.value_add or self.advance):
-            return frame
+            seq_add = self.isn - quote.seq
         value_add = 0 if quote.value is None else self._value_add(quote.value)
-        return rewrite_quote(frame, quote, seq_add=self.seq_add, value_add=value_add)
+        if not seq_add and not value_add:
+            return frame
+        return rewrite_quote(frame, quote, seq_add=seq_add, value_add=value_add)
 
     def to_client(self, frame: bytes, segment: Segment, advance_ticks: int) -> bytes:
         """The guest's segment in the numbers that the client knows, after a takeover.

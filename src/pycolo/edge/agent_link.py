@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pycolo.agent import protocol
@@ -57,6 +58,27 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
         answer = await self.command(protocol.Listen())
         assert isinstance(answer, protocol.Started)
         return answer.packet_port
+
+    # ---- captures, on a primary
+
+    async def start_capture(self, path: Path, bytes_max: int, seconds: int) -> protocol.Capture:
+        """Record all frames into a new file. Raises WrongState while another capture runs, EnvironmentFault."""
+        return await self._capture(protocol.StartCapture(str(path), bytes_max, seconds))
+
+    async def capture(self) -> protocol.Capture:
+        """What the capture has come to. Raises WrongState when there was none."""
+        return await self._capture(protocol.GetCapture())
+
+    async def stop_capture(self) -> protocol.Capture:
+        """End the capture. Raises WrongState when there was none."""
+        return await self._capture(protocol.StopCapture())
+
+    async def _capture(
+        self, command: protocol.StartCapture | protocol.GetCapture | protocol.StopCapture
+    ) -> protocol.Capture:
+        answer = await self.command(command)
+        assert isinstance(answer, protocol.Capture)
+        return answer
 
     # ---- PrimaryOutput
 

@@ -19,7 +19,7 @@ import msgspec
 from pycolo.agent.protocol import MESSAGE_BYTES_MAX, Failed, encoder
 from pycolo.edge.patience import wait_for_first
 from pycolo.edge.processes import send_signal
-from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted, PycoloError, VmLost
+from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted, PycoloError, VmLost, WrongState
 
 ANSWER_S_MAX = 2.0
 _CAUSES: dict[str, type[PycoloError]] = {
@@ -28,6 +28,7 @@ _CAUSES: dict[str, type[PycoloError]] = {
     "untrusted": PeerUntrusted,
     "vm": VmLost,
     "disk": DiskTrouble,
+    "state": WrongState,
 }
 
 MessageT = TypeVar("MessageT", covariant=True)
@@ -86,8 +87,8 @@ class ChildLink(ABC, Generic[AnyMessage]):
     async def command(self, command: msgspec.Struct, answer_s_max: float | None = None) -> AnyMessage:
         """Carry out one command.
 
-        Raises EnvironmentFault, PeerLost, VmLost or DiskTrouble as the process says, VmLost when it is gone or silent
-        for `answer_s_max` (default ANSWER_S_MAX).
+        Raises EnvironmentFault, PeerLost, VmLost, DiskTrouble or WrongState as the process says, VmLost when it is gone
+        or silent for `answer_s_max` (default ANSWER_S_MAX).
         """
         limit_s = ANSWER_S_MAX if answer_s_max is None else answer_s_max
         async with self._one_at_a_time:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,9 +148,12 @@ def _print_status(found: list[m.VmStatus], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from pycolo.host.tables import status_table
+    from pycolo.host.tables import comparison_lines, status_table
 
     Console().print(status_table(found) if found else "no VM has a copy here")
+    if len(found) == 1:
+        for line in comparison_lines(found[0]):
+            click.echo(line)
 
 
 async def _watch(
@@ -209,6 +213,30 @@ def _until_interrupted(show: Callable[[DaemonClient], Awaitable[None]], where: W
         ask(**where, what=show)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(0) from None
+
+
+@click.command()
+@click.argument("vm")
+@click.option("--mib", type=click.IntRange(1, 4096), default=64, show_default=True, help="End it at this size.")
+@click.option("--seconds", type=click.IntRange(1, 3600), default=60, show_default=True, help="End it after this time.")
+@click.option("--out", type=click.Path(path_type=Path, readable=False), help="Move the capture into this new file.")
+@asks_daemon
+def capture(vm: str, mib: int, seconds: int, out: Path | None, **where: Path | None) -> None:
+    """Record what the two copies of a VM put out, with verdicts, until the time is over or Ctrl-C."""
+    from pycolo.host import capturing
+
+    capturing.refuse_existing(out)
+    request = m.CaptureRequest(mib=mib, seconds=seconds)
+    begun = ask(**where, what=lambda client: client.start_capture(vm, request))
+    click.echo(f"capturing {vm} into {begun.path} for up to {seconds} s; Ctrl-C ends it", err=True)
+    running = capturing.Capturing(vm, begun)
+    with suppress(KeyboardInterrupt):
+        ask(**where, what=running.wait_for_end)
+    ask(**where, what=running.stop)
+    report = running.latest
+    file = Path(report.path) if out is None else capturing.move(Path(report.path), out)
+    for line in capturing.summary(report, file):
+        click.echo(line)
 
 
 @click.command("test-failover")
@@ -294,6 +322,7 @@ COMMANDS: tuple[click.Command, ...] = (
     status,
     events,
     logs,
+    capture,
     test_failover,
     host,
     token,

@@ -73,6 +73,18 @@ class DaemonClient:
         """Take a checkpoint now."""
         await self._caller.call("POST", f"{_path(name)}/checkpoint", m.Done, m.CheckpointRequest())
 
+    async def start_capture(self, name: str, request: m.CaptureRequest) -> m.CaptureReport:
+        """Record the frames of both copies."""
+        return await self._caller.call("POST", f"{_path(name)}/capture", m.CaptureReport, request)
+
+    async def capture(self, name: str) -> m.CaptureReport:
+        """The newest capture."""
+        return await self._caller.call("GET", f"{_path(name)}/capture", m.CaptureReport)
+
+    async def stop_capture(self, name: str) -> m.CaptureReport:
+        """End it."""
+        return await self._caller.call("DELETE", f"{_path(name)}/capture", m.CaptureReport)
+
     async def unprotect(self, name: str) -> None:
         """Let it go on alone."""
         await self._caller.call("POST", f"{_path(name)}/unprotect", m.Done, limit_s=STARTING_S_MAX)

@@ -9,7 +9,15 @@ from typing import Any
 
 PAUSE_MS_BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 REASONS_MAX = 64
-RISING = ("released_equal", "released_by_checkpoint", "released_solo", "diverged", "client_frames", "vm_frames")
+RISING = (
+    "released_equal",
+    "released_by_checkpoint",
+    "released_by_policy",
+    "released_solo",
+    "diverged",
+    "client_frames",
+    "vm_frames",
+)
 
 
 class Counters:

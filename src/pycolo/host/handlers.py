@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from aiohttp import web
 
-from pycolo.errors import EnvironmentFault
+from pycolo.agent import protocol
+from pycolo.api import Client
+from pycolo.errors import EnvironmentFault, WrongState
 from pycolo.host import models as m
 from pycolo.host import procedures
 from pycolo.host.copy import LOG_NAME, Copy
@@ -115,6 +118,25 @@ class Handlers:
         await self._copy(call).manager().checkpoint(call.asked(m.CheckpointRequest).reason)
         return m.Done()
 
+    async def start_capture(self, call: Call) -> m.CaptureReport:
+        request = call.asked(m.CaptureRequest)
+        return _capture(await self._primary(call).start_capture(request.mib, request.seconds))
+
+    async def capture(self, call: Call) -> m.CaptureReport:
+        return _capture(await self._primary(call).capture())
+
+    async def stop_capture(self, call: Call) -> m.CaptureReport:
+        return _capture(await self._primary(call).stop_capture())
+
+    def _primary(self, call: Call) -> Client:
+        """The copy that speaks is the one that sees the frames of both. Raises WrongState."""
+        copy = self._copy(call)
+        manager = copy.manager()
+        if copy.role != "primary":
+            where = copy.record.partner or "another host"
+            raise WrongState(f"the primary of {copy.name} runs on {where}: run `colo capture {copy.name}` on that host")
+        return manager
+
     async def unprotect(self, call: Call) -> m.Done:
         await procedures.unprotect(self._daemon, self._copy(call))
         return m.Done()
@@ -159,6 +181,10 @@ class Handlers:
 
     async def openapi(self, _: Call) -> web.Response:
         return web.json_response(self._document)
+
+
+def _capture(capture: protocol.Capture) -> m.CaptureReport:
+    return m.CaptureReport(**msgspec.structs.asdict(capture))
 
 
 def _read_part(path: Path, offset: int) -> m.LogPart:

@@ -63,6 +63,12 @@ def _families() -> dict[str, Any]:
         "epoch": gauge("pycolo_vm_epoch", "Epoch that runs, or was committed last", labels=_VM),
         "held": gauge("pycolo_vm_held_packets", "Packets that wait for the partner", labels=_VM),
         "held_bytes": gauge("pycolo_vm_held_bytes", "Bytes of these packets", labels=_VM),
+        "flows": gauge("pycolo_vm_connections", "TCP connections that are compared", labels=_VM),
+        "interval": gauge(
+            "pycolo_vm_checkpoint_interval_ms",
+            "Pace while outputs differ again and again, else 0",
+            labels=_VM,
+        ),
         "backlog": gauge("pycolo_vm_disk_backlog_bytes", "Written here, not safely on the partner", labels=_VM),
         "commit_age": gauge("pycolo_vm_last_commit_age_ms", "Time since the last checkpoint", labels=_VM),
         "checkpoints": counter("pycolo_vm_checkpoints", "Checkpoints by reason", labels=[*_VM, "reason"]),
@@ -85,6 +91,8 @@ def _fill(families: dict[str, Any], copy: Copy) -> None:
     families["epoch"].add_metric(label, _number(status, "epoch") or _number(status, "committed_epoch"))
     families["held"].add_metric(label, _number(packets, "held_frames"))
     families["held_bytes"].add_metric(label, _number(packets, "held_bytes"))
+    families["flows"].add_metric(label, _number(packets, "flows"))
+    families["interval"].add_metric(label, _number(packets, "interval_ms"))
     families["backlog"].add_metric(label, _number(disks, "backlog_bytes"))
     if copy.running and counters.committed_at_ms is not None:
         families["commit_age"].add_metric(label, time.monotonic_ns() / 1e6 - counters.committed_at_ms)
@@ -93,7 +101,7 @@ def _fill(families: dict[str, Any], copy: Copy) -> None:
     families["failed"].add_metric(label, counters.checkpoints_failed)
     families["pause"].add_metric(label, _buckets(counters.pauses), counters.pause_ms_sum)
     families["divergences"].add_metric(label, counters.packets["diverged"])
-    for by in ("equal", "by_checkpoint", "solo"):
+    for by in ("equal", "by_checkpoint", "by_policy", "solo"):
         families["released"].add_metric([copy.name, by], counters.packets[f"released_{by}"])
     for kind in ("takeover", "partner-lost"):
         families["failovers"].add_metric([copy.name, kind], counters.failovers[kind])

@@ -47,6 +47,29 @@ class CheckpointRequest(Body):
     reason: Annotated[str, Field(pattern="^[a-z-]{1,20}$")] = "by-hand"
 
 
+class CaptureRequest(Body):
+    """Record the frames of the VM's two copies, up to this size and time."""
+
+    mib: Annotated[int, Field(ge=1, le=4096)] = 64
+    seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+
+
+class CaptureReport(Body):
+    """A capture of the VM's frames, on the host that holds the file.
+
+    `frames` are those written: the clients', the secondary's, and the primary's by verdict; `held` those of the primary
+    that have not left yet. `ended` says why it has ended.
+    """
+
+    path: str
+    running: bool
+    ended: str
+    frames: dict[str, int]
+    divergences: int
+    held: int
+    not_written: int
+
+
 class PeerLostRequest(Body):
     """An external heartbeat or cluster manager says that the partner is dead."""
 

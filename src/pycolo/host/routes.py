@@ -50,6 +50,17 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/vms/{name}", "vm", "One VM", _READ, m.VmStatus),
     Route("DELETE", "/v1/vms/{name}", "stop", "Stop a VM for good", _ADMIN, m.Done),
     Route("POST", "/v1/vms/{name}/checkpoint", "checkpoint", "Take one now", _ADMIN, m.Done, m.CheckpointRequest),
+    Route(
+        "POST",
+        "/v1/vms/{name}/capture",
+        "start_capture",
+        "Record the frames of both copies",
+        _ADMIN,
+        m.CaptureReport,
+        m.CaptureRequest,
+    ),
+    Route("GET", "/v1/vms/{name}/capture", "capture", "The newest capture", _READ, m.CaptureReport),
+    Route("DELETE", "/v1/vms/{name}/capture", "stop_capture", "End the capture", _ADMIN, m.CaptureReport),
     Route("POST", "/v1/vms/{name}/unprotect", "unprotect", "Let the VM go on alone", _ADMIN, m.Done),
     Route("POST", "/v1/vms/{name}/switchover", "switchover", "Move the primary role to the partner", _ADMIN, m.Done),
     Route(

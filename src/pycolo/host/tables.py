@@ -6,6 +6,8 @@ from rich.table import Table
 
 from pycolo.host.models import HostList, VmStatus
 
+DIVERGENCES_SHOWN = 5
+
 
 def status_table(found: list[VmStatus]) -> Table:
     """One line for each VM."""
@@ -15,6 +17,23 @@ def status_table(found: list[VmStatus]) -> Table:
         epoch = str(vm.epoch) if vm.running else ""
         table.add_row(vm.name, vm.role, state, vm.partner, epoch, vm.since, vm.reason)
     return table
+
+
+def comparison_lines(vm: VmStatus) -> list[str]:
+    """How the outputs of the two copies are compared, and why they differed last."""
+    packets = vm.manager.get("packets", {})
+    if not packets.get("mode"):
+        return []
+    waits = f"every {packets['interval_ms']:.0f} ms" if packets["mode"] == "periodic" else "as soon as outputs differ"
+    lines = [
+        f"comparison: {packets['engine']} engine, {packets['flows']} connections; checkpoints {waits}",
+        f"released: {packets['released_equal']} equal, {packets['released_by_checkpoint']} by checkpoints, "
+        f"{packets['released_by_policy']} by policy; {packets['held_frames']} held",
+    ]
+    if vm.manager.get("pace"):
+        lines.append(f"pace: {vm.manager['pace']}")
+    differed = vm.manager.get("divergences", [])[-DIVERGENCES_SHOWN:]
+    return lines + [f"differed: {each['reason']}" for each in differed]
 
 
 def host_table(found: HostList) -> Table:

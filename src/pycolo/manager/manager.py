@@ -6,8 +6,11 @@ secondary:  join a primary -> follow -> take over -> and from there on a primary
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
+from pycolo.agent import protocol
 from pycolo.config import CopyConfig, VmConfig
 from pycolo.core.failover import Role, State
 from pycolo.errors import WrongState
@@ -108,6 +111,26 @@ class Manager:
         """Look for a secondary at HOST:PORT from now on; empty: nowhere. Raises WrongState on a secondary."""
         self._speaking().call_peer(address)
 
+    # ---- captures
+
+    async def start_capture(self, mib: int, seconds: int) -> protocol.Capture:
+        """Record all frames into a new file of this copy's folder. Raises WrongState, EnvironmentFault."""
+        self._speaking()
+        copy = self._copy
+        begun = await copy.agent.start_capture(_capture_path(copy.host.state_dir), mib << 20, seconds)
+        copy.events.add("capture", path=begun.path, mib=mib, seconds=seconds)  # who reads along leaves a trace
+        return begun
+
+    async def capture(self) -> protocol.Capture:
+        """The capture that runs, or ran last. Raises WrongState when there was none."""
+        self._speaking()
+        return await self._copy.agent.capture()
+
+    async def stop_capture(self) -> protocol.Capture:
+        """End the capture, if it has not ended by itself. Raises WrongState when there was none."""
+        self._speaking()
+        return await self._copy.agent.stop_capture()
+
     async def _need_arbiter(self) -> None:
         """Without the claim nobody could go on alone."""
         await self._copy.check_arbiter()
@@ -123,3 +146,10 @@ class Manager:
         if self._primary is None:
             raise WrongState("this host is not the primary of the VM: ask the primary")
         return self._primary
+
+
+def _capture_path(folder: Path) -> Path:
+    """A name that sorts by time, in UTC, and that no capture had before."""
+    now_ms = time.time_ns() // 1_000_000
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ms // 1000))
+    return folder / f"capture-{stamp}-{now_ms % 1000:03d}.pcapng"
