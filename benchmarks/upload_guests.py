@@ -175,7 +175,7 @@ def filters(*, offload: bool) -> Start:
             secondary = await _booted(stack, lab, 2, image, folder, [*card, *filters_of_secondary(header)])
             await asyncio.sleep(SETTLE_S)
             pids = {"qemu primary": primary.pid, "qemu secondary": secondary.pid}
-            yield Guest(lab.clients, pids, _requests(ours))
+            yield Guest(lab.clients, pids, _requests(stack, ours))
 
     return start
 
@@ -228,18 +228,23 @@ def filters_of_secondary(header: str) -> list[str]:
     ]
 
 
-def _requests(notices: socket.socket) -> Checkpoints:
-    """How many checkpoints colo-compare has asked for."""
+def _requests(stack: AsyncExitStack, notices: socket.socket) -> Checkpoints:
+    """How many checkpoints colo-compare has asked for. They are read at once, as it stands still while they are not."""
     notices.setblocking(False)
-    splitter, seen = Splitter(), 0
+    splitter, seen, loop = Splitter(), 0, asyncio.get_running_loop()
+
+    def read() -> None:
+        nonlocal seen
+        content = notices.recv(1 << 16)
+        if not content:  # QEMU has ended
+            loop.remove_reader(notices)
+        seen += sum(frame == b"DO_CHECKPOINT" for frame in splitter.feed(content))
 
     async def count() -> int:
-        nonlocal seen
-        with contextlib.suppress(BlockingIOError):
-            while content := notices.recv(1 << 16):
-                seen += sum(frame == b"DO_CHECKPOINT" for frame in splitter.feed(content))
         return seen
 
+    loop.add_reader(notices, read)
+    stack.callback(loop.remove_reader, notices)
     return count
 
 
