@@ -21,6 +21,7 @@ from pycolo.guest.builder import READY_LINE, GuestImage
 from pycolo.manager.common import console_says
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+ENDS_LOOKS_MAX = 100
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -121,6 +122,10 @@ async def test_unprotect_and_protect_again(protected: Hosts) -> None:
     code, _, err = await protected.colo("h1", "unprotect", "web")
     assert code == 0, err
     assert (await protected.status("h1"))["state"] == "solo"
+    for _ in range(ENDS_LOOKS_MAX):  # the copy there ends in its own time
+        if not (await protected.status("h2"))["running"]:
+            break
+        await asyncio.sleep(0.1)
     assert not (await protected.status("h2"))["running"]
     assert (await protected.status("h2"))["elsewhere"] == "h1"
     assert len(protected.taps()) == 1
