@@ -75,6 +75,14 @@ bench-flows: setup ## 100,000 connections at once: memory and time for each (ARG
 bench-tls: setup ## What TLS between the hosts costs, over loopback (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/tls.py $(ARGS)
 
+.PHONY: bench-upload
+bench-upload: setup ## Bulk data into a guest and out: unprotected, ours, QEMU's COLO filters (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/upload.py $(ARGS)
+
+.PHONY: bench-tap
+bench-tap: setup ## A frame from wire to network card: bridge, agents, QEMU's COLO filters (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/tap_to_tap.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json src/*.egg-info

@@ -85,8 +85,20 @@ def make_traffic(case: Case, count: int, seed: int = 1) -> Traffic:
     )
     acked = np.flatnonzero(turn % ACK_EVERY == ACK_EVERY - 1)
     ends = seq[acked] + np.uint32(case.payload_bytes)
-    client = _from_client(flow[acked], client_isn[flow[acked]] + np.uint32(1), ends)
+    nothing = np.empty((len(acked), 0), np.uint8)
+    client = _from_client(flow[acked], client_isn[flow[acked]] + np.uint32(1), ends, ACK, nothing)
     return Traffic(case, count, (opening[0], opening[1]), data[0], data[1], client, acked)
+
+
+def make_upload(case: Case, count: int, seed: int = 1) -> Matrix:
+    """`count` frames of clients on the connections that `make_traffic` opens with the same seed, with payload."""
+    rng = np.random.default_rng(seed)
+    flow, turn = np.arange(count) % case.flows, np.arange(count) // case.flows
+    isn = rng.integers(0, 1 << 32, case.flows, np.uint32)
+    client_isn = rng.integers(0, 1 << 32, case.flows, np.uint32)
+    seq = client_isn[flow] + (1 + turn * case.payload_bytes).astype(np.uint32)
+    payload = np.frombuffer(rng.bytes(count * case.payload_bytes), np.uint8).reshape(count, case.payload_bytes)
+    return _from_client(flow, seq, isn[flow] + np.uint32(1), PUSH_ACK, payload)
 
 
 def _from_guest(
@@ -102,11 +114,16 @@ def _from_guest(
     return _frames(copy, CLIENT_MAC + GUEST_MAC, guest, (address, port), seq, ack, flags, payload)
 
 
-def _from_client(flow: npt.NDArray[np.int64], seq: npt.NDArray[np.uint32], ack: npt.NDArray[np.uint32]) -> Matrix:
+def _from_client(
+    flow: npt.NDArray[np.int64],
+    seq: npt.NDArray[np.uint32],
+    ack: npt.NDArray[np.uint32],
+    flags: int,
+    payload: Matrix,
+) -> Matrix:
     address, port = _endpoint(flow)
     guest = np.full(len(flow), GUEST_ADDRESS, np.uint32), np.full(len(flow), GUEST_PORT, np.uint32)
-    nothing = np.empty((len(flow), 0), np.uint8)
-    return _frames(CLIENT, GUEST_MAC + CLIENT_MAC, (address, port), guest, seq, ack, ACK, nothing)
+    return _frames(CLIENT, GUEST_MAC + CLIENT_MAC, (address, port), guest, seq, ack, flags, payload)
 
 
 Endpoint = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]

@@ -153,11 +153,11 @@ def open_flows(lanes: Lanes, traffic: Traffic) -> None:
 def measure_rate(lanes: Lanes, traffic: Traffic, start: int, end: int) -> Rate:
     """Frames `start` to `end` of both copies, as fast as they go."""
     stream = _stream(traffic, start, end)
-    cpu_ns = _cpu_ns(lanes.pid)
+    before_ns = cpu_ns(lanes.pid)
     got, took_s = _through(lanes, stream)
-    cpu_ns = _cpu_ns(lanes.pid) - cpu_ns
+    spent_ns = cpu_ns(lanes.pid) - before_ns
     reordered = _checked(lanes, stream, got)
-    return Rate((end - start) / took_s, cpu_ns / 1e3 / (end - start), reordered)
+    return Rate((end - start) / took_s, spent_ns / 1e3 / (end - start), reordered)
 
 
 class _Stream(NamedTuple):
@@ -228,7 +228,8 @@ def _numbers(frames: Matrix) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return stamps - PVM.stamp
 
 
-def _cpu_ns(pid: int) -> int:
+def cpu_ns(pid: int) -> int:
+    """Processor time of a process so far."""
     return time.clock_gettime_ns((~pid << 3) | 2)  # what clock_getcpuclockid(3) gives: all threads, to the ns
 
 
