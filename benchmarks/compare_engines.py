@@ -19,6 +19,7 @@ from pycolo.core.packed import pack, unpack
 BATCH_FRAMES = 64  # as in the agent
 READ_BYTES = 1 << 18
 FLOWS_MAX = 1 << 14  # QEMU's table has as much; ours is smaller by default
+STREAM_BYTES_MAX = 64 << 20  # no client's window bounds what is on its way here, but large socket buffers
 WAIT_MS_MAX = 60_000
 EPOCH = 1
 
@@ -29,7 +30,8 @@ class Engine:
     dataplane: type[PrimaryDataplane]
 
     def __init__(self, flows_max: int = FLOWS_MAX) -> None:
-        self.plane = self.dataplane(DataplaneLimits(flows_max=flows_max), EPOCH)
+        limits = DataplaneLimits(flows_max=flows_max, stream_bytes_max=STREAM_BYTES_MAX)
+        self.plane = self.dataplane(limits, EPOCH)
         self._svm_no = 0
 
     def pvm(self, packed: bytes | memoryview) -> bytes:
