@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from pycolo.core.compare_policy import CONNECTIONS, PROTOCOLS, WITH_PORTS, Policy, Rule, Verdict
+from pycolo.core.compare_policy import CONNECTIONS, WITH_PORTS, Policy, Rule, Verdict
+from pycolo.core.layers import PROTOCOLS
 from pycolo.core.tolerance_rules import Rule as ToleranceRule
 from pycolo.core.tolerance_rules import Tolerances
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pycolo.core.compare_policy import CONNECTIONS, TCP, UDP, Policy, Rule, Verdict
+from pycolo.core.compare_policy import CONNECTIONS, Policy, Rule, Verdict
+from pycolo.core.layers import TCP, UDP
 from pycolo.core.tolerance_rules import Rule as ToleranceRule
 from pycolo.core.tolerance_rules import Tolerances
 

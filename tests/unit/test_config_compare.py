@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pycolo.config import VmConfig, load_config
-from pycolo.core.compare_policy import TCP, UDP, Verdict
+from pycolo.core.compare_policy import Verdict
+from pycolo.core.layers import TCP, UDP
 from pycolo.errors import EnvironmentFault
 
 VM = 'name = "web"\nkernel = "/boot/vmlinuz"\naccel = "tcg"\n'

@@ -276,19 +276,24 @@ cdef class HotFlows:
             flow.released = end
         self.released_equal += 1
 
+    cdef Flow* _of_this_epoch(self, const uint8_t* frame, uint32_t length, Segment* segment, bint inbound) noexcept nogil:
+        """The connection of a plain segment; NULL for all else, which is the twin's."""
+        cdef Flow* flow = NULL
+        if parse(frame, length, segment, inbound):
+            flow = self._find(segment)
+            if flow != NULL and flow.epoch != self.epoch:
+                self._rebase(flow)
+        return flow
+
     cdef Done _pvm(self, const uint8_t* frame, uint32_t length) noexcept nogil:
         cdef Segment segment
         cdef Flow* flow
         cdef Held* held
         cdef uint32_t payload
         cdef Verdict verdict = WAIT
-        if not parse(frame, length, &segment, False):
-            return SLOW
-        flow = self._find(&segment)
+        flow = self._of_this_epoch(frame, length, &segment, False)
         if flow == NULL:
             return SLOW
-        if flow.epoch != self.epoch:
-            self._rebase(flow)
         payload = segment.end - segment.start
         if not self.awaiting_commit and flow.first == NULL:
             verdict = judge(flow, segment.seq, segment.ack, frame + segment.start, payload)
@@ -334,13 +339,9 @@ cdef class HotFlows:
         cdef Segment segment
         cdef Flow* flow
         cdef Done done
-        if not parse(frame, length, &segment, False):
-            return SLOW
-        flow = self._find(&segment)
+        flow = self._of_this_epoch(frame, length, &segment, False)
         if flow == NULL:
             return SLOW
-        if flow.epoch != self.epoch:
-            self._rebase(flow)
         if segment.end > segment.start:
             done = self._svm_payload(flow, segment.seq, frame + segment.start, segment.end - segment.start)
             if done != HANDLED:
@@ -407,13 +408,9 @@ cdef class HotFlows:
         cdef Flow* flow
         cdef uint32_t end
         cdef int64_t surplus
-        if not parse(frame, length, &segment, True):
-            return SLOW
-        flow = self._find(&segment)
+        flow = self._of_this_epoch(frame, length, &segment, True)
         if flow == NULL:
             return SLOW
-        if flow.epoch != self.epoch:
-            self._rebase(flow)
         if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES:
             return SLOW
         flow.client_spoke = True

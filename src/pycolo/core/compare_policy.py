@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from pycolo.core.layers import TCP, UDP
+
 
 class Verdict(IntEnum):
     """What becomes of a frame, the less careful first."""
@@ -24,8 +26,7 @@ class Verdict(IntEnum):
 
 RELEASE, COMPARE, CHECKPOINT = Verdict.RELEASE, Verdict.COMPARE, Verdict.CHECKPOINT
 
-TCP, UDP, DCCP, SCTP = 6, 17, 33, 132
-PROTOCOLS = {"icmp": 1, "tcp": TCP, "udp": UDP, "icmpv6": 58}
+DCCP, SCTP = 33, 132
 WITH_PORTS = frozenset({TCP, UDP})
 CONNECTIONS = frozenset({TCP, DCCP, SCTP})
 """Their peers keep count of what was said: a client that has heard and acknowledged what the SVM has not said yet has

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from pycolo.core.layers import ICMP, ICMPV6, UDP
-from pycolo.core.packet import IPV4_KEY_MAX, TCP_FLOW
+from pycolo.core.layers import PROTOCOL_NAMES
+from pycolo.core.messages import addresses_in
+from pycolo.core.packet import TCP_FLOW, address_bytes
 
 SHOWN_BYTES_MAX = 32
-_NAMES = {UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,12 @@ def flow_of(key: bytes) -> tuple[str, str, str, tuple[int, ...]]:
     if key[:1] == b"R":
         key = key[1:]
     if key[:1] == TCP_FLOW:
-        size = 4 if len(key) <= 1 + IPV4_KEY_MAX else 16
-        at = 1 + 2 * size
+        at = 1 + 2 * address_bytes(key[1:])
         return "tcp", *_ends(key[1:at], key[at : at + 4]), _vlans(key[at + 4 :])
-    version, protocol, tag_bytes = key[1], key[2], 2 * key[3]
-    at = 4 + tag_bytes
-    addresses = key[at : at + (8 if version == 4 else 32)]
-    ports = key[at + len(addresses) :] if key[:1] == b"U" else b""
-    return _NAMES.get(protocol, f"ip {protocol}"), *_ends(addresses, ports), _vlans(key[4:at])
+    protocol, where = key[2], addresses_in(key)
+    ports = key[where.stop :] if key[:1] == b"U" else b""
+    name = PROTOCOL_NAMES.get(protocol, f"ip {protocol}")
+    return name, *_ends(key[where], ports), _vlans(key[4 : where.start])
 
 
 def hosts_of(key: bytes) -> bytes:
@@ -86,9 +84,9 @@ def hosts_of(key: bytes) -> bytes:
     if key[:1] == b"R":
         key = key[1:]
     if key[:1] == TCP_FLOW:
-        at = 9 if len(key) <= 1 + IPV4_KEY_MAX else 33
+        at = 1 + 2 * address_bytes(key[1:])
         return key[at + 4 :] + key[1:at]
-    return key[4 : 4 + 2 * key[3] + (8 if key[1] == 4 else 32)]
+    return key[4 : addresses_in(key).stop]
 
 
 def _ends(addresses: bytes, ports: bytes) -> tuple[str, str]:

@@ -52,7 +52,6 @@ _CAPTURED_BYTES_MAX = 1 << 20
 class Flow:
     """One connection; see the module docstring."""
 
-    # fmt: off
     __slots__ = (
         "_captured",
         "_terms",
@@ -91,7 +90,6 @@ class Flow:
         "touched_ms",
         "twin",
     )
-    # fmt: on
 
     def __init__(self, key: bytes, epoch: int, budget: TwinBudget, terms: CompareTerms) -> None:
         self.key = key  # as in `packet.Segment`, with the guest as the source

@@ -28,7 +28,6 @@ class Pieces(Generic[T]):
 
     key: bytes
     tickets: list[T] = field(default_factory=list)
-    frames: list[bytes] = field(default_factory=list)
     placed: dict[int, bytes] = field(default_factory=dict)  # payload by offset
     first: tuple[bytes, Layers] | None = None
     length: int | None = None  # known once the last piece is here
@@ -41,7 +40,6 @@ class Pieces(Generic[T]):
         assert fragment is not None
         payload = frame[layers.upper : layers.end]
         self.tickets.append(ticket)
-        self.frames.append(frame)
         self.waiting_bytes += len(frame)
         end = fragment.offset + len(payload)
         if self.placed.get(fragment.offset) == payload:
@@ -110,7 +108,7 @@ class Reassembly(Generic[T]):
     def over_limit(self) -> Pieces[T] | None:
         """Pieces that are given up: they can make no packet, or there are too many; None when there are none."""
         for pieces in (next(reversed(self._waiting.values()), None), next(iter(self._waiting.values()), None)):
-            if pieces is not None and (pieces.hopeless or len(pieces.frames) > FRAGMENTS_MAX):
+            if pieces is not None and (pieces.hopeless or len(pieces.tickets) > FRAGMENTS_MAX):
                 self._forget(pieces)
                 return pieces
         if len(self._waiting) > PACKETS_MAX or self._bytes > WAITING_BYTES_MAX:

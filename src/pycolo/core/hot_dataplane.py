@@ -224,7 +224,6 @@ class HotDataplane(PrimaryDataplane):
             flow.client_next is not None,
             flow.client_next or 0,
         )
-        self._tell()
         if self._hot.freeze(key, numbers, bytes(twin.main), flow.touched_ms, flow.tolerance is not None):
             stream_bytes = len(twin.main)
             twin.set(None, bytearray(), guessed=True)

@@ -11,6 +11,8 @@ import struct
 from typing import NamedTuple
 
 TCP, UDP, ICMP, ICMPV6, IGMP = 6, 17, 1, 58, 2
+PROTOCOLS = {"icmp": ICMP, "tcp": TCP, "udp": UDP, "icmpv6": ICMPV6}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 TAGS_MAX = 2  # 802.1Q, or QinQ (802.1ad)
 EXTENSION_HEADERS_MAX = 8

@@ -66,13 +66,19 @@ def whole_frame(frame: bytes) -> Message:
     return b"W" + frame[12:14] + frame[:6], frame, 0
 
 
+def addresses_in(key: bytes) -> slice:
+    """Where source and destination address stand in the key of a flow of IP packets, behind its VLAN ids."""
+    start = 4 + 2 * key[3]
+    return slice(start, start + (8 if key[1] == 4 else 32))
+
+
 def policy_of(key: bytes) -> tuple[int, int | None]:
     """(IP protocol, the guest's port or None) by which the policy is asked; -1: no IP."""
     if key[:1] == b"W":
         return -1, None
     if key[:1] == b"R":
         return TCP, source_port(key[2:])
-    at = 4 + 2 * key[3] + (8 if key[1] == 4 else 32)
+    at = addresses_in(key).stop
     return key[2], int.from_bytes(key[at : at + 2]) if key[:1] == b"U" else None
 
 

@@ -19,9 +19,9 @@ from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.divergence import Difference, Divergence, hosts_of
 from pycolo.core.explain import explain, held_place, svm_surplus
 from pycolo.core.flow import Flow
-from pycolo.core.layers import ICMP, ICMPV6, TCP, UDP, locate
+from pycolo.core.layers import PROTOCOL_NAMES, TCP, UDP, locate
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.messages import Message, is_link_control, whole_frame
+from pycolo.core.messages import Message, addresses_in, is_link_control, whole_frame
 from pycolo.core.pieces import FragmentHold
 
 LIMITS = DataplaneLimits(
@@ -33,7 +33,6 @@ LIMITS = DataplaneLimits(
 )
 FLOWS_COUNTED_MAX = 1 << 20
 DIVERGENCES_MAX = 1 << 16
-_PROTOCOLS = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmpv6"}
 _EPOCH = 1
 
 
@@ -132,8 +131,7 @@ def _by_error_alone(said: Message) -> Message:
     key, comparable, payload_at = said
     if key[:1] != b"Q":
         return said
-    size = 4 + 2 * key[3] + (8 if key[1] == 4 else 32) + 2
-    return key[:size], comparable, payload_at
+    return key[: addresses_in(key).stop + 2], comparable, payload_at
 
 
 class Comparison:
@@ -203,7 +201,7 @@ class Comparison:
         if layers is None:
             name, ends = "other", frozenset((frame[:6], frame[6:12]))
         else:
-            name = _PROTOCOLS.get(layers.protocol, "ip")
+            name = PROTOCOL_NAMES.get(layers.protocol, "ip")
             addresses = layers.addresses(frame)
             half = len(addresses) // 2
             if layers.fragment is not None and layers.fragment.offset:

@@ -36,7 +36,7 @@ _U32_PAIR = struct.Struct(">II")
 
 _PLAIN_AT = 34  # Ethernet 14, IPv4 without options 20
 _PLAIN_START = _PLAIN_AT + 20
-IPV4_KEY_MAX = 12 + 4  # longer keys are of IPv6
+_IPV4_KEY_MAX = 12 + 4  # longer keys are of IPv6
 _NOP_NOP_TS = b"\x01\x01\x08\x0a"
 _FRAGMENT_BITS = 0xBFFF  # all but "don't fragment": more fragments, offset, and the reserved bit
 _END, _NOP, _SACK, _TIMESTAMP, _AUTHENTICATION = 0, 1, 5, 8, 29
@@ -105,14 +105,19 @@ def opposite(key: bytes) -> bytes:
     """The key of the same connection in the other direction."""
     if len(key) == 12:
         return key[4:8] + key[:4] + key[10:12] + key[8:10]
-    size = 4 if len(key) <= IPV4_KEY_MAX else 16
+    size = address_bytes(key)
     ports = 2 * size
     return key[size:ports] + key[:size] + key[ports + 2 : ports + 4] + key[ports : ports + 2] + key[ports + 4 :]
 
 
+def address_bytes(key: bytes) -> int:
+    """How long each of a connection's two addresses is."""
+    return 4 if len(key) <= _IPV4_KEY_MAX else 16
+
+
 def source_port(key: bytes) -> int:
     """The port of the side that is the source."""
-    at = 8 if len(key) <= IPV4_KEY_MAX else 32
+    at = 2 * address_bytes(key)
     return int.from_bytes(key[at : at + 2])
 
 
