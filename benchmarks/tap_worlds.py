@@ -29,7 +29,7 @@ from pycolo.edge.nic import nic_pair
 from pycolo.edge.peer_greeting import new_token
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import TlsFiles
-from pycolo.manager.nics import compare_terms
+from pycolo.manager.comparison import compare_terms
 from upload_guests import TAP, await_tap, filters_of_primary, filters_of_secondary, mirror_chardevs, start_qemu
 
 ETH_P_ALL = 3

@@ -41,10 +41,14 @@ class Host:
     def pair_up(self) -> None:
         self.peer = Peer(len(self.places), secondary=True)
         self.side.attach(self.peer.near, 0.0)
-        self.side.pause_feed(0)
-        self.side.seal(1, self.side.drain(), 0.0)
-        self.side.resume_feed(0)
+        self.seal(1, 0.0)
         self.side.commit(1, 0.0)
+
+    def seal(self, epoch: int, now_ms: float) -> None:
+        """The PVM is copied."""
+        self.side.pause_feed(0)
+        self.side.seal(epoch, self.side.drain(), now_ms)
+        self.side.resume_feed(0)
 
     def pvm(self, *frames: bytes, card: int = 0) -> None:
         for frame in frames:
@@ -252,9 +256,7 @@ def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkey
     for card in (0, 1):
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
-    two.side.pause_feed(0)
-    two.side.seal(2, two.side.drain(), 1.0)
-    two.side.resume_feed(0)
+    two.seal(2, 1.0)
     news = wire.Translations(0, [], [])
     monkeypatch.setattr(two.places[0].card.chain, "changes", lambda: [news])
 
@@ -273,9 +275,7 @@ def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkey
     for card in (0, 1):
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
-    two.side.pause_feed(0)
-    two.side.seal(2, two.side.drain(), 1.0)
-    two.side.resume_feed(0)
+    two.seal(2, 1.0)
     times = iter([0.0, 0.1, 0.3])
     monkeypatch.setattr("pycolo.agent.primary.time.monotonic", lambda: next(times))
     two.side.commit(2, 2.0)

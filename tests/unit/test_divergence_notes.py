@@ -8,7 +8,7 @@ from pycolo.agent.protocol import Paced
 from pycolo.core.divergence import Difference, Divergence, divergence
 from pycolo.core.packet import TCP_FLOW
 from pycolo.events import EventLog
-from pycolo.manager.divergences import EVENTS_PER_S_MAX, KEPT_MAX, DivergenceNotes
+from pycolo.manager.comparison import EVENTS_PER_S_MAX, KEPT_MAX, DivergenceNotes
 
 ONE = Divergence("tcp", "10.0.0.2:80", "10.0.0.1:999", (5,), "payload", 7, b"abc", b"xyz", 3, None)
 

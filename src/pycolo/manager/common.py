@@ -37,8 +37,9 @@ from pycolo.errors import (
     WrongState,
 )
 from pycolo.events import EventLog, RefusalLog
+from pycolo.manager.comparison import compare_terms
 from pycolo.manager.disks import VmDisks
-from pycolo.manager.nics import VmNics, compare_terms
+from pycolo.manager.nics import VmNics
 
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2

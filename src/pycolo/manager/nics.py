@@ -7,17 +7,10 @@ from typing import Any
 
 import msgspec
 
-from pycolo.agent.protocol import Port, Terms
+from pycolo.agent.protocol import Port
 from pycolo.config import CopyConfig, VmConfig
-from pycolo.config_compare import CompareConfig
 from pycolo.core.wire import NicShape
 from pycolo.edge.nic import nic_pair
-
-
-def compare_terms(compare: CompareConfig) -> Terms:
-    """[compare] of vm.toml as the agent wants it."""
-    default, rules = compare.policy().encode()
-    return Terms(default, rules, compare.tolerances().encode(), compare.adaptive)
 
 
 class VmNics:

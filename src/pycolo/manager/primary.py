@@ -16,7 +16,7 @@ from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.vm_ports import PrimaryVmPort
 from pycolo.errors import ArbiterUnanswered, CheckpointFailed, EnvironmentFault, PeerLost, PeerUntrusted, VmEnds
 from pycolo.manager.common import COPY_CHECK_S, VmCopy
-from pycolo.manager.divergences import DivergenceNotes
+from pycolo.manager.comparison import DivergenceNotes
 
 CONNECT_RETRY_S = 0.5
 REUNION_S_MAX = 1.0

@@ -1,4 +1,4 @@
-"""Why the copies differed: as events, bounded in their rate, and the last ones in the status."""
+"""How the copies are compared, and why they differed: as events, bounded in their rate, and the last in the status."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from pycolo.agent.protocol import Paced
+from pycolo.agent.protocol import Paced, Terms
+from pycolo.config_compare import CompareConfig
 from pycolo.core.divergence import Divergence
 from pycolo.events import EventLog
 
 KEPT_MAX = 16
 EVENTS_PER_S_MAX = 10
+
+
+def compare_terms(compare: CompareConfig) -> Terms:
+    """[compare] of vm.toml as the agent wants it."""
+    default, rules = compare.policy().encode()
+    return Terms(default, rules, compare.tolerances().encode(), compare.adaptive)
 
 
 class DivergenceNotes:
