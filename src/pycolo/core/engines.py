@@ -5,6 +5,7 @@ from __future__ import annotations
 from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.secondary import SecondaryDataplane
 
 try:
     from pycolo.core._hot import whole_bytes
@@ -16,7 +17,7 @@ except ImportError:
 
     COMPILED = False
 
-__all__ = ["COMPILED", "NAME", "primary_dataplane", "whole_bytes"]
+__all__ = ["COMPILED", "NAME", "primary_dataplane", "secondary_dataplane", "whole_bytes"]
 
 NAME = "compiled" if COMPILED else "python"
 
@@ -28,3 +29,9 @@ def primary_dataplane(
     if COMPILED:
         return HotDataplane(limits, epoch, terms, seed=seed)
     return PrimaryDataplane(limits, epoch, terms)
+
+
+def secondary_dataplane(limits: DataplaneLimits, *, seed: int) -> SecondaryDataplane:
+    """As `primary_dataplane`."""
+    del seed
+    return SecondaryDataplane(limits)

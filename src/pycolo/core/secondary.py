@@ -22,6 +22,7 @@ from pycolo.core.fragments import Reassembly
 from pycolo.core.layers import TCP, Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
+from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
@@ -54,6 +55,14 @@ class SecondaryDataplane:
             if connection.sent and segment[3] & ACK:
                 self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
         return out
+
+    def client_packed(self, packed: bytes | memoryview) -> bytes:
+        """As `client_frames`, of a packed batch."""
+        return pack(self.client_frames(unpack(packed)))
+
+    def svm_packed(self, packed: bytes | memoryview, first_no: int) -> None:
+        """As `svm_frames`, of a packed batch."""
+        self.svm_frames(unpack(packed), first_no)
 
     def svm_frames(self, frames: Sequence[bytes], first_no: int) -> None:
         """Frames the SVM has put out, numbered from `first_no` on; the caller sends them to the primary as they are."""

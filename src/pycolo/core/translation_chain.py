@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pycolo.core.packed import pack, unpack
 from pycolo.core.translation import Translator
 from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
@@ -42,6 +43,14 @@ class TranslatorChain:
         for _, layer in reversed(self._layers):
             frames = layer.outbound(frames)
         return list(frames)
+
+    def inbound_packed(self, packed: bytes) -> bytes:
+        """As `inbound`, of a packed batch."""
+        return pack(self.inbound(unpack(packed))) if self._layers else packed
+
+    def outbound_packed(self, packed: bytes) -> bytes:
+        """As `outbound`, of a packed batch."""
+        return pack(self.outbound(unpack(packed))) if self._layers else packed
 
     def push(self, layer: Translator, now_ms: float) -> None:
         """The copy whose connections `layer` knows has taken over. The oldest of too many layers goes."""
