@@ -14,7 +14,7 @@ from compare_frames import Traffic, split_rows
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.engines import COMPILED, whole_bytes
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import pack, unpack
+from pycolo.core.packed import Packed, pack, unpack
 
 BATCH_FRAMES = 64  # as in the agent
 READ_BYTES = 1 << 18
@@ -34,17 +34,17 @@ class Engine:
         self.plane = self.dataplane(limits, EPOCH)
         self._svm_no = 0
 
-    def pvm(self, packed: bytes | memoryview) -> bytes:
+    def pvm(self, packed: Packed) -> Packed:
         """Frames that the primary's VM has put out; returns what may leave now."""
         return self.plane.pvm_packed(packed, _now_ms())
 
-    def svm(self, packed: bytes | memoryview) -> bytes:
+    def svm(self, packed: Packed) -> Packed:
         """Frames that the secondary's VM has; returns what may leave now."""
         first_no = self._svm_no
         self._svm_no += len(packed)  # no less than the frames in it
         return self.plane.svm_packed(EPOCH, first_no, packed, _now_ms())
 
-    def client(self, packed: bytes | memoryview) -> bytes:
+    def client(self, packed: Packed) -> Packed:
         """Frames of clients, on their way to both VMs."""
         self.plane.client_packed(packed, _now_ms())
         return b""
@@ -97,7 +97,7 @@ def make_turns(traffic: Traffic) -> list[Turn]:
 
 def frames_per_s_in_memory(engine: Engine, turns: Sequence[Turn]) -> float:
     """The engine alone. Ends the program when it has not released everything, in its order."""
-    released: list[bytes] = []
+    released: list[Packed] = []
     began_s = time.perf_counter()
     for pvm, svm, client in turns:
         released.append(engine.pvm(pvm))

@@ -164,6 +164,46 @@ def test_the_verdicts_are_those_of_the_twin(
         assert twin.due(now_ms) == hot.due(now_ms)
 
 
+LONG = bytes((i * i >> 7) & 0xFF for i in range(1 << 17))
+walk = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0, 1, 1, 2]),
+        st.sampled_from([0, 1, 100, 700, 1448, 1448, 5000]),
+        st.sampled_from([0, 0, 0, 0, 1, 700, 3000]),
+        st.sampled_from([""] * 12 + ["wrong", "fetch", "seal", "commit", "commit"]),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(walk, st.booleans())
+def test_long_streams_are_the_twins(script: list[tuple[int, int, int, str]], tiny: bool) -> None:
+    """Streams of many blocks: cut otherwise by each copy, repeated, acknowledged, and rebased by checkpoints."""
+    limits = DataplaneLimits(stream_bytes_max=6000) if tiny else DataplaneLimits()
+    twin, hot = PrimaryDataplane(limits, 1), HotDataplane(limits, 1)
+    both(twin, hot, opened(1000, False), 0, 0)
+    at, firsts = [0, 0], [101, 2**32 - 6]
+    for no, (side, length, back, what) in enumerate(script):
+        if what in ("seal", "commit"):
+            both(twin, hot, what, 0, no)
+            at[1], firsts[1] = (at[0], firsts[0]) if what == "seal" else (at[1], firsts[1])
+        elif side == 2:
+            place = max(0, min(at) - back)
+            both(twin, hot, [(2, segment(False, False, 1000, 5001, 101 + place, A, b"", STAMPS))], 0, no)
+        else:
+            start = max(0, at[side] - back)
+            payload = LONG[start : start + length]
+            payload = payload[:-1] + b"?" if what == "wrong" else payload
+            options = b"\x1e\x04\0\0" if what == "fetch" else STAMPS
+            frame = segment(False, True, 1000, firsts[side] + start, 5001, A, payload, options)
+            both(twin, hot, [(side, frame)], no, no)
+            at[side] = max(at[side], start + len(payload))
+        assert twin.stats == hot.stats
+        assert twin._budget.used_bytes == hot._budget.used_bytes
+        assert twin.due(no) == hot.due(no)
+
+
 def test_a_server_whose_dates_may_differ_is_compiled_as_well() -> None:
     hot, twin = HotDataplane(DataplaneLimits(), 1), PrimaryDataplane(DataplaneLimits(), 1)
     hot_before = 0

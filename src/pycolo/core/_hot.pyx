@@ -8,13 +8,25 @@ everything else. Each function here is the twin of one of `flow.Flow` or `twin_s
 Guarantees: no bytes make anything here raise or read beyond a frame; memory is what is held and what the streams have.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memset
+
+cdef extern from *:
+    """
+    #define prefetch_read(address) __builtin_prefetch(address, 0)
+    #define prefetch_write(address) __builtin_prefetch(address, 1)
+    """
+    void prefetch_read(const void* address) nogil
+    void prefetch_write(const void* address) nogil
 
 include "_hot_types.pxi"
+include "_hot_pool.pxi"
 include "_hot_segment.pxi"
+include "_hot_stream.pxi"
 include "_hot_judge.pxi"
+include "_hot_out.pxi"
 
 
 cdef class HotFlows:
@@ -26,6 +38,7 @@ cdef class HotFlows:
     cdef uint64_t _seed
     cdef Held* _oldest
     cdef Held* _newest
+    cdef Pool _pool
     cdef Buffer _out
     cdef public int64_t epoch
     cdef public bint awaiting_commit
@@ -62,6 +75,7 @@ cdef class HotFlows:
                     self._table[place] = flow.chain
                     self._free(flow)
             free(self._table)
+        give_pool(&self._pool)
         free(self._out.data)
 
     def __len__(self):
@@ -70,10 +84,9 @@ cdef class HotFlows:
     # ---------------------------------------------------------------- the table
 
     cdef Flow* _find(self, Segment* segment) noexcept nogil:
-        cdef uint64_t hashed = hash_of(segment.key, segment.key_length, self._seed)
-        cdef Flow* flow = self._table[hashed & (self._size - 1)]
+        cdef Flow* flow = self._table[segment.hashed & (self._size - 1)]
         while flow != NULL:
-            if flow.hashed == hashed and flow.key_length == segment.key_length:
+            if flow.hashed == segment.hashed and flow.key_length == segment.key_length:
                 if memcmp(flow.key, segment.key, segment.key_length) == 0:
                     return flow
             flow = flow.chain
@@ -86,6 +99,7 @@ cdef class HotFlows:
             return NULL
         segment.key_length = <uint8_t>len(key)
         memcpy(segment.key, text, segment.key_length)
+        segment.hashed = hash_of(segment.key, segment.key_length, self._seed)
         return self._find(&segment)
 
     cdef void _free(self, Flow* flow) noexcept nogil:
@@ -93,13 +107,12 @@ cdef class HotFlows:
         while flow.first != NULL:
             held = flow.first
             flow.first = held.next
-            self._unlink(held)
-            free(held)
+            self._give_held(held)
         self.stream_bytes -= flow.stream_length
-        free(flow.stream)
-        free(flow)
+        stream_clear(&self._pool, flow)
+        give_block(&self._pool, flow, sizeof(Flow))
 
-    cdef void _unlink(self, Held* held) noexcept nogil:
+    cdef void _give_held(self, Held* held) noexcept nogil:
         """It is held no more."""
         if held.before != NULL:
             held.before.behind = held.behind
@@ -111,6 +124,7 @@ cdef class HotFlows:
             self._newest = held.before
         self.held_frames -= 1
         self.held_bytes -= held.length
+        give_block(&self._pool, held, sizeof(Held) + held.length)
 
     cdef int _grow(self) except -1:
         cdef size_t size = self._size * 2
@@ -138,16 +152,16 @@ cdef class HotFlows:
             return False  # with VLAN tags, which `parse` does not look behind
         if self._count >= self._size:
             self._grow()
-        flow = <Flow*>calloc(1, sizeof(Flow))
+        flow = <Flow*>take_block(&self._pool, sizeof(Flow))
         if flow == NULL:
             raise MemoryError
+        memset(flow, 0, sizeof(Flow))
         flow.key_length = <uint8_t>len(key)
         memcpy(flow.key, text, flow.key_length)
         (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack,
          flow.has_acked, flow.acked, flow.has_client_next, flow.client_next) = numbers
         flow.epoch, flow.touched_ms, flow.followed = self.epoch, touched_ms, followed
-        if len(stream) and not _stream_append(flow, said, <uint32_t>len(stream)):
-            free(flow)
+        if not stream_append(&self._pool, flow, said, <uint32_t>len(stream)):
             raise MemoryError
         self.stream_bytes += flow.stream_length
         flow.hashed = hash_of(flow.key, flow.key_length, self._seed)
@@ -170,9 +184,8 @@ cdef class HotFlows:
             self._rebase(flow)
         numbers = (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released,
                    flow.svm_ack, flow.has_acked, flow.acked, flow.has_client_next, flow.client_next)
-        stream = b""
-        if flow.stream_length:
-            stream = (<char*>flow.stream)[flow.stream_start:flow.stream_start + flow.stream_length]
+        stream = PyBytes_FromStringAndSize(NULL, flow.stream_length)
+        stream_copy(flow, <uint8_t*>PyBytes_AS_STRING(stream))
         entries = []
         held = flow.first
         while held != NULL:
@@ -240,12 +253,13 @@ cdef class HotFlows:
             length = flow.stream_length
         if length <= 0 or base + <uint32_t>length != flow.pvm_next:
             base, length = flow.pvm_next, 0
+        self.stream_bytes += length - flow.stream_length
+        stream_cut(&self._pool, flow, <uint32_t>length)
         surplus = length - self.stream_bytes_max // 2
         if surplus > 0:
             base, length = base + <uint32_t>surplus, length - surplus
-            flow.stream_start += <uint32_t>surplus
-        self.stream_bytes += length - flow.stream_length
-        flow.stream_length = <uint32_t>length
+            stream_trim(&self._pool, flow, <uint32_t>surplus)
+            self.stream_bytes -= surplus
         flow.base, flow.guessed, flow.delta = base, False, 0
         flow.svm_ack, flow.released = flow.pvm_ack, flow.pvm_next
         flow.epoch, flow.touched_ms = self.epoch, self.now_ms
@@ -276,27 +290,25 @@ cdef class HotFlows:
             flow.released = end
         self.released_equal += 1
 
-    cdef Flow* _of_this_epoch(self, const uint8_t* frame, uint32_t length, Segment* segment, bint inbound) noexcept nogil:
+    cdef Flow* _of_this_epoch(self, Segment* segment) noexcept nogil:
         """The connection of a plain segment; NULL for all else, which is the twin's."""
-        cdef Flow* flow = NULL
-        if parse(frame, length, segment, inbound):
-            flow = self._find(segment)
-            if flow != NULL and flow.epoch != self.epoch:
-                self._rebase(flow)
-        return flow
+        if not segment.plain or segment.flow == NULL:
+            return NULL
+        if segment.flow.epoch != self.epoch:
+            self._rebase(segment.flow)
+        return segment.flow
 
-    cdef Done _pvm(self, const uint8_t* frame, uint32_t length) noexcept nogil:
-        cdef Segment segment
+    cdef Done _pvm(self, Segment* segment) noexcept nogil:
         cdef Flow* flow
         cdef Held* held
         cdef uint32_t payload
         cdef Verdict verdict = WAIT
-        flow = self._of_this_epoch(frame, length, &segment, False)
+        flow = self._of_this_epoch(segment)
         if flow == NULL:
             return SLOW
         payload = segment.end - segment.start
         if not self.awaiting_commit and flow.first == NULL:
-            verdict = judge(flow, segment.seq, segment.ack, frame + segment.start, payload)
+            verdict = judge(flow, segment.seq, segment.ack, segment.frame + segment.start, payload)
             if verdict == DIVERGED:
                 return SLOW
         if distance(segment.ack, flow.pvm_ack) > 0:
@@ -304,19 +316,19 @@ cdef class HotFlows:
         if distance(segment.seq + payload, flow.pvm_next) > 0:
             flow.pvm_next = segment.seq + payload
         if verdict == RELEASE:
-            if not put(&self._out, frame, length):
+            if not put(&self._out, segment.frame, segment.length):
                 return NO_MEMORY
             self.next_no += 1
             self._note_released(flow, segment.seq + payload)
             self._sample(self.now_ms)
             return HANDLED
-        held = <Held*>malloc(sizeof(Held) + length)
+        held = <Held*>take_block(&self._pool, sizeof(Held) + segment.length)
         if held == NULL:
             return NO_MEMORY
         held.next, held.flow, held.no, held.arrived_ms = NULL, flow, self.next_no, self.now_ms
         held.seq, held.ack, held.start, held.end = segment.seq, segment.ack, segment.start, segment.end
-        held.length, held.flags, held.at = length, segment.flags, segment.at
-        memcpy(held.frame, frame, length)
+        held.length, held.flags, held.at = segment.length, segment.flags, segment.at
+        memcpy(held.frame, segment.frame, segment.length)
         if flow.first == NULL:
             flow.first = held
         else:
@@ -330,20 +342,19 @@ cdef class HotFlows:
         self._newest = held
         self.next_no += 1
         self.held_frames += 1
-        self.held_bytes += length
+        self.held_bytes += segment.length
         if flow.first != held and not self.awaiting_commit:
             return self._pump(flow)
         return HANDLED
 
-    cdef Done _svm(self, const uint8_t* frame, uint32_t length) noexcept nogil:
-        cdef Segment segment
+    cdef Done _svm(self, Segment* segment) noexcept nogil:
         cdef Flow* flow
         cdef Done done
-        flow = self._of_this_epoch(frame, length, &segment, False)
+        flow = self._of_this_epoch(segment)
         if flow == NULL:
             return SLOW
         if segment.end > segment.start:
-            done = self._svm_payload(flow, segment.seq, frame + segment.start, segment.end - segment.start)
+            done = self._svm_payload(flow, segment.seq, segment.frame + segment.start, segment.end - segment.start)
             if done != HANDLED:
                 return done
         if distance(segment.ack, flow.svm_ack) > 0:
@@ -364,13 +375,13 @@ cdef class HotFlows:
         if known == 1 and length == 1:
             return HANDLED
         same = known if known < length else length
-        if same and memcmp(flow.stream + flow.stream_start + at, payload, <size_t>same) != 0:
+        if not stream_has(flow, <uint32_t>at, payload, <uint32_t>same):
             return SLOW
         if known >= length:
             return HANDLED
         if flow.stream_length + length - known > self.stream_bytes_max or length - known > self.room_bytes:
             return SLOW
-        if not _stream_append(flow, payload + known, <uint32_t>(length - known)):
+        if not stream_append(&self._pool, flow, payload + known, <uint32_t>(length - known)):
             return NO_MEMORY
         self.stream_bytes += length - known
         self.room_bytes -= length - known
@@ -395,20 +406,18 @@ cdef class HotFlows:
                 return NO_MEMORY
             flow.first = held.next
             self._note_released(flow, held.seq + held.end - held.start)
-            self._unlink(held)
-            free(held)
+            self._give_held(held)
             some = True
         if some:
             self._sample(arrived_ms)
         return HANDLED
 
-    cdef Done _client(self, const uint8_t* frame, uint32_t length) noexcept nogil:
+    cdef Done _client(self, Segment* segment) noexcept nogil:
         """As `Flow.observe_client`."""
-        cdef Segment segment
         cdef Flow* flow
         cdef uint32_t end
         cdef int64_t surplus
-        flow = self._of_this_epoch(frame, length, &segment, True)
+        flow = self._of_this_epoch(segment)
         if flow == NULL:
             return SLOW
         if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES:
@@ -427,22 +436,56 @@ cdef class HotFlows:
         if surplus >= TRIM_BYTES:
             if surplus > flow.stream_length:
                 surplus = flow.stream_length
-            flow.stream_start += <uint32_t>surplus
-            flow.stream_length -= <uint32_t>surplus
+            stream_trim(&self._pool, flow, <uint32_t>surplus)
             flow.base += <uint32_t>surplus
             flow.guessed = False
             self.stream_bytes -= surplus
             self.room_bytes += surplus
         return HANDLED
 
-    cdef Done _one(self, int side, const uint8_t* frame, uint32_t length) noexcept nogil:
+    cdef Done _one(self, int side, Segment* segment) noexcept nogil:
         if side == 0:
-            return self._pvm(frame, length)
+            return self._pvm(segment)
         if side == 1:
-            return self._svm(frame, length)
-        return self._client(frame, length)
+            return self._svm(segment)
+        return self._client(segment)
 
     # ---------------------------------------------------------------- many frames
+
+    cdef int _look_ahead(self, const uint8_t* packed, size_t size, size_t at, int side, Segment* group) noexcept nogil:
+        """Parse up to GROUP frames and find their connections; with many of them each is far from the processor, so
+        that all are asked for before any is waited for. Returns how many frames there are.
+        """
+        cdef int count = 0
+        cdef int number
+        cdef Segment* segment
+        cdef Flow* flow
+        while count < GROUP and at + PREFIX <= size:
+            segment = &group[count]
+            segment.frame, segment.length = packed + at + PREFIX, be32(packed + at)
+            if segment.length > FRAME_MAX or at + PREFIX + segment.length > size:
+                break
+            segment.plain = parse(segment.frame, segment.length, segment, side == 2)
+            if segment.plain:
+                segment.hashed = hash_of(segment.key, segment.key_length, self._seed)
+                prefetch_read(&self._table[segment.hashed & (self._size - 1)])
+            at += PREFIX + segment.length
+            count += 1
+        for number in range(count):
+            if group[number].plain:
+                flow = self._table[group[number].hashed & (self._size - 1)]
+                if flow != NULL:
+                    prefetch_write(flow)
+                    prefetch_write(<uint8_t*>flow + 64)
+                    prefetch_write(<uint8_t*>flow + 128)
+        for number in range(count):
+            if group[number].plain:
+                flow = group[number].flow = self._find(&group[number])
+                if flow != NULL and side == 1:
+                    prefetch_read(flow.first)
+                    if flow.last_block != NULL:
+                        prefetch_write(flow.last_block.data + flow.stream_end)
+        return count
 
     def run(self, int side, const uint8_t[::1] packed, size_t at):
         """Frames of `packed` from place `at` on, until one is not for us: (its place or the end, what to do with it).
@@ -451,18 +494,20 @@ cdef class HotFlows:
         to say what leaves of this frame's connection.
         """
         cdef size_t size = packed.shape[0]
-        cdef uint32_t length
+        cdef Segment group[GROUP]
+        cdef int count = GROUP
+        cdef int number
         cdef Done done = HANDLED
         with nogil:
-            while at + PREFIX <= size:
-                length = be32(&packed[at])
-                if length > FRAME_MAX or at + PREFIX + length > size:
-                    at = size
-                    break
-                done = self._one(side, &packed[at] + PREFIX, length)
-                if done != HANDLED:
-                    break
-                at += PREFIX + length
+            while at < size and done == HANDLED:
+                count = self._look_ahead(&packed[0], size, at, side, group)
+                if not count:
+                    at = size  # what is cut or too long
+                for number in range(count):
+                    done = self._one(side, &group[number])
+                    if done != HANDLED:
+                        break
+                    at += PREFIX + group[number].length
         if done == NO_MEMORY:
             raise MemoryError
         return at, <int>done
@@ -482,8 +527,4 @@ cdef class HotFlows:
 
     def take_out(self):
         """What leaves, packed, since the last call."""
-        if not self._out.length:
-            return b""
-        taken = (<char*>self._out.data)[:self._out.length]
-        self._out.length = 0
-        return taken
+        return hand_over(&self._out)

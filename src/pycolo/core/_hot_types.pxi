@@ -4,6 +4,8 @@ cdef enum:
     KEY_BYTES = 40
     PREFIX = 4
     FRAME_MAX = 65553
+    BLOCK_BYTES = 1080
+    GROUP = 16  # frames that are looked at ahead
     TRIM_BYTES = 4096
     FLAG_FIN = 0x01
     FLAG_SYN = 0x02
@@ -43,6 +45,10 @@ cdef struct Held:
     uint16_t at
     uint8_t frame[0]
 
+cdef struct Block:
+    Block* next
+    uint8_t data[BLOCK_BYTES]
+
 cdef struct Flow:
     Flow* chain
     uint64_t hashed
@@ -50,10 +56,13 @@ cdef struct Flow:
     double touched_ms
     Held* first
     Held* last
-    uint8_t* stream
-    uint32_t stream_start  # of the main run, in its buffer
+    Block* first_block  # of the main run
+    Block* last_block
+    Block* cursor
+    uint32_t cursor_place  # of the cursor's first byte, counted from the first block's
+    uint32_t stream_start  # in the first block
+    uint32_t stream_end  # in the last block
     uint32_t stream_length
-    uint32_t stream_room
     uint32_t base
     uint32_t delta
     uint32_t pvm_first
@@ -72,6 +81,11 @@ cdef struct Flow:
     uint8_t key[KEY_BYTES]
 
 cdef struct Segment:
+    const uint8_t* frame
+    uint32_t length
+    bint plain  # only then all else is meant
+    uint64_t hashed
+    Flow* flow
     uint32_t seq
     uint32_t ack
     uint32_t start

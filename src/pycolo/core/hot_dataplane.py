@@ -17,7 +17,7 @@ from pycolo.core.flow import Flow
 from pycolo.core.flow_table import IDLE_MS_MAX, FlowTable
 from pycolo.core.holding import TwinBudget
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import PREFIX_BYTES, pack, unpack
+from pycolo.core.packed import PREFIX_BYTES, Packed, pack, unpack
 from pycolo.core.packet import MASK, distance, opposite, parse_tcp
 from pycolo.core.pieces import FragmentHold
 
@@ -96,19 +96,19 @@ class HotDataplane(PrimaryDataplane):
         """As the twin."""
         return unpack(self.svm_packed(epoch, first_no, pack(frames), now_ms))
 
-    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
+    def client_packed(self, packed: Packed, now_ms: float) -> None:
         """As `client_frames`, of a packed batch."""
         self._now_ms = now_ms
         self._run(_CLIENT, packed, lambda _, frame, __: self._client_frame(frame))
 
-    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def pvm_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `pvm_frames`, of packed batches."""
         if self._solo:
-            return bytes(packed)
+            return packed
         self._now_ms = now_ms
         return self._run(_PVM, packed, lambda _, frame, out: self._pvm_frame(frame, out))
 
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def svm_packed(self, epoch: int, first_no: int, packed: Packed, now_ms: float) -> Packed:
         """As `svm_frames`, of packed batches."""
         self._now_ms = now_ms
         if epoch != self.epoch or self._solo or not packed:
@@ -117,7 +117,7 @@ class HotDataplane(PrimaryDataplane):
         numbers = _Numbers(packed, first_no)
         return self._run(_SVM, packed, lambda at, frame, out: self._svm_frame(numbers.of(at), frame, out))
 
-    def _run(self, side: int, packed: bytes | memoryview, twin: Callable[[int, bytes, list[bytes]], None]) -> bytes:
+    def _run(self, side: int, packed: Packed, twin: Callable[[int, bytes, list[bytes]], None]) -> Packed:
         hot, at = self._hot, 0
         self._tell()
         while True:
@@ -301,7 +301,7 @@ def _catch_up(flow: Flow) -> None:
 class _Numbers:
     """The numbers of a packed batch's frames, asked for by their places, the first ones first."""
 
-    def __init__(self, packed: bytes | memoryview, first_no: int) -> None:
+    def __init__(self, packed: Packed, first_no: int) -> None:
         self._packed, self._at, self._no = packed, 0, first_no
 
     def of(self, at: int) -> int:

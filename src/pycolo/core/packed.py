@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 
 PREFIX_BYTES = 4
 FRAME_BYTES_MAX = 65535 + 18
+Packed = bytes | memoryview
+"""A packed batch; a memoryview of one keeps its memory for as long as somebody has it."""
+
 _PREFIX = struct.Struct(">I")
 
 
@@ -30,7 +33,7 @@ def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
     return at
 
 
-def unpack(packed: bytes | memoryview) -> list[bytes]:
+def unpack(packed: Packed) -> list[bytes]:
     """The frames of a buffer."""
     packed, frames, at = bytes(packed), [], 0
     while at + PREFIX_BYTES <= len(packed):
@@ -58,14 +61,14 @@ class PackedBatches(ABC):
     def svm_frames(self, epoch: int, first_no: int, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """See `PrimaryDataplane`."""
 
-    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
+    def client_packed(self, packed: Packed, now_ms: float) -> None:
         """As `client_frames`."""
         self.client_frames(unpack(packed), now_ms)
 
-    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def pvm_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `pvm_frames`."""
         return pack(self.pvm_frames(unpack(packed), now_ms))
 
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def svm_packed(self, epoch: int, first_no: int, packed: Packed, now_ms: float) -> Packed:
         """As `svm_frames`."""
         return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
