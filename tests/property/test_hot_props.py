@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,44 +165,70 @@ def test_the_verdicts_are_those_of_the_twin(
         assert twin.due(now_ms) == hot.due(now_ms)
 
 
-LONG = bytes((i * i >> 7) & 0xFF for i in range(1 << 17))
+LONG = bytes((i * i >> 7) & 0xFF for i in range(1 << 19))
 walk = st.lists(
     st.tuples(
-        st.sampled_from([0, 0, 1, 1, 2]),
-        st.sampled_from([0, 1, 100, 700, 1448, 1448, 5000]),
+        st.sampled_from(["pvm", "svm", "client", "both", "both", "answered", "answered", "answered"]),
+        st.sampled_from([0, 1, 100, 700, 1448, 1448, 3000, 9000]),
         st.sampled_from([0, 0, 0, 0, 1, 700, 3000]),
-        st.sampled_from([""] * 12 + ["wrong", "fetch", "seal", "commit", "commit"]),
     ),
-    max_size=60,
+    max_size=40,
 )
+events = st.dictionaries(st.integers(0, 40), st.sampled_from(["wrong", "fetch", "checkpoint", "seal", "commit"]))
+
+
+def stretch(side: int, first: int, start: int, length: int, what: str) -> tuple[int, bytes]:
+    """A segment with a part of LONG, or only nearly."""
+    payload = LONG[start : start + length]
+    payload = payload[:-1] + b"?" if what == "wrong" else payload
+    options = b"\x1e\x04\0\0" if what == "fetch" else STAMPS
+    return side, segment(False, True, 1000, first + start, 5001, A, payload, options)
 
 
 @settings(max_examples=300, deadline=None)
-@given(walk, st.booleans())
-def test_long_streams_are_the_twins(script: list[tuple[int, int, int, str]], tiny: bool) -> None:
+@given(walk, events, st.booleans())
+def test_long_streams_are_the_twins(script: list[tuple[str, int, int]], what: dict[int, str], tiny: bool) -> None:
     """Streams of many blocks: cut otherwise by each copy, repeated, acknowledged, and rebased by checkpoints."""
-    limits = DataplaneLimits(stream_bytes_max=6000) if tiny else DataplaneLimits()
+    limits = DataplaneLimits(stream_bytes_max=12000) if tiny else DataplaneLimits()
     twin, hot = PrimaryDataplane(limits, 1), HotDataplane(limits, 1)
     both(twin, hot, opened(1000, False), 0, 0)
     at, firsts = [0, 0], [101, 2**32 - 6]
-    for no, (side, length, back, what) in enumerate(script):
-        if what in ("seal", "commit"):
-            both(twin, hot, what, 0, no)
-            at[1], firsts[1] = (at[0], firsts[0]) if what == "seal" else (at[1], firsts[1])
-        elif side == 2:
-            place = max(0, min(at) - back)
-            both(twin, hot, [(2, segment(False, False, 1000, 5001, 101 + place, A, b"", STAMPS))], 0, no)
-        else:
+    for no, (who, length, back) in enumerate(script):
+        event = what.get(no, "")
+        if event in ("seal", "checkpoint"):
+            both(twin, hot, "seal", 0, no)
+            at[1], firsts[1] = at[0], firsts[0]
+        if event in ("commit", "checkpoint"):
+            both(twin, hot, "commit", 0, no)
+        if who in ("both", "answered"):
+            at = [max(at)] * 2
+        for side in {"pvm": [0], "svm": [1], "client": []}.get(who, [0, 1]):
             start = max(0, at[side] - back)
-            payload = LONG[start : start + length]
-            payload = payload[:-1] + b"?" if what == "wrong" else payload
-            options = b"\x1e\x04\0\0" if what == "fetch" else STAMPS
-            frame = segment(False, True, 1000, firsts[side] + start, 5001, A, payload, options)
-            both(twin, hot, [(side, frame)], no, no)
-            at[side] = max(at[side], start + len(payload))
+            both(twin, hot, [stretch(side, firsts[side], start, length, event)], no, no)
+            at[side] = max(at[side], start + length)
+        if who in ("client", "answered"):
+            acked = 101 + max(0, min(at) - back)
+            both(twin, hot, [(2, segment(False, False, 1000, 5001, acked, A, b"", STAMPS))], 0, no)
         assert twin.stats == hot.stats
         assert twin._budget.used_bytes == hot._budget.used_bytes
         assert twin.due(no) == hot.due(no)
+
+
+def test_a_long_stream_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong place in the blocks would be found by the twin, and hidden by it."""
+    twin, hot = PrimaryDataplane(DataplaneLimits(), 1), HotDataplane(DataplaneLimits(), 1)
+    both(twin, hot, opened(1000, False), 0, 0)
+    monkeypatch.setattr(hot, "_fetch", lambda key: pytest.fail(f"{key!r} went back to the twin"))
+    at = 0
+    for no in range(120):
+        length = (1448, 1000, 64, 5000)[no % 4]
+        for side, first in ((0, 101), (1, 2**32 - 6)):
+            both(twin, hot, [stretch(side, first, at, length, "")], no, no)
+        both(twin, hot, [stretch(0, 101, max(at - 2000, 0), 500, "")], no, no)
+        at += length
+        acked = 101 + max(0, at - (8000, 8000, 2000)[no // 10 % 3])
+        both(twin, hot, [(2, segment(False, False, 1000, 5001, acked, A, b"", STAMPS))], 0, no)
+        assert twin.stats == hot.stats
 
 
 def test_a_server_whose_dates_may_differ_is_compiled_as_well() -> None:
