@@ -41,7 +41,7 @@ class Link:
         source, target = (guest, client) if from_guest else (client, guest)
         ports = (80, self.client_port) if from_guest else (self.client_port, 80)
         offset = (20 + len(options)) // 4 << 4
-        body = struct.pack(">HHIIBBHHH", *ports, seq % MOD, ack % MOD, offset, flags, 500, 0, 0) + options + payload
+        body = struct.pack(">HHIIBBHHH", *ports, seq % MOD, ack % MOD, offset, flags, 65_000, 0, 0) + options + payload
         pseudo = source + target + struct.pack(">II", len(body), 6)
         body = body[:16] + _sum(pseudo + body).to_bytes(2) + body[18:]
         if self.version == 4:

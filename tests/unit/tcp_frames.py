@@ -31,7 +31,7 @@ def tcp(
 ) -> bytes:
     options += b"\0" * (-len(options) % 4)
     offset = (20 + len(options)) // 4 << 4
-    body = struct.pack(">HHIIBBHHH", *ports, seq % 2**32, ack % 2**32, offset, flags, 500, 0, 0) + options + payload
+    body = struct.pack(">HHIIBBHHH", *ports, seq % 2**32, ack % 2**32, offset, flags, 65_535, 0, 0) + options + payload
     pseudo = source + target + struct.pack(">HH", 6, len(body))
     body = body[:16] + ones_complement(pseudo + body).to_bytes(2) + body[18:]
     return ipv4(source, target, 6, body)

@@ -95,6 +95,7 @@ class SecondarySide(Side):
         first_no = card.put_out(frames)
         if self.channel is not None:
             self.channel.send_frames(number, self._epoch, first_no, frames)
+        card.nic.send(card.dataplane.take_freed())
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
@@ -154,6 +155,7 @@ class SecondarySide(Side):
         self.leave_pair()
         released = [card.chain.outbound(card.dataplane.take_over()) for card in self.cards]
         for card in self.cards:
+            card.nic.send(card.dataplane.take_freed())
             card.chain.push(card.dataplane.translator, now_ms)
         return released, [card.overheard.missed(now_ms) for card in self.cards]
 

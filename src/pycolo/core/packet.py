@@ -39,7 +39,7 @@ _PLAIN_START = _PLAIN_AT + 20
 _IPV4_KEY_MAX = 12 + 4  # longer keys are of IPv6
 _NOP_NOP_TS = b"\x01\x01\x08\x0a"
 _FRAGMENT_BITS = 0xBFFF  # all but "don't fragment": more fragments, offset, and the reserved bit
-_END, _NOP, _SACK, _TIMESTAMP, _AUTHENTICATION = 0, 1, 5, 8, 29
+_END, _NOP, _WINDOW_SCALE, _SACK, _TIMESTAMP, _AUTHENTICATION = 0, 1, 3, 5, 8, 29
 
 
 def distance(a: int, b: int) -> int:
@@ -166,6 +166,19 @@ def timestamps(frame: bytes, at: int, start: int) -> tuple[int, int] | None:
         return None
     value, echo = _U32_PAIR.unpack_from(frame, place)
     return value, echo
+
+
+def window_field(frame: bytes, at: int) -> int:
+    """The window as it stands there: to be scaled, except in a SYN (RFC 7323, 2.2)."""
+    return int.from_bytes(frame[at + 14 : at + 16])
+
+
+def window_scale(frame: bytes, at: int, start: int) -> int | None:
+    """By how many bits windows are shifted (RFC 7323, 2.2), as a SYN or SYN-ACK says; None when it says nothing."""
+    for kind, value, end in _options(frame, at, start)[0]:
+        if kind == _WINDOW_SCALE and end - value == 1:
+            return frame[value]
+    return None
 
 
 def is_signed_with_options(frame: bytes, at: int, start: int) -> bool:

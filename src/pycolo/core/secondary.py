@@ -1,6 +1,6 @@
 """The story of a packet on the secondary, top to bottom (the primary's part: `dataplane`).
 
-    client frame -> in the SVM's numbers -> SVM                                 client_frames
+    client frame -> in the SVM's numbers, when its window is open -> SVM        client_frames, take_freed
     SVM frame    -> raw to the primary, and kept while a client may lack it     svm_frames, confirm
     checkpoint   -> the SVM is the PVM's copy: nothing to translate             loaded
     takeover     -> what clients may not have got leaves, in their numbers      take_over
@@ -10,7 +10,7 @@ Guarantees
   reached the client (within the limits; the oldest goes first). What is sent twice a client sees as a retransmission.
   A segment that the guest itself has cut in pieces is kept in its pieces.
 * Before the takeover nothing here reaches a client.
-* Client frames come out one for one, so the caller may number them (`replay`).
+* Client frames come out in the order of their connection, each once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
 from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
+from pycolo.core.receive_windows import ReceiveWindows
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
@@ -40,6 +41,7 @@ class SecondaryDataplane:
         self.translator = Translator(limits.flows_max, advance_ticks(limits))
         self._retained: OrderedDict[int, bytes] = OrderedDict()
         self._retained_bytes = 0
+        self._windows = ReceiveWindows(limits.flows_max)
         self._pieces: Reassembly[int] = Reassembly()  # which of the SVM's fragments make a segment
 
     # ---------------------------------------------------------------- before a takeover
@@ -49,7 +51,8 @@ class SecondaryDataplane:
         out = []
         for frame in frames:
             translated, segment, connection = self.translator.inbound_frame(frame)
-            out.append(translated)
+            if segment is None or self._windows.client(translated, segment):
+                out.append(translated)
             if segment is None or connection is None or connection.learning:
                 continue
             if connection.sent and segment[3] & ACK:
@@ -91,6 +94,7 @@ class SecondaryDataplane:
     def _svm_segment(self, nos: Sequence[int], frame: bytes, segment: Segment) -> None:
         """A segment that is kept as the frames with these numbers."""
         key, seq, _, flags, _, start, end = segment
+        self._windows.svm(frame, segment)
         before = self.translator.connections.get(key)
         if flags & SYN and self.translator.opened(frame, segment) and before is not None:
             self._drop_all(before)
@@ -106,6 +110,10 @@ class SecondaryDataplane:
             self._drop(connection.last_ack_no)
         connection.last_ack_no = nos[-1]
 
+    def take_freed(self) -> list[bytes]:
+        """Client frames that were beyond the SVM's windows and are not any more (`receive_windows`)."""
+        return self._windows.take_freed()
+
     def confirm(self, nos: Sequence[int]) -> None:
         """The primary has released the twins of these frames (never TCP: there the client's acknowledgement tells)."""
         for no in nos:
@@ -114,6 +122,7 @@ class SecondaryDataplane:
     def loaded(self) -> None:
         """The SVM is the PVM's copy now: all offsets are zero, and its past output was the PVM's."""
         self.translator.clear()
+        self._windows.loaded()
         self._retained.clear()
         self._retained_bytes = 0
         self._pieces.give_up()
@@ -128,6 +137,7 @@ class SecondaryDataplane:
         frames = list(self._retained.values())
         self._retained.clear()
         self._retained_bytes = 0
+        self._windows.give_up()
         self.translator.taken_over = True
         return self.translator.outbound(frames)
 
