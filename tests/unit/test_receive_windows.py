@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tcp_frames import A, Connection, F, R, S, udp
 
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import distance, parse_tcp
-from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows
+from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows, Windows
 from pycolo.core.secondary import SecondaryDataplane
 
 SCALE_7 = b"\x03\x03\x07\x01"
@@ -21,23 +22,22 @@ def windowed(frame: bytes, window: int) -> bytes:
 
 
 def svm(windows: ReceiveWindows, ack: int, window: int, flags: int = A, options: bytes = b"") -> list[bytes]:
-    frame = windowed(CONNECTION.out(1, ack, flags, options=options), window)
-    segment = parse_tcp(frame)
-    assert segment is not None
-    windows.svm(frame, segment)
-    return windows.take_freed()
+    windows.svm_packed(pack([windowed(CONNECTION.out(1, ack, flags, options=options), window)]))
+    return unpack(windows.take_freed())
 
 
 def client(windows: ReceiveWindows, seq: int, length: int, flags: int = A, options: bytes = b"") -> tuple[bytes, bool]:
     frame = CONNECTION.back(seq, 1, flags, bytes(length), options)
-    segment = parse_tcp(frame)
-    assert segment is not None
-    return frame, windows.client(frame, segment)
+    return frame, bool(windows.client_frames([frame]))
+
+
+def made(flows_max: int = 4) -> ReceiveWindows:
+    return ReceiveWindows(Windows(flows_max, PARKED_BYTES_MAX))
 
 
 def opened(options: bytes = SCALE_7) -> ReceiveWindows:
     """Bytes 1 to 1000 of the client are within the window when the scale counts."""
-    windows = ReceiveWindows(4)
+    windows = made()
     assert svm(windows, 1, 65_535, S | A, options) == []
     windows.loaded()
     assert svm(windows, 1, 1000 >> 7 << (0 if options else 7)) == []
@@ -75,7 +75,7 @@ def test_an_acknowledgement_or_a_fin_beyond_the_window_waits_in_its_place() -> N
 def test_windows_are_not_scaled_unless_both_sides_offer_it() -> None:
     assert client(opened(b""), 1, EDGE - 1)[1]
     assert not client(opened(b""), EDGE, 1)[1]
-    opened_by_guest = ReceiveWindows(4)
+    opened_by_guest = made()
     svm(opened_by_guest, 0, 65_535, S, SCALE_7)
     assert client(opened_by_guest, 0, 0, S | A)[1]
     svm(opened_by_guest, 1, 100)
@@ -84,7 +84,7 @@ def test_windows_are_not_scaled_unless_both_sides_offer_it() -> None:
 
 
 def test_both_may_scale_where_the_guest_opens() -> None:
-    windows = ReceiveWindows(4)
+    windows = made()
     svm(windows, 0, 65_535, S, SCALE_7)
     assert client(windows, 0, 0, S | A, SCALE_7)[1]
     svm(windows, 1, 100)
@@ -93,7 +93,7 @@ def test_both_may_scale_where_the_guest_opens() -> None:
 
 
 def test_where_the_window_is_not_known_everything_passes() -> None:
-    windows = ReceiveWindows(4)
+    windows = made()
     assert client(windows, 1, 60_000)[1]
     svm(windows, 1, 1)
     assert client(windows, 1, 60_000)[1], "the opening was not seen"
@@ -114,7 +114,7 @@ def test_a_reset_or_another_opening_frees_what_waits() -> None:
     windows = opened()
     waits, _ = client(windows, EDGE, 100)
     assert client(windows, EDGE, 0, R)[1]
-    assert windows.take_freed() == [waits]
+    assert unpack(windows.take_freed()) == [waits]
     assert client(windows, EDGE, 100)[1]
     windows = opened()
     waits, _ = client(windows, EDGE, 100)
@@ -131,13 +131,10 @@ def test_what_waits_is_bounded() -> None:
 
 
 def test_the_table_is_bounded() -> None:
-    windows = ReceiveWindows(2)
-    for port in range(5):
-        frame = windowed(Connection(client_port=port).syn_ack(SCALE_7), 9)
-        segment = parse_tcp(frame)
-        assert segment is not None
-        windows.svm(frame, segment)
-    assert len(windows._windows) == 2
+    table = Windows(2, PARKED_BYTES_MAX)
+    windows = ReceiveWindows(table)
+    windows.svm_packed(pack([windowed(Connection(client_port=port).syn_ack(SCALE_7), 9) for port in range(5)]))
+    assert len(table) == 2
 
 
 def test_the_secondary_keeps_to_the_windows_and_gives_all_at_a_takeover() -> None:
@@ -150,9 +147,9 @@ def test_the_secondary_keeps_to_the_windows_and_gives_all_at_a_takeover() -> Non
     question = udp(b"question", inbound=True)
     assert plane.client_frames([*data, question]) == [data[0], question]
     plane.svm_frames([windowed(CONNECTION.out(1, 80_001), 300)], 2)
-    assert plane.take_freed() == [data[1]]
+    assert unpack(plane.take_freed()) == [data[1]]
     plane.take_over()
-    assert plane.take_freed() == data[2:]
+    assert unpack(plane.take_freed()) == data[2:]
 
 
 @settings(max_examples=300)
@@ -177,7 +174,7 @@ def test_each_frame_is_fed_once_in_order_and_never_beyond_a_known_window(script:
             edge = max(edge, 1 + place + (size << 7))
             fed += [(edge, frame) for frame in svm(windows, 1 + place, size)]
     windows.give_up()
-    waited = windows.take_freed()
+    waited = unpack(windows.take_freed())
     assert sorted([frame for _, frame in fed] + waited) == sorted(sent)
     for known, frame in fed:
         segment = parse_tcp(frame)

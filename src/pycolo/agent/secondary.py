@@ -15,6 +15,7 @@ from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import wire
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.overheard import Overheard
+from pycolo.core.packed import unpack
 from pycolo.core.replay import ReplayLog
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.edge.doorway import Doorway
@@ -95,7 +96,7 @@ class SecondarySide(Side):
         first_no = card.put_out(frames)
         if self.channel is not None:
             self.channel.send_frames(number, self._epoch, first_no, frames)
-        card.nic.send(card.dataplane.take_freed())
+        card.nic.send(unpack(card.dataplane.take_freed()))
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
@@ -155,7 +156,7 @@ class SecondarySide(Side):
         self.leave_pair()
         released = [card.chain.outbound(card.dataplane.take_over()) for card in self.cards]
         for card in self.cards:
-            card.nic.send(card.dataplane.take_freed())
+            card.nic.send(unpack(card.dataplane.take_freed()))
             card.chain.push(card.dataplane.translator, now_ms)
         return released, [card.overheard.missed(now_ms) for card in self.cards]
 

@@ -528,3 +528,6 @@ cdef class HotFlows:
     def take_out(self):
         """What leaves, packed, since the last call."""
         return hand_over(&self._out)
+
+
+include "_hot_windows.pxi"

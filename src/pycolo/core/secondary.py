@@ -22,9 +22,9 @@ from pycolo.core.fragments import Reassembly
 from pycolo.core.layers import TCP, Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
-from pycolo.core.packed import pack, unpack
+from pycolo.core.packed import Packed, pack, unpack
 from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
-from pycolo.core.receive_windows import ReceiveWindows
+from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows, Windows
 from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
 
 
@@ -41,7 +41,7 @@ class SecondaryDataplane:
         self.translator = Translator(limits.flows_max, advance_ticks(limits))
         self._retained: OrderedDict[int, bytes] = OrderedDict()
         self._retained_bytes = 0
-        self._windows = ReceiveWindows(limits.flows_max)
+        self._windows = ReceiveWindows(Windows(limits.flows_max, PARKED_BYTES_MAX))
         self._pieces: Reassembly[int] = Reassembly()  # which of the SVM's fragments make a segment
 
     # ---------------------------------------------------------------- before a takeover
@@ -51,24 +51,24 @@ class SecondaryDataplane:
         out = []
         for frame in frames:
             translated, segment, connection = self.translator.inbound_frame(frame)
-            if segment is None or self._windows.client(translated, segment):
-                out.append(translated)
+            out.append(translated)
             if segment is None or connection is None or connection.learning:
                 continue
             if connection.sent and segment[3] & ACK:
                 self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
-        return out
+        return self._windows.client_frames(out)
 
-    def client_packed(self, packed: bytes | memoryview) -> bytes:
+    def client_packed(self, packed: Packed) -> Packed:
         """As `client_frames`, of a packed batch."""
         return pack(self.client_frames(unpack(packed)))
 
-    def svm_packed(self, packed: bytes | memoryview, first_no: int) -> None:
+    def svm_packed(self, packed: Packed, first_no: int) -> None:
         """As `svm_frames`, of a packed batch."""
         self.svm_frames(unpack(packed), first_no)
 
     def svm_frames(self, frames: Sequence[bytes], first_no: int) -> None:
         """Frames the SVM has put out, numbered from `first_no` on; the caller sends them to the primary as they are."""
+        self._windows.svm_packed(pack(frames))
         for no, frame in enumerate(frames, first_no):
             segment = parse_tcp(frame)
             if segment is not None:
@@ -94,7 +94,6 @@ class SecondaryDataplane:
     def _svm_segment(self, nos: Sequence[int], frame: bytes, segment: Segment) -> None:
         """A segment that is kept as the frames with these numbers."""
         key, seq, _, flags, _, start, end = segment
-        self._windows.svm(frame, segment)
         before = self.translator.connections.get(key)
         if flags & SYN and self.translator.opened(frame, segment) and before is not None:
             self._drop_all(before)
@@ -110,7 +109,7 @@ class SecondaryDataplane:
             self._drop(connection.last_ack_no)
         connection.last_ack_no = nos[-1]
 
-    def take_freed(self) -> list[bytes]:
+    def take_freed(self) -> Packed:
         """Client frames that were beyond the SVM's windows and are not any more (`receive_windows`)."""
         return self._windows.take_freed()
 
