@@ -487,3 +487,6 @@ cdef class HotFlows:
         taken = (<char*>self._out.data)[:self._out.length]
         self._out.length = 0
         return taken
+
+
+include "_hot_secondary.pxi"
