@@ -95,7 +95,17 @@ cdef bint sent_pop(Known* known, uint32_t ack, int64_t* no) noexcept nogil:
     return True
 
 
-# ---------------------------------------------------------------- one segment in the guest's numbers
+# ---------------------------------------------------------------- one frame
+
+cdef bint _is_datagram(const uint8_t* frame, uint32_t length) noexcept nogil:
+    """UDP over IPv4 or IPv6 without tags, options or extensions: nothing to translate, and to be retained."""
+    if length < 54:
+        return False
+    if be16(frame + 12) == 0x0800:
+        return (frame[14] == 0x45 and frame[23] == 17 and not frame[20] & 0x80
+                and 20 <= be16(frame + 16) <= length - 14)
+    return be16(frame + 12) == 0x86DD and frame[14] >> 4 == 6 and frame[20] == 17 and be16(frame + 18) <= length - 54
+
 
 cdef inline void put32(uint8_t* place, uint32_t value) noexcept nogil:
     place[0], place[1], place[2], place[3] = value >> 24, value >> 16 & 0xFF, value >> 8 & 0xFF, value & 0xFF
@@ -515,7 +525,9 @@ cdef class HotConnections:
         cdef size_t place = self._out.length + PREFIX
         cdef int64_t no
         if not parse(frame, length, &segment, True):
-            return SLOW
+            if not _is_datagram(frame, length):
+                return SLOW
+            return HANDLED if put(&self._out, frame, length) else NO_MEMORY
         known = self._find(&segment)
         if known != NULL and (known.learning or known.has_syn_value):
             return SLOW
@@ -534,7 +546,9 @@ cdef class HotConnections:
         cdef Known* known
         cdef uint32_t payload
         if not parse(frame, length, &segment, False):
-            return SLOW
+            if not _is_datagram(frame, length):
+                return SLOW
+            return HANDLED if self._keep(no, frame, length) else NO_MEMORY
         known = self._find(&segment)
         if known == NULL or known.learning:
             return SLOW

@@ -12,6 +12,14 @@ from typing import Protocol
 class Retention(Protocol):
     """Of one card; here, or on the compiled side (`_hot.HotConnections`)."""
 
+    @property
+    def kept_frames(self) -> int:
+        """How many are kept."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """How long they are together."""
+
     def keep(self, no: int, frame: bytes) -> None:
         """Keep a frame, in the place of one that may have had this number."""
 
@@ -31,21 +39,26 @@ class Retained:
     def __init__(self, frames_max: int, bytes_max: int) -> None:
         self._frames_max, self._bytes_max = frames_max, bytes_max
         self._frames: OrderedDict[int, bytes] = OrderedDict()
-        self._bytes = 0
+        self.kept_bytes = 0
+
+    @property
+    def kept_frames(self) -> int:
+        """As `Retention`."""
+        return len(self._frames)
 
     def keep(self, no: int, frame: bytes) -> None:
         """As `Retention`."""
         self.drop(no)
         self._frames[no] = frame
-        self._bytes += len(frame)
-        while len(self._frames) > self._frames_max or self._bytes > self._bytes_max:
-            self._bytes -= len(self._frames.popitem(last=False)[1])
+        self.kept_bytes += len(frame)
+        while len(self._frames) > self._frames_max or self.kept_bytes > self._bytes_max:
+            self.kept_bytes -= len(self._frames.popitem(last=False)[1])
 
     def drop(self, no: int) -> None:
         """As `Retention`."""
         frame = self._frames.pop(no, None)
         if frame is not None:
-            self._bytes -= len(frame)
+            self.kept_bytes -= len(frame)
 
     def take(self) -> list[bytes]:
         """As `Retention`."""
@@ -56,4 +69,4 @@ class Retained:
     def clear(self) -> None:
         """As `Retention`."""
         self._frames.clear()
-        self._bytes = 0
+        self.kept_bytes = 0
