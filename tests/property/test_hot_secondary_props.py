@@ -157,7 +157,7 @@ def test_both_do_the_same(
     numbers: Numbers, begin: list[tuple[Link, bool]], script: list[tuple[str, int]], tiny: bool, rest: int
 ) -> None:
     """`rest`: so many bytes of a frame that is cut stand at the end of a batch; 0: it is a list of frames."""
-    planes, no = SecondaryTwins(TINY if tiny else DataplaneLimits(), rest), 0
+    planes, no = SecondaryTwins(TINY if tiny else DataplaneLimits(), 2**64 - 1 - rest), 0
     for link, stamped in begin:
         syn_ack, answer = opened(link, numbers, stamped)
         planes.svm_frames([syn_ack], no)
