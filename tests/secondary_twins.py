@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pycolo.core import engines
 from pycolo.core.connection import Connection
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.packet import opposite
 from pycolo.core.secondary import SecondaryDataplane
-from pycolo.core.translation import Translator
+from pycolo.core.translation import Translator, parse
 
 State = tuple[list[tuple[object, ...]], list[bytes]]
 
@@ -41,6 +42,16 @@ class SecondaryTwins:
     def svm_packed(self, packed: bytes, first_no: int) -> None:
         self.twin.svm_packed(packed, first_no)
         self.hot.svm_packed(memoryview(packed), first_no)
+
+    def know(self, frame: bytes, seq_add: int, value_add: int) -> None:
+        """If this is a client's segment: its connection has these offsets."""
+        segment = parse(frame)
+        if segment is None:
+            return
+        for translator in (self.twin.translator, self.hot.translator):
+            connection = translator.admit(opposite(segment[0]))
+            assert connection is not None
+            connection.seq_add, connection.value_add = seq_add, value_add
 
     def confirm(self, nos: Sequence[int]) -> None:
         self.twin.confirm(nos)

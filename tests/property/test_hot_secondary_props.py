@@ -15,8 +15,6 @@ from pycolo.core import engines
 from pycolo.core.layers import locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import pack
-from pycolo.core.packet import opposite
-from pycolo.core.translation import parse
 from secondary_twins import SecondaryTwins
 from tcp_model import MOD, Link, error, in_two
 
@@ -188,28 +186,47 @@ def test_both_translate_real_traffic_alike(name: str) -> None:
     frames = captures()[name]
     planes = SecondaryTwins(DataplaneLimits())
     for n, frame in enumerate(frames, 1):
-        segment = parse(frame)
-        if segment is None:
-            continue
-        for translator in (planes.twin.translator, planes.hot.translator):
-            connection = translator.admit(opposite(segment[0]))
-            assert connection is not None
-            connection.seq_add, connection.value_add = 0x89ABCDEF * n % MOD, 0x13579BDF * n % MOD
+        planes.know(frame, 0x89ABCDEF * n % MOD, 0x13579BDF * n % MOD)
     planes.client_packed(pack(frames))
     planes.svm_packed(pack(frames), 0)
     planes.take_over()
 
 
-def test_both_treat_every_checksum_alike() -> None:
+@pytest.mark.parametrize("addresses", [b"", bytes.fromhex("ffd8000000000001")], ids=["", "sum 0"])
+def test_both_treat_every_checksum_alike(addresses: bytes) -> None:
     """Those of the two zeros, and the one that covers the pseudo header alone, are rare otherwise."""
-    planes, link, numbers = SecondaryTwins(DataplaneLimits()), Link(), NUMBERS[0]
-    syn_ack, answer = opened(link, numbers, True)
-    planes.svm_frames([syn_ack], 0)
-    planes.client_frames([answer])
-    place = slice(34 + 16, 34 + 18)
+    planes, place = SecondaryTwins(DataplaneLimits()), slice(34 + 16, 34 + 18)
+    _, answer = opened(Link(), NUMBERS[0], True)
+    answer = answer[:26] + (addresses or answer[26:34]) + answer[34:]
+    planes.know(answer, 0x89ABCDEF, 0x13579BDF)
     frames = [answer[: place.start] + each.to_bytes(2) + answer[place.stop :] for each in range(2**16)]
     translated = planes.client_frames(frames)
-    assert sum(frame[place] == other[place] for frame, other in zip(frames, translated, strict=True)) == 1
+    partial = sum(frame[place] == other[place] for frame, other in zip(frames, translated, strict=True))
+    assert partial == 1 + bool(addresses)
+
+
+@pytest.mark.parametrize("frame", [DATAGRAM, DATAGRAM6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("to", [bytes(6), bytes.fromhex("0180c2000000")], ids=["a host", "bridges"])
+def test_both_retain_the_same_of_what_looks_like_a_datagram(frame: bytes, to: bytes) -> None:
+    """What is no whole packet and goes to bridges is link control."""
+    frame, planes = to + frame[6:], SecondaryTwins(DataplaneLimits())
+    frames = [frame[:cut] for cut in range(len(frame))]
+    for at in range(12, 30):
+        frames += [frame[:at] + value.to_bytes() + frame[at + 1 :] for value in range(256)]
+    for no, each in enumerate(frames):
+        planes.svm_frames([each], no)
+        planes.agree()
+    assert planes.client_frames(frames) == frames
+    assert len(planes.take_over()) > 1000
+
+
+def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = engines.secondary_dataplane(DataplaneLimits(), seed=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(plane, "_client_frame", None)
+        with pytest.raises(TypeError):
+            plane.client_frames([DATAGRAM, ARP])
+    assert plane.client_frames([ARP, DATAGRAM6]) == [ARP, DATAGRAM6]
 
 
 def test_plain_segments_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
