@@ -18,6 +18,7 @@ from pycolo.core.quotes import Quote, quoted_segment
 from pycolo.core.secondary import SecondaryDataplane, advance_ticks
 from pycolo.core.translation import Translator, parse
 from pycolo.core.translation_chain import TranslatorChain
+from secondary_twins import SecondaryTwins
 from tcp_model import CLOCKS_APART_MS, FIRST_PIECE_BYTES, MOD, SYN_AGAIN_MS, Link, Stack, as_one, error, heard, in_two
 
 LIMITS = DataplaneLimits()
@@ -44,7 +45,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.source = random.Random(seed)
         self.talks: list[Talk] = []
-        self.plane = SecondaryDataplane(LIMITS)
+        self.plane = SecondaryTwins(LIMITS)
         self.chain, self.twin = self._new_chain(), self._new_chain()
         self.now_ms = self.takeovers = self.out_no = 0
         self.held_since_ms: int | None = None
@@ -180,7 +181,7 @@ class World:
             self.twin.adopt(message, self.now_ms)
         for talk in self.talks:
             talk.pvm, talk.pvm_inbox, talk.held = talk.svm, talk.svm_inbox, []
-        self.plane = SecondaryDataplane(LIMITS)
+        self.plane = SecondaryTwins(LIMITS)
         self.checkpoint()  # protected again: nothing is said in between
         for frame in released:
             self.to_client(owners[key_of(frame)], [frame])

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
+from secondary_engines import secondary_engine, secondary_plane
 from tcp_frames import A, Connection, F, R, S, arp, stamps, udp
 
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+
+pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 
 PVM, SVM = Connection(isn=1000), Connection(isn=2**32 - 500)
 PVM_CLOCK, SVM_CLOCK = 4_000_000_000, 77_000  # the SVM's seems to be 2^31 and more behind
@@ -50,7 +53,7 @@ def look(frame: bytes, connection: Connection, *, inbound: bool = False) -> Seen
 
 def learned(svm: Connection = SVM, pvm: Connection = PVM, **limits: int) -> SecondaryDataplane:
     """A secondary that has seen the SVM's SYN-ACK and the client's acknowledgement of the PVM's."""
-    plane = SecondaryDataplane(replace(DataplaneLimits(), **limits))
+    plane = secondary_plane(replace(DataplaneLimits(), **limits))
     plane.svm_frames([svm.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     (frame,) = plane.client_frames([pvm.back(1, 1, options=stamps(2, PVM_CLOCK))])
     assert look(frame, svm, inbound=True) == Seen(1, 1, 2, SVM_CLOCK, A, b"")
@@ -76,7 +79,7 @@ def test_segments_without_ack_and_other_connections_pass_untouched() -> None:
 
 
 def test_no_timestamps_no_problem() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack()], 0)
     assert plane.client_frames([PVM.back(1, 1)]) == [SVM.back(1, 1)]
     assert plane.client_frames([PVM.back(1, 50, A, b"x")]) == [SVM.back(1, 50, A, b"x")]
@@ -96,27 +99,27 @@ def test_no_timestamps_no_problem() -> None:
     ids=["far", "before", "reset", "syn", "checksum"],
 )
 def test_a_stray_segment_teaches_nothing(stray: bytes, is_fed: bool) -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack()], 0)
     assert plane.client_frames([stray]) == [stray] * is_fed
     assert plane.client_frames([PVM.back(1, 1)]) == [SVM.back(1, 1)]
 
 
 def test_a_stray_acknowledgement_drops_nothing_that_is_retained() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack()], 0)
     plane.client_frames([SVM.back(5_000_000, 100)])
     assert plane.take_over() == [SVM.syn_ack()]
 
 
 def test_the_first_acknowledgement_may_be_lost() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack()], 0)
     assert plane.client_frames([PVM.back(1461, 1, A, b"second")]) == [SVM.back(1461, 1, A, b"second")]
 
 
 def test_guest_opened_connection() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.out(0, -SVM.client_isn, S, options=stamps(SVM_CLOCK, 0))], 0)
     (frame,) = plane.client_frames([PVM.back(0, 1, S | A, options=stamps(3, PVM_CLOCK))])
     assert look(frame, SVM, inbound=True) == Seen(0, 1, 3, SVM_CLOCK, S | A, b"")
@@ -166,7 +169,7 @@ def test_everything_acknowledged_only_the_ack_remains() -> None:
 
 
 def test_datagrams_are_retained_until_confirmed_and_link_control_never() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([udp(b"a"), arp(), udp(b"b"), udp(b"c")], 10)
     plane.confirm([12, 999])
     assert plane.take_over() == [udp(b"a"), udp(b"c")]
@@ -190,10 +193,10 @@ def test_a_new_connection_on_the_same_ports_replaces_what_was_retained() -> None
 
 
 def test_retention_is_bounded_and_the_oldest_goes_first() -> None:
-    plane = SecondaryDataplane(DataplaneLimits(held_frames_max=2))
+    plane = secondary_plane(DataplaneLimits(held_frames_max=2))
     plane.svm_frames([udp(b"1"), udp(b"2"), udp(b"3")], 0)
     assert plane.take_over() == [udp(b"2"), udp(b"3")]
-    small = SecondaryDataplane(DataplaneLimits(held_bytes_max=100))
+    small = secondary_plane(DataplaneLimits(held_bytes_max=100))
     small.svm_frames([udp(bytes(30)), udp(bytes(31))], 0)
     assert small.take_over() == [udp(bytes(31))]
 
@@ -253,7 +256,7 @@ def test_echoes_are_mapped_back_exactly() -> None:
 
 def test_a_connection_older_than_the_checkpoint_only_steps_forward() -> None:
     for seen_before in (True, False):
-        plane = SecondaryDataplane(DataplaneLimits())
+        plane = secondary_plane(DataplaneLimits())
         if seen_before:
             plane.svm_frames([PVM.out(90, 1, A, b"a", stamps(100, 1))], 0)
             plane.client_frames([PVM.back(1, 91, options=stamps(1, 100))])
@@ -285,7 +288,7 @@ def test_a_stray_syn_does_not_end_the_translation() -> None:
 
 
 def test_takeover_in_the_middle_of_the_handshake_the_client_has_the_pvms() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     assert len(plane.take_over()) == 1  # the SVM's SYN-ACK: the client answers with an ACK of what it knows
     (frame,) = plane.translator.inbound([PVM.back(1, 1, options=stamps(2, PVM_CLOCK))])
@@ -297,7 +300,7 @@ def test_takeover_in_the_middle_of_the_handshake_the_client_has_the_pvms() -> No
 
 
 def test_takeover_in_the_middle_of_the_handshake_the_client_has_nothing() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     (frame,) = plane.take_over()
     assert look(frame, SVM).value == SVM_CLOCK + 5000
@@ -322,7 +325,7 @@ def test_connections_are_bounded_and_offsets_are_kept() -> None:
 
 @pytest.mark.parametrize("client_first", [True, False])
 def test_ended_connections_make_room(client_first: bool) -> None:
-    plane = SecondaryDataplane(DataplaneLimits(flows_max=2))
+    plane = secondary_plane(DataplaneLimits(flows_max=2))
     for port in range(10):
         pvm, svm = Connection(isn=1, client_port=port), Connection(isn=9, client_port=port)
         plane.svm_frames([svm.syn_ack()], 10 * port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from secondary_engines import secondary_engine, secondary_plane
 from tcp_frames import A, Connection, R, S, stamps
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, learned, look
 
@@ -11,6 +12,8 @@ from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation_chain import ENTRIES_PER_MESSAGE_MAX, LAYERS_MAX, TranslatorChain
 from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
+
+pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 
 TICKS = 5000
 SECOND_CLOCK = 900
@@ -72,7 +75,7 @@ def test_a_connection_lives_through_two_takeovers() -> None:
     say(survivor, SVM_CLOCK + 10)
     other = told(survivor)
     # A checkpoint, so both copies are alike; then the next SVM opens nothing, and takes over in its turn.
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.out(1, 1, A, b"first", stamps(SVM_CLOCK + 30, 2))], 0)
     (again,) = other.outbound(plane.take_over())
     other.push(plane.translator, 2.0)
@@ -92,7 +95,7 @@ def test_two_takeovers_that_both_translate() -> None:
     other = told(survivor)
     second = Connection(isn=5_000_000, client_port=41_000)
     third = Connection(isn=9, client_port=41_000)
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([third.syn_ack(stamps(SECOND_CLOCK, 1))], 0)
     survivor.outbound([second.syn_ack(stamps(SVM_CLOCK, 1))])
     tell(survivor.changes(), other)
@@ -141,7 +144,7 @@ def test_who_is_told_everything_again_forgets_what_it_knew() -> None:
 
 
 def test_a_handshake_under_way_at_the_takeover_is_learned_by_both() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     survivor = taken_over(plane)
     other = told(survivor)
@@ -151,7 +154,7 @@ def test_a_handshake_under_way_at_the_takeover_is_learned_by_both() -> None:
 
 
 def test_layers_that_nobody_needs_are_given_up() -> None:
-    survivor = taken_over(SecondaryDataplane(DataplaneLimits()))
+    survivor = taken_over(secondary_plane(DataplaneLimits()))
     other = told(survivor, TICKS - 1.0)
     assert len(other) == len(survivor) == 1, "a connection that has been silent may still need its clock moved"
     tell(survivor.whole(TICKS + 1.0), other)
@@ -163,7 +166,7 @@ def test_layers_that_nobody_needs_are_given_up() -> None:
 
 
 def test_a_large_table_travels_in_pieces() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     for port in range(ENTRIES_PER_MESSAGE_MAX + 1):
         mine, theirs = Connection(isn=port, client_port=port), Connection(isn=2 * port + 1, client_port=port)
         plane.svm_frames([mine.syn_ack()], port)

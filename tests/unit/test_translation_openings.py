@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from secondary_engines import secondary_engine, secondary_plane
 from tcp_frames import A, Connection, F, R, S, stamps
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, look
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+
+pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 
 MD5 = b"\x13\x12"
 
@@ -19,7 +22,7 @@ def guest_opens(clock: int = SVM_CLOCK, connection: Connection = SVM, payload: b
 
 def opening() -> SecondaryDataplane:
     """The SVM has sent a SYN."""
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([guest_opens()], 0)
     return plane
 
@@ -49,7 +52,7 @@ def test_a_repeated_syn_is_answered_whichever_reached_the_client() -> None:
 @pytest.mark.parametrize("by_guest", [True, False])
 def test_a_syn_repeated_after_a_load_is_the_pvms_own(by_guest: bool) -> None:
     """The SVM was copied while the connection was being opened; its next SYN is newer than the one that is answered."""
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.loaded()
     flags = S if by_guest else S | A
     answer = PVM.back(0, 1, S | A, options=stamps(3, 500)) if by_guest else PVM.back(1, 1, options=stamps(3, 500))
@@ -61,7 +64,7 @@ def test_a_syn_repeated_after_a_load_is_the_pvms_own(by_guest: bool) -> None:
 
 def test_a_syn_ack_repeated_after_a_load_teaches_nothing_once_data_have_gone_out() -> None:
     """It crosses the client's acknowledgement; what comes next acknowledges more than the opening."""
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.loaded()
     acknowledged = PVM.back(1, 1, options=stamps(2, 500))
     assert plane.client_frames([acknowledged]) == [acknowledged]
@@ -93,21 +96,21 @@ def test_both_sides_open() -> None:
 
 def test_the_answer_to_a_syn_that_carries_data_is_not_understood() -> None:
     """It acknowledges the data or not (RFC 7413); a wrong guess would shift the stream after a takeover."""
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([guest_opens(payload=b"early"), guest_opens(SVM_CLOCK + 1000)], 0)
     answer = PVM.back(0, 6, S | A, options=stamps(3, PVM_CLOCK))
     assert plane.client_frames([answer]) == [answer]
 
 
 def test_data_before_the_first_acknowledgement_teach_nothing() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1)), SVM.out(1, 1, A, b"early", stamps(SVM_CLOCK, 1))], 0)
     answer = PVM.back(1, 6, options=stamps(3, PVM_CLOCK))
     assert plane.client_frames([answer]) == [answer]
 
 
 def test_a_zero_echo_teaches_no_timestamp_but_the_next_one_does() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     assert seen_by_svm(plane, PVM.back(1, 1, options=stamps(2, 0))) == Seen(1, 1, 2, 0, A, b"")
     assert seen_by_svm(plane, PVM.back(1, 1, A, b"x", stamps(2, PVM_CLOCK))).echo == SVM_CLOCK
@@ -118,7 +121,7 @@ def test_a_zero_echo_teaches_no_timestamp_but_the_next_one_does() -> None:
 
 
 def test_timestamps_that_the_client_does_not_use_are_not_waited_for() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.syn_ack(stamps(SVM_CLOCK, 1))], 0)
     plane.client_frames([PVM.back(1, 1)])
     assert not plane.translator.connections[SVM.syn_ack()[26:38]].unsettled
@@ -129,7 +132,7 @@ def test_timestamps_that_the_client_does_not_use_are_not_waited_for() -> None:
 
 def test_a_syn_leaves_after_the_secondary_knows_the_svms() -> None:
     primary = PrimaryDataplane(DataplaneLimits(), 1)
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     assert primary.pvm_frames([guest_opens(PVM_CLOCK, PVM)], 0) == []
     plane.svm_frames([guest_opens()], 0)
     assert primary.svm_frames(1, 0, [guest_opens()], 1) == [guest_opens(PVM_CLOCK, PVM)]
@@ -167,7 +170,7 @@ def test_signed_openings_with_other_numbers_leave_by_a_checkpoint_only(by_guest:
 
 def test_what_covers_timestamps_by_a_signature_is_left_alone() -> None:
     for option, advances in ((b"\x1d\x10" + bytes(14), False), (MD5 + bytes(16), True)):
-        plane = SecondaryDataplane(DataplaneLimits())
+        plane = secondary_plane(DataplaneLimits())
         plane.take_over()
         frame = PVM.out(1, 1, A, b"x", stamps(100, 1) + option)
         assert (plane.translator.outbound([frame]) != [frame]) is advances

@@ -11,6 +11,7 @@ from ip_frames import CLIENT6, GUEST6, cut4, cut6, ipv6, tagged, tcp6
 from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import Ether
+from secondary_engines import secondary_engine, secondary_plane
 from tcp_frames import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, A, Connection, F, R, S, ipv4, stamps, udp
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, learned, look
 
@@ -18,6 +19,8 @@ from pycolo.core.layers import ICMP as ICMP_PROTOCOL
 from pycolo.core.layers import ICMPV6 as ICMPV6_PROTOCOL
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+
+pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 
 ROUTER, ROUTER6 = bytes([10, 0, 0, 254]), GUEST6[:15] + b"\xfe"
 LONG = bytes(range(256)) * 6
@@ -41,7 +44,7 @@ def back6(
 
 def learned6(*vids: int) -> SecondaryDataplane:
     """As `learned`, over IPv6 and maybe with tags."""
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([tagged(out6(SVM, 0, 1, S | A, options=stamps(SVM_CLOCK, 1)), *vids)], 0)
     (frame,) = plane.client_frames([tagged(back6(PVM, 1, 1, options=stamps(2, PVM_CLOCK)), *vids)])
     assert frame == tagged(back6(SVM, 1, 1, options=stamps(2, SVM_CLOCK)), *vids)
@@ -121,7 +124,7 @@ def test_fragments_of_the_svm_are_kept_until_the_client_has_them() -> None:
 
 
 def test_fragments_that_make_no_segment_are_kept_and_bounded() -> None:
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     alone = [cut4(Connection(client_port=n).out(1, 1, A, LONG), n, 800)[1] for n in range(300)]
     plane.svm_frames(alone, 0)
     assert len(plane._pieces._waiting) <= 64
@@ -246,7 +249,7 @@ def test_a_wrong_checksum_stays_wrong() -> None:
 def test_an_error_that_answers_the_opening(by_guest: bool) -> None:
     """Nothing is acknowledged yet, so the offsets are unknown; but what is quoted can only be the SYN or SYN-ACK."""
     flags, ack = (S, -PVM.client_isn) if by_guest else (S | A, 1)
-    plane = SecondaryDataplane(DataplaneLimits())
+    plane = secondary_plane(DataplaneLimits())
     plane.svm_frames([SVM.out(0, ack, flags)], 0)
     assert plane.client_frames([error4(PVM.out(0, ack, flags))]) == [error4(SVM.out(0, ack, flags))]
     forged = PVM.back(0, 1, S | A) if by_guest else PVM.back(1, 1)

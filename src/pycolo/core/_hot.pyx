@@ -530,4 +530,5 @@ cdef class HotFlows:
         return hand_over(&self._out)
 
 
+include "_hot_secondary.pxi"
 include "_hot_windows.pxi"

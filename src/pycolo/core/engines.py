@@ -10,6 +10,7 @@ from pycolo.core.secondary import SecondaryDataplane
 try:
     from pycolo.core._hot import whole_bytes
     from pycolo.core.hot_dataplane import HotDataplane
+    from pycolo.core.hot_secondary import HotSecondary
 
     COMPILED = True
 except ImportError:
@@ -33,5 +34,6 @@ def primary_dataplane(
 
 def secondary_dataplane(limits: DataplaneLimits, *, seed: int) -> SecondaryDataplane:
     """As `primary_dataplane`."""
-    del seed
+    if COMPILED:
+        return HotSecondary(limits, seed=seed)
     return SecondaryDataplane(limits)

@@ -5,10 +5,8 @@ Guarantee: whatever the frames and their order, what is fed when is that of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pycolo.core._hot import HotWindows
-from pycolo.core.packed import PREFIX_BYTES, Packed, pack, unpack
+from pycolo.core.packed import Packed, frame_at
 from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows
 
 
@@ -23,27 +21,16 @@ class HotReceiveWindows(ReceiveWindows):
         """As the twin."""
         at, slow = self._hot.run(True, packed, 0)
         while slow:
-            frame, at = _frame_at(packed, at)
+            frame, at = frame_at(packed, at)
             if self._client(frame):
                 self._hot.say(frame)
             at, slow = self._hot.run(True, packed, at)
         return self._hot.take_out()
 
-    def client_frames(self, frames: Sequence[bytes]) -> list[bytes]:
-        """As the twin."""
-        return unpack(self.client_packed(pack(frames)))
-
     def svm_packed(self, packed: Packed) -> None:
         """As the twin."""
         at, slow = self._hot.run(False, packed, 0)
         while slow:
-            frame, at = _frame_at(packed, at)
+            frame, at = frame_at(packed, at)
             self._svm(frame)
             at, slow = self._hot.run(False, packed, at)
-
-
-def _frame_at(packed: Packed, at: int) -> tuple[bytes, int]:
-    """The frame at this place, and the next one's."""
-    start = at + PREFIX_BYTES
-    end = start + int.from_bytes(packed[at:start])
-    return bytes(packed[start:end]), end

@@ -33,6 +33,13 @@ def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
     return at
 
 
+def frame_at(packed: Packed, at: int) -> tuple[bytes, int]:
+    """The frame at this place, which is whole, and the next one's place."""
+    start = at + PREFIX_BYTES
+    end = start + int.from_bytes(packed[at:start])
+    return bytes(packed[start:end]), end
+
+
 def unpack(packed: Packed) -> list[bytes]:
     """The frames of a buffer."""
     packed, frames, at = bytes(packed), [], 0

@@ -169,7 +169,7 @@ class ReceiveWindows:
 
     def client_packed(self, packed: Packed) -> Packed:
         """Client frames for the SVM; returns those that may be fed now, `take_freed` gives the others later."""
-        return pack([frame for frame in unpack(packed) if self._client(frame)])
+        return pack(self.client_frames(unpack(packed)))
 
     def client_frames(self, frames: Sequence[bytes]) -> list[bytes]:
         """As `client_packed`."""
@@ -177,7 +177,11 @@ class ReceiveWindows:
 
     def svm_packed(self, packed: Packed) -> None:
         """The SVM has put these out."""
-        for frame in unpack(packed):
+        self.svm_frames(unpack(packed))
+
+    def svm_frames(self, frames: Sequence[bytes]) -> None:
+        """As `svm_packed`."""
+        for frame in frames:
             self._svm(frame)
 
     def _client(self, frame: bytes) -> bool:

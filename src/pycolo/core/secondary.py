@@ -15,17 +15,18 @@ Guarantees
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
+from pycolo.core.connection import Connection
 from pycolo.core.fragments import Reassembly
 from pycolo.core.layers import TCP, Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
 from pycolo.core.packed import Packed, pack, unpack
-from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, distance, parse_tcp
+from pycolo.core.packet import ACK, FIN, MASK, RST, SYN, Segment, parse_tcp
 from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows, Windows
-from pycolo.core.translation import ADVANCE_SLACK_TICKS, Connection, Translator
+from pycolo.core.retained import Retained, Retention
+from pycolo.core.translation import ADVANCE_SLACK_TICKS, Translator
 
 
 def advance_ticks(limits: DataplaneLimits) -> int:
@@ -38,25 +39,32 @@ class SecondaryDataplane:
 
     def __init__(self, limits: DataplaneLimits) -> None:
         self._limits = limits
-        self.translator = Translator(limits.flows_max, advance_ticks(limits))
-        self._retained: OrderedDict[int, bytes] = OrderedDict()
-        self._retained_bytes = 0
-        self._windows = ReceiveWindows(Windows(limits.flows_max, PARKED_BYTES_MAX))
+        self.translator, self._retained = self._new_translator(), self._new_retained()
+        self._windows = self._new_windows()
         self._pieces: Reassembly[int] = Reassembly()  # which of the SVM's fragments make a segment
+
+    def _new_translator(self) -> Translator:
+        return Translator(self._limits.flows_max, advance_ticks(self._limits))
+
+    def _new_retained(self) -> Retention:
+        return Retained(self._limits.held_frames_max, self._limits.held_bytes_max)
+
+    def _new_windows(self) -> ReceiveWindows:
+        return ReceiveWindows(Windows(self._limits.flows_max, PARKED_BYTES_MAX))
 
     # ---------------------------------------------------------------- before a takeover
 
     def client_frames(self, frames: Sequence[bytes]) -> list[bytes]:
         """Client frames as the SVM has to see them."""
-        out = []
-        for frame in frames:
-            translated, segment, connection = self.translator.inbound_frame(frame)
-            out.append(translated)
-            if segment is None or connection is None or connection.learning:
-                continue
-            if connection.sent and segment[3] & ACK:
-                self._acknowledged(connection, (segment[2] + connection.seq_add) & MASK)
-        return self._windows.client_frames(out)
+        return self._windows.client_frames([self._client_frame(frame) for frame in frames])
+
+    def _client_frame(self, frame: bytes) -> bytes:
+        """The client has everything before what it acknowledges: that need not be retained any more."""
+        translated, segment, connection = self.translator.inbound_frame(frame)
+        if segment is not None and connection is not None and not connection.learning and segment[3] & ACK:
+            for no in connection.take_acknowledged((segment[2] + connection.seq_add) & MASK):
+                self._retained.drop(no)
+        return translated
 
     def client_packed(self, packed: Packed) -> Packed:
         """As `client_frames`, of a packed batch."""
@@ -68,19 +76,22 @@ class SecondaryDataplane:
 
     def svm_frames(self, frames: Sequence[bytes], first_no: int) -> None:
         """Frames the SVM has put out, numbered from `first_no` on; the caller sends them to the primary as they are."""
-        self._windows.svm_packed(pack(frames))
+        self._windows.svm_frames(frames)
         for no, frame in enumerate(frames, first_no):
-            segment = parse_tcp(frame)
-            if segment is not None:
-                self._retain(no, frame)
-                self._svm_segment((no,), frame, segment)
-                continue
-            layers = locate(frame)
-            if layers is not None and layers.fragment is not None and layers.protocol == TCP:
-                self._retain(no, frame)
-                self._svm_piece(no, frame, layers)
-            elif message(frame, layers) is not None:
-                self._retain(no, frame)
+            self._svm_frame(no, frame)
+
+    def _svm_frame(self, no: int, frame: bytes) -> None:
+        segment = parse_tcp(frame)
+        if segment is not None:
+            self._retained.keep(no, frame)
+            self._svm_segment((no,), frame, segment)
+            return
+        layers = locate(frame)
+        if layers is not None and layers.fragment is not None and layers.protocol == TCP:
+            self._retained.keep(no, frame)
+            self._svm_piece(no, frame, layers)
+        elif message(frame, layers) is not None:
+            self._retained.keep(no, frame)
 
     def _svm_piece(self, no: int, frame: bytes, layers: Layers) -> None:
         """Kept like the others; what will be acknowledged is known when the segment is whole."""
@@ -103,11 +114,18 @@ class SecondaryDataplane:
         self.translator.note_outbound(connection, segment)
         length = end - start + bool(flags & SYN) + bool(flags & FIN)
         if length and not flags & RST:
-            connection.sent.extend((no, (seq + length) & MASK) for no in nos)
+            connection.note_sent(nos, (seq + length) & MASK)
             return
         if connection.last_ack_no is not None:
-            self._drop(connection.last_ack_no)
+            self._retained.drop(connection.last_ack_no)
         connection.last_ack_no = nos[-1]
+
+    def _drop_all(self, connection: Connection) -> None:
+        """The guest has opened another connection on the same ports."""
+        for no in connection.sent_nos():
+            self._retained.drop(no)
+        if connection.last_ack_no is not None:
+            self._retained.drop(connection.last_ack_no)
 
     def take_freed(self) -> Packed:
         """Client frames that were beyond the SVM's windows and are not any more (`receive_windows`)."""
@@ -116,14 +134,13 @@ class SecondaryDataplane:
     def confirm(self, nos: Sequence[int]) -> None:
         """The primary has released the twins of these frames (never TCP: there the client's acknowledgement tells)."""
         for no in nos:
-            self._drop(no)
+            self._retained.drop(no)
 
     def loaded(self) -> None:
         """The SVM is the PVM's copy now: all offsets are zero, and its past output was the PVM's."""
         self.translator.clear()
         self._windows.loaded()
         self._retained.clear()
-        self._retained_bytes = 0
         self._pieces.give_up()
 
     # ---------------------------------------------------------------- takeover
@@ -133,36 +150,7 @@ class SecondaryDataplane:
 
         From now on `translator` stands between the clients and the guest.
         """
-        frames = list(self._retained.values())
-        self._retained.clear()
-        self._retained_bytes = 0
+        frames = self._retained.take()
         self._windows.give_up()
         self.translator.taken_over = True
         return self.translator.outbound(frames)
-
-    # ---------------------------------------------------------------- what is retained
-
-    def _retain(self, no: int, frame: bytes) -> None:
-        self._retained[no] = frame
-        self._retained_bytes += len(frame)
-        limits = self._limits
-        while len(self._retained) > limits.held_frames_max or self._retained_bytes > limits.held_bytes_max:
-            self._retained_bytes -= len(self._retained.popitem(last=False)[1])
-
-    def _drop(self, no: int) -> None:
-        frame = self._retained.pop(no, None)
-        if frame is not None:
-            self._retained_bytes -= len(frame)
-
-    def _drop_all(self, connection: Connection) -> None:
-        """The guest has opened another connection on the same ports."""
-        for no, _ in connection.sent:
-            self._drop(no)
-        if connection.last_ack_no is not None:
-            self._drop(connection.last_ack_no)
-
-    def _acknowledged(self, connection: Connection, ack: int) -> None:
-        """The client has everything before `ack` (in the SVM's numbers)."""
-        sent = connection.sent
-        while sent and distance(ack, sent[0][1]) >= 0:
-            self._drop(sent.popleft()[0])

@@ -204,7 +204,7 @@ _FlowKey = Annotated[bytes, msgspec.Meta(max_length=64)]
 
 
 class Offsets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What core/translation knows of one connection; the names are those of `Connection` there."""
+    """What core/connection knows of one connection; the names are those of `Connection` there."""
 
     key: _FlowKey
     seq_add: _Number
