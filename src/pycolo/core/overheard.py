@@ -9,7 +9,7 @@ remembered is bounded in number and age.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pycolo.core.packed import Batch, Packed, batch_of, unpack
 
 FRAMES_MAX = 8192
 AGE_MS_MAX = 3000.0  # longer than a takeover takes; a client has sent again by then
@@ -24,25 +24,25 @@ class Overheard:
         # By hash: since when, how often overheard less passed on, the frame.
         self._accounts: dict[int, tuple[float, int, bytes]] = {}
 
-    def overhear(self, frames: Sequence[bytes], now_ms: float) -> None:
+    def overhear(self, packed: Packed, now_ms: float) -> None:
         """These frames came in on our uplink."""
-        for frame in frames:
+        for frame in unpack(packed):
             if frame[6:12] != self._own_mac:
                 self._book(frame, 1, now_ms)
         self._forget_old(now_ms)
 
-    def passed_on(self, frames: Sequence[bytes], now_ms: float) -> None:
+    def passed_on(self, packed: Packed, now_ms: float) -> None:
         """These frames came from the primary."""
-        for frame in frames:
+        for frame in unpack(packed):
             self._book(frame, -1, now_ms)
         self._forget_old(now_ms)
 
-    def missed(self, now_ms: float) -> list[bytes]:
+    def missed(self, now_ms: float) -> Batch:
         """What clients sent and the primary never passed on, in order; all is forgotten."""
         self._forget_old(now_ms)
         missed = [frame for _, count, frame in self._accounts.values() for _ in range(count)]
         self._accounts.clear()
-        return missed
+        return batch_of(missed)
 
     def _book(self, frame: bytes, difference: int, now_ms: float) -> None:
         key = hash(frame)

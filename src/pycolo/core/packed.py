@@ -8,10 +8,44 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 PREFIX_BYTES = 4
 FRAME_BYTES_MAX = 65535 + 18
 _PREFIX = struct.Struct(">I")
+
+Packed = bytes | memoryview
+"""A buffer of frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A buffer of frames, and how many they are."""
+
+    packed: Packed
+    count: int
+
+
+def batch_of(frames: Sequence[bytes]) -> Batch:
+    """These frames."""
+    return Batch(pack(frames), len(frames))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their frames."""
+    return Batch(b"".join(batch.packed for batch in batches), sum(batch.count for batch in batches))
+
+
+def measure(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, int]:
+    """(The place behind the whole frames from place `at` on, how many they are): at most `frames_max`."""
+    count = 0
+    while count < frames_max and at + PREFIX_BYTES <= len(packed):
+        (length,) = _PREFIX.unpack_from(packed, at)
+        if length > FRAME_BYTES_MAX or at + PREFIX_BYTES + length > len(packed):
+            break
+        at += PREFIX_BYTES + length
+        count += 1
+    return at, count
 
 
 def pack(frames: Iterable[bytes]) -> bytes:
@@ -21,16 +55,10 @@ def pack(frames: Iterable[bytes]) -> bytes:
 
 def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
     """How many bytes at the beginning are whole frames."""
-    at = 0
-    while at + PREFIX_BYTES <= len(packed):
-        (length,) = _PREFIX.unpack_from(packed, at)
-        if length > FRAME_BYTES_MAX or at + PREFIX_BYTES + length > len(packed):
-            break
-        at += PREFIX_BYTES + length
-    return at
+    return measure(packed, 0, len(packed))[0]
 
 
-def unpack(packed: bytes | memoryview) -> list[bytes]:
+def unpack(packed: Packed) -> list[bytes]:
     """The frames of a buffer."""
     packed, frames, at = bytes(packed), [], 0
     while at + PREFIX_BYTES <= len(packed):
@@ -58,14 +86,14 @@ class PackedBatches(ABC):
     def svm_frames(self, epoch: int, first_no: int, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """See `PrimaryDataplane`."""
 
-    def client_packed(self, packed: bytes | memoryview, now_ms: float) -> None:
+    def client_packed(self, packed: Packed, now_ms: float) -> None:
         """As `client_frames`."""
         self.client_frames(unpack(packed), now_ms)
 
-    def pvm_packed(self, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def pvm_packed(self, packed: Packed, now_ms: float) -> bytes:
         """As `pvm_frames`."""
         return pack(self.pvm_frames(unpack(packed), now_ms))
 
-    def svm_packed(self, epoch: int, first_no: int, packed: bytes | memoryview, now_ms: float) -> bytes:
+    def svm_packed(self, epoch: int, first_no: int, packed: Packed, now_ms: float) -> bytes:
         """As `svm_frames`."""
         return pack(self.svm_frames(epoch, first_no, unpack(packed), now_ms))
