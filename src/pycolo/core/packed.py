@@ -50,7 +50,7 @@ def measure(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, 
 
 def pack(frames: Iterable[bytes]) -> bytes:
     """One buffer of these frames."""
-    return b"".join(part for frame in frames for part in (_PREFIX.pack(len(frame)), frame))
+    return b"".join([part for frame in frames for part in (_PREFIX.pack(len(frame)), frame)])
 
 
 def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
@@ -60,14 +60,15 @@ def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
 
 def unpack(packed: Packed) -> list[bytes]:
     """The frames of a buffer."""
-    packed, frames, at = bytes(packed), [], 0
-    while at + PREFIX_BYTES <= len(packed):
-        (length,) = _PREFIX.unpack_from(packed, at)
-        at += PREFIX_BYTES
-        if length > FRAME_BYTES_MAX or at + length > len(packed):
+    packed, frames, at, length_at = bytes(packed), [], PREFIX_BYTES, _PREFIX.unpack_from
+    size = len(packed)
+    while at <= size:
+        (length,) = length_at(packed, at - PREFIX_BYTES)
+        end = at + length
+        if length > FRAME_BYTES_MAX or end > size:
             break
-        frames.append(packed[at : at + length])
-        at += length
+        frames.append(packed[at:end])
+        at = end + PREFIX_BYTES
     return frames
 
 
