@@ -60,7 +60,10 @@ class PrimaryCard(Card):
         self.nic.send(batch)
 
     def speak(self, packed: Packed, deadline_s: float) -> int:
-        """Send the guest's frames to clients, in their numbers, and none after `deadline_s`; the place reached."""
+        """Send the guest's frames to clients, in their numbers, and none after `deadline_s`; returns the place reached.
+
+        What is behind it may be said again later: to the translation it is as if the guest had repeated it.
+        """
         said = self.chain.outbound_packed(packed)
         at, _ = self.tap.send(said, deadline_s)
         if at == len(said):
@@ -222,8 +225,10 @@ class PrimarySide(Side):
         return batch.packed
 
     def _speak(self, out: Sequence[tuple[PrimaryCard, Packed]], now_ms: float, *, committed: int = 0) -> None:
-        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak. So
-        it may when this process was frozen in between: what was not sent by then is kept.
+        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak.
+
+        So it may when this process was frozen in the middle: the clock is looked at right before each frame is written,
+        and what comes too late is kept.
 
         All of them before any news for the peer, as the channel may break. `committed`: by that checkpoint. Raises
         PeerLost.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 PREFIX_BYTES = 4
 FRAME_BYTES_MAX = 65535 + 18
@@ -18,8 +19,7 @@ Packed = bytes | memoryview
 """A buffer of frames."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """A buffer of frames, and how many they are."""
 
     packed: Packed
