@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from rich.table import Table
 
 from pycolo.core import disk_wire, peer, wire
 from pycolo.core.memory_cache import Stage
+from pycolo.core.packed import batch_of
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.edge.message_stream import Header, MessageStream
 from pycolo.edge.peer_greeting import Listener, connect, listening
@@ -85,12 +86,16 @@ def _disk(primary: TlsFiles | None, secondary: TlsFiles | None, byte_count: int)
 
 def _packets(primary: TlsFiles | None, secondary: TlsFiles | None, byte_count: int) -> float:
     """The packet channel: batches of 64 frames."""
-    batch = wire.encode_frames(0, 1, 1, [bytes(1514)] * FRAMES)
-    return _stream(primary, secondary, [batch], byte_count, wire.decode_header)
+    message = wire.encode_frames(0, 1, 1, batch_of([bytes(1514)] * FRAMES))
+    return _stream(primary, secondary, message, byte_count, wire.decode_header)
 
 
 def _stream(
-    primary: TlsFiles | None, secondary: TlsFiles | None, message: list[bytes], byte_count: int, header: Header
+    primary: TlsFiles | None,
+    secondary: TlsFiles | None,
+    message: Sequence[bytes | memoryview],
+    byte_count: int,
+    header: Header,
 ) -> float:
     count = byte_count // sum(map(len, message))
     wrap = wrap_dialled(None if primary is None else client_context(primary), "the receiver", "h2")

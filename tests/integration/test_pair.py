@@ -22,6 +22,7 @@ from scapy.utils import RawPcapNgReader
 from pycolo.api import Client
 from pycolo.core import wire
 from pycolo.core.failover import Role
+from pycolo.core.packed import batch_of
 from pycolo.demo.lab import HOSTS, PEER_PORT
 from pycolo.demo.processes import DaemonProcess
 from pycolo.edge.tls import TlsFiles, client_context
@@ -249,7 +250,7 @@ STRANGERS = {
     "long": wire.HEADER.pack(wire.MESSAGE_BYTES_MAX, 1) + bytes(1 << 20),
     "empty": wire.HEADER.pack(0, 1),
     "pages": wire.HEADER.pack(16, 2) + bytes(16),
-    "frames": wire.encode_frames(0, 0, 0, [b"x" * 60]),
+    "frames": b"".join(wire.encode_frames(0, 0, 0, batch_of([b"x" * 60]))),
     "early": wire.encode_control(wire.Heartbeat()),
     "version": hello("control"),
     "channel": hello("other"),
@@ -260,7 +261,7 @@ STRANGERS = {
 
 
 TOLD = {
-    "version": "the primary speaks protocol 5 to 99, the secondary 4:",
+    "version": "the primary speaks protocol 6 to 99, the secondary 5:",
     "another's name": "its certificate is for stranger",
 }
 

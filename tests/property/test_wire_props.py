@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pycolo.core import wire
 from pycolo.core.memory_cache import MemoryCache
+from pycolo.core.packed import batch_of
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
@@ -93,18 +94,18 @@ def test_page_batches_come_back(epoch: int, indices: list[int], zeros: list[int]
 
 @given(NICS, U64, U64, st.lists(st.binary(max_size=100), max_size=40))
 def test_frames_come_back(nic: int, tag: int, first_no: int, frames: list[bytes]) -> None:
-    encoded = wire.encode_frames(nic, tag, first_no, frames)
+    encoded = b"".join(wire.encode_frames(nic, tag, first_no, batch_of(frames)))
     assert wire.decode_header(encoded[: wire.HEADER.size]) == (
         len(encoded) - wire.HEADER.size,
         wire.Kind.FRAMES,
     )
-    assert wire.decode_frames(encoded[wire.HEADER.size :]) == (nic, tag, first_no, frames)
+    assert wire.decode_frames(encoded[wire.HEADER.size :]) == (nic, tag, first_no, batch_of(frames))
 
 
 @given(NICS, U64, U64, st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=10), st.data())
 def test_a_truncated_frame_batch_is_a_violation(
     nic: int, tag: int, first_no: int, frames: list[bytes], data: st.DataObject
 ) -> None:
-    body = wire.encode_frames(nic, tag, first_no, frames)[wire.HEADER.size :]
+    body = b"".join(wire.encode_frames(nic, tag, first_no, batch_of(frames)))[wire.HEADER.size :]
     with pytest.raises(PeerViolation):
         wire.decode_frames(body[: data.draw(st.integers(0, len(body) - 1))])

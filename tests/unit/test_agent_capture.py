@@ -11,6 +11,7 @@ from test_agent_primary import Host
 from test_recorder import written
 
 from pycolo.agent import protocol
+from pycolo.core.packed import Packed, measure
 from pycolo.edge.capture_writer import CaptureWriter
 from pycolo.errors import EnvironmentFault, WrongState
 
@@ -122,8 +123,13 @@ def test_a_frozen_agent_writes_what_it_sent_and_no_more(
     host.side.pause_feed(0)
     host.side.seal(2, host.side.drain(), 1.0)
     host.side.resume_feed(0)
-    times = iter([0.0, 0.1, 0.3])
-    monkeypatch.setattr("pycolo.agent.primary.time.monotonic", lambda: next(times))
+    send = host.tap.send
+
+    def one_and_freeze(packed: Packed, deadline_s: float) -> tuple[int, int]:
+        at, _ = measure(packed, 0, 1)
+        return send(packed[:at], deadline_s)
+
+    monkeypatch.setattr(host.tap, "send", one_and_freeze)
     host.side.commit(2, 2.0)
     monkeypatch.undo()
     assert host.heard() == [[udp(b"0")]]

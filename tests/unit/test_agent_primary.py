@@ -1,5 +1,7 @@
 """The agent beside the PVM: once either side has left the pair, nothing leaves without the claim (rule 5)."""
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,14 +11,16 @@ from agent_parts import Peer, Place, comparing
 from tcp_frames import arp, udp
 
 from pycolo.agent import protocol
-from pycolo.agent.primary import UNUSED_MS_MAX, PrimarySide
+from pycolo.agent.primary import FROZEN_S, UNUSED_MS_MAX, PrimarySide
 from pycolo.core import wire
 from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.compare_policy import CHECKPOINT, Policy, Rule
 from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
+from pycolo.core.packed import Packed, batch_of, measure, pack, unpack
 from pycolo.core.tolerance_rules import Tolerances
+from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 
@@ -55,7 +59,7 @@ class Host:
             self.places[card].qemu.send(frame)
 
     def svm(self, *frames: bytes, card: int = 0) -> None:
-        self.peer.far.send_frames(card, 1, self._twin_nos[card], frames)
+        self.peer.far.send_frames(card, 1, self._twin_nos[card], batch_of(frames))
         self._twin_nos[card] += len(frames)
 
     def turn(self) -> None:
@@ -205,7 +209,7 @@ def test_a_checkpoint_frees_what_all_cards_hold(two: Host) -> None:
     two.pvm(udp(b"drained"), card=1)
     two.side.pause_feed(0)
     drained = two.side.drain()
-    assert [len(frames) for frames in drained] == [0, 1]
+    assert [batch.count for batch in drained] == [0, 1]
     assert not any(two.side.reads_nic(card) for card in (0, 1))
     two.side.seal(2, drained, 1.0)
     two.side.resume_feed(0)
@@ -271,19 +275,64 @@ def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkey
     assert two.heard() == [[udp(b"0")], [udp(b"1")]]
 
 
+def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process stands still right behind what it sends on this card."""
+    send = host.places[card].tap.send
+
+    def and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
+        sent = send(packed, deadline_s)
+        time.sleep(FROZEN_S + 0.01)
+        return sent
+
+    monkeypatch.setattr(host.places[card].tap, "send", and_freeze)
+
+
+class Doubling(TranslatorChain):
+    """Translates so that one sees it."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def outbound_packed(self, packed: Packed) -> Packed:
+        return pack(frame * 2 for frame in unpack(packed))
+
+
 def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     for card in (0, 1):
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
     two.seal(2, 1.0)
-    times = iter([0.0, 0.1, 0.3])
-    monkeypatch.setattr("pycolo.agent.primary.time.monotonic", lambda: next(times))
+    freeze_behind(two, 0, monkeypatch)
     two.side.commit(2, 2.0)
     assert two.heard() == [[udp(b"0")], []]
     monkeypatch.undo()
     two.side.leave_pair()
     two.side.go_solo()
     assert two.heard() == [[], [udp(b"1")]]
+
+
+def test_a_frozen_agent_keeps_the_rest_of_a_batch_as_the_guest_said_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients' numbers have other bytes than the guest's; what is kept is translated when it leaves, and once."""
+    said = [udp(b"%d" % number) for number in range(5)]
+    monkeypatch.setattr(host.side.cards[0], "chain", Doubling())
+    host.pvm(*said)
+    host.turn()
+    host.seal(2, 1.0)
+    send = host.tap.send
+
+    def two_and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
+        at, _ = measure(packed, 0, 2)
+        send(packed[:at])
+        return (at, 0) if deadline_s < math.inf else (send(packed[at:])[0] + at, 0)
+
+    monkeypatch.setattr(host.tap, "send", two_and_freeze)
+    host.side.commit(2, 2.0)
+    assert host.tap.heard() == [one * 2 for one in said[:2]]
+    host.side.leave_pair()
+    assert host.side.go_solo() == 3
+    assert host.tap.heard() == [one * 2 for one in said[2:]]
 
 
 def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +352,7 @@ class Guest:
 
     def pause(self, frames: int, takes: int = 0) -> bool:
         """Whether QEMU is waited for when it takes `takes` of so many frames, and only those."""
-        self._card.feed([udp(b"%d" % number) for number in range(frames)])
+        self._card.feed(batch_of([udp(b"%d" % number) for number in range(frames)]))
         self.side.pause_feed(0)
         for _ in range(takes):
             self.place.qemu.recv(1000)
@@ -337,8 +386,8 @@ def test_a_card_that_comes_into_use_gets_its_time_again(guest: Guest) -> None:
 
 def test_an_unused_card_takes_no_time_from_the_others(two: Host, guest: Guest) -> None:
     guest.pause(3)
-    two.side.cards[0].feed([udp(b"slow")])
-    two.side.cards[1].feed([udp(b"never read")])
+    two.side.cards[0].feed(batch_of([udp(b"slow")]))
+    two.side.cards[1].feed(batch_of([udp(b"never read")]))
     two.side.pause_feed(0)
     assert two.side.waits_for_qemu(UNUSED_MS_MAX + 1)
     two.places[0].guest_hears()
@@ -381,7 +430,7 @@ def test_a_full_card_asks_though_a_divergence_was_told(two: Host) -> None:
 def differ(host: Host, epoch: int, now_ms: float) -> None:
     """Outputs differ, and the checkpoint that is asked for at last is taken, with a pause of 5 ms."""
     host.pvm(udp(b"p%d" % epoch))
-    host.peer.far.send_frames(0, epoch - 1, 0, [udp(b"s%d" % epoch)])
+    host.peer.far.send_frames(0, epoch - 1, 0, batch_of([udp(b"s%d" % epoch)]))
     host.turn()
     due_ms = host.side.on_time(now_ms)
     if not host.notices and due_ms is not None:
@@ -405,7 +454,7 @@ def test_outputs_that_always_differ_get_checkpoints_at_a_pace_and_it_is_told(hos
     assert (paced.mode, "divergences in" in paced.why) == ("periodic", True)
     host.notices.clear()
     host.pvm(udp(b"p"))
-    host.peer.far.send_frames(0, epoch, 0, [udp(b"s")])
+    host.peer.far.send_frames(0, epoch, 0, batch_of([udp(b"s")]))
     host.turn()
     due_ms = host.side.on_time(10.0 * epoch + 10)
     assert host.notices == [], "not yet"

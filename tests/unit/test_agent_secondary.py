@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import pytest
@@ -15,6 +15,7 @@ from pycolo.agent.secondary import SecondarySide
 from pycolo.core import wire
 from pycolo.core.compare_terms import DEFAULT_TERMS
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.packed import Batch, batch_of, unpack
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
 
@@ -50,7 +51,7 @@ class Host:
 
     def clients(self, card: int, first_no: int, *said: bytes) -> None:
         """The primary passes on what clients have said."""
-        self.peer.far.send_frames(card, 0, first_no, [udp(one, inbound=True) for one in said])
+        self.peer.far.send_frames(card, 0, first_no, batch_of([udp(one, inbound=True) for one in said]))
         self.side.on_channel(1.0)
 
     def svm(self, card: int, *said: bytes) -> None:
@@ -75,6 +76,10 @@ def host() -> Iterator[Host]:
     host.close()
 
 
+def frames_of(batches: Sequence[Batch]) -> list[list[bytes]]:
+    return [unpack(batch.packed) for batch in batches]
+
+
 def inbound(*said: bytes) -> list[bytes]:
     return [udp(one, inbound=True) for one in said]
 
@@ -90,7 +95,7 @@ def test_output_goes_to_the_peer_under_its_card_and_to_nobody_else(host: Host) -
     host.svm(1, b"x")
     host.svm(0, b"y")
     host.svm(1, b"z")
-    said = [(1, 1, 0, [udp(b"x")]), (0, 1, 0, [udp(b"y")]), (1, 1, 1, [udp(b"z")])]
+    said = [(1, 1, 0, batch_of([udp(b"x")])), (0, 1, 0, batch_of([udp(b"y")])), (1, 1, 1, batch_of([udp(b"z")]))]
     assert host.peer.hears() == said
     assert [place.tap.heard() for place in host.places] == [[], []]
 
@@ -121,13 +126,13 @@ def test_a_takeover_speaks_on_all_cards(host: Host) -> None:
     host.places[0].tap.clients.send(udp(b"passed on", inbound=True))
     host.guest_hears()
     released, missed = host.side.take_over(2.0)
-    assert released == [[udp(b"not confirmed")], [udp(b"lost with the primary")]]
-    assert missed == [[], inbound(b"said to the dead")]
+    assert frames_of(released) == [[udp(b"not confirmed")], [udp(b"lost with the primary")]]
+    assert frames_of(missed) == [[], inbound(b"said to the dead")]
 
     primary = PrimarySide(host.side.cards, host.notices.append, host.limits, DEFAULT_TERMS, comparing())
     assert primary.take_over(released, missed) == 2
-    assert [place.tap.heard() for place in host.places] == released
-    assert host.guest_hears() == missed
+    assert [place.tap.heard() for place in host.places] == frames_of(released)
+    assert host.guest_hears() == frames_of(missed)
     host.places[1].qemu.send(udp(b"free"))
     primary.on_nic(1, 3.0)
     assert host.places[1].tap.heard() == [udp(b"free")]

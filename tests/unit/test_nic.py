@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from pycolo.core.packed import Batch, batch_of, unpack
 from pycolo.edge import nic as nic_module
 from pycolo.edge.nic import Nic, nic_pair
+
+NOTHING = Batch(b"", 0)
 
 
 class Card:
@@ -35,19 +38,26 @@ def card() -> Iterator[Card]:
         end.close()
 
 
-def numbered(count: int, size: int = 60) -> list[bytes]:
-    return [b"%06d" % number + bytes(size - 6) for number in range(count)]
+def numbered(count: int, size: int = 60) -> Batch:
+    return batch_of([b"%06d" % number + bytes(size - 6) for number in range(count)])
 
 
 def test_frames_keep_their_bounds_and_order_both_ways(card: Card) -> None:
-    frames = [b"x" * size for size in (1, 14, 60, 1514, 65535)]
-    assert card.nic.send(frames) == 0
+    frames = [b"x" * size for size in (1, 14, 60, 1514, 65553)]
+    assert card.nic.send(batch_of(frames)) == 0
     assert card.taken() == frames
     for frame in frames:
         card.qemu.send(frame)
-    assert card.nic.receive(2) == frames[:2]
-    assert card.nic.receive_all() == frames[2:]
-    assert card.nic.receive(10) == []
+    assert card.nic.receive(2) == batch_of(frames[:2])
+    assert card.nic.receive_all() == batch_of(frames[2:])
+    assert card.nic.receive(10) == card.nic.receive_all() == NOTHING
+
+
+def test_all_is_more_than_one_call_takes(card: Card) -> None:
+    batch = numbered(1000)
+    for frame in unpack(batch.packed):
+        card.qemu.send(frame)
+    assert card.nic.receive_late(0.0) == batch
 
 
 def test_taken_says_whether_qemu_has_read_all(card: Card) -> None:
@@ -61,30 +71,46 @@ def test_taken_says_whether_qemu_has_read_all(card: Card) -> None:
 
 
 def test_a_burst_waits_for_a_slow_qemu(card: Card) -> None:
-    frames = numbered(6000, 1514)
-    assert card.nic.send(frames) == 0
+    batch = numbered(6000, 1514)
+    assert card.nic.send(batch) == 0
     assert card.nic.backlog > 0
     assert not card.nic.taken()
     read: list[bytes] = []
     while card.nic.backlog:
         read += card.taken()
         card.nic.flush()
-    assert read + card.taken() == frames
+    assert read + card.taken() == unpack(batch.packed)
+
+
+def test_what_is_fed_later_comes_behind_what_waits(card: Card) -> None:
+    batch = numbered(6000, 1514)
+    card.nic.send(batch)
+    waiting = card.nic.backlog
+    card.nic.send(numbered(3))
+    card.nic.send(NOTHING)
+    assert card.nic.backlog == waiting + 3
+    read: list[bytes] = []
+    while card.nic.backlog:
+        read += card.taken()
+        card.nic.flush()
+    assert read + card.taken() == unpack(batch.packed) + unpack(numbered(3).packed)
 
 
 def test_the_backlog_has_a_limit_and_the_newest_go(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nic_module, "BACKLOG_FRAMES_MAX", 10)
     card.nic._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
-    frames = numbered(100)
-    dropped = card.nic.send(frames)
+    batch = numbered(100)
+    dropped = card.nic.send(batch)
     assert card.nic.backlog == 10
     assert dropped > 0
+    assert card.nic.send(numbered(7)) == 7
+    assert card.nic.backlog == 10
     read = card.taken()
     card.nic.flush()
     while more := card.taken():
         read += more
         card.nic.flush()
-    assert read == frames[: 100 - dropped]
+    assert read == unpack(batch.packed)[: 100 - dropped]
 
 
 def test_what_qemu_has_not_read_is_taken_back(card: Card) -> None:
@@ -98,8 +124,8 @@ def test_a_dead_qemu_is_no_exception(card: Card) -> None:
     card.qemu.send(b"last words")
     card.qemu.close()
     assert card.nic.send(numbered(3)) == 0
-    assert card.nic.receive_all() == [b"last words"]
+    assert card.nic.receive_all() == batch_of([b"last words"])
     assert card.nic.take_back() == 3
     card.nic._theirs.close()
     assert card.nic.send(numbered(3)) == 0
-    assert card.nic.receive_all() == []
+    assert card.nic.receive_all() == NOTHING

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import wire
+from pycolo.core.packed import Batch, batch_of
 from pycolo.edge import packet_channel
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.packet_channel import Incoming, PacketChannel
@@ -19,6 +20,12 @@ from tcp_pair import tcp_pair
 
 HELLO, BOUNDARY, CONFIRM = wire.ChannelHello("t" * 32), wire.Boundary(7), wire.Confirm(1, [1, 2, 3])
 NICS = 2
+HUNDRED = batch_of([bytes(1500)] * 100)
+
+
+def message(nic: int, epoch: int, first_no: int, frames: list[bytes]) -> bytes:
+    """Frames as they go by."""
+    return b"".join(wire.encode_frames(nic, epoch, first_no, batch_of(frames)))
 
 
 def open_channel(connection: socket.socket, *, receiver_is_primary: bool) -> PacketChannel:
@@ -52,7 +59,7 @@ def wait_readable(channel: PacketChannel) -> None:
 
 def send_for_long(channel: PacketChannel) -> None:
     for _ in range(1000):
-        channel.send_frames(0, 1, 0, [bytes(1500)] * 100)
+        channel.send_frames(0, 1, 0, HUNDRED)
 
 
 def received(channel: PacketChannel, count: int) -> list[Incoming]:
@@ -68,13 +75,13 @@ def received(channel: PacketChannel, count: int) -> list[Incoming]:
 def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
     ends = Ends()
     try:
-        stream = wire.encode_control(BOUNDARY) + wire.encode_frames(1, 3, 5, frames) + wire.encode_control(CONFIRM)
+        stream = wire.encode_control(BOUNDARY) + message(1, 3, 5, frames) + wire.encode_control(CONFIRM)
         messages: list[Incoming] = []
         for start in range(0, len(stream), piece):
             ends.raw.sendall(stream[start : start + piece])
             wait_readable(ends.channel)
             messages += ends.channel.receive()
-        assert messages == [BOUNDARY, (1, 3, 5, frames), CONFIRM]
+        assert messages == [BOUNDARY, (1, 3, 5, batch_of(frames)), CONFIRM]
     finally:
         ends.close()
 
@@ -82,15 +89,15 @@ def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
 def test_a_long_batch_is_cut_into_messages_that_follow_on(ends: Ends) -> None:
     other = open_channel(ends.raw, receiver_is_primary=True)
     frames = [b"%04d" % number for number in range(wire.FRAMES_MAX + 3)]
-    ends.channel.send_frames(1, 9, 100, frames)
+    ends.channel.send_frames(1, 9, 100, batch_of(frames))
     first, second = received(other, 2)
-    assert first == (1, 9, 100, frames[: wire.FRAMES_MAX])
-    assert second == (1, 9, 100 + wire.FRAMES_MAX, frames[wire.FRAMES_MAX :])
+    assert first == (1, 9, 100, batch_of(frames[: wire.FRAMES_MAX]))
+    assert second == (1, 9, 100 + wire.FRAMES_MAX, batch_of(frames[wire.FRAMES_MAX :]))
 
 
 def test_nothing_there_is_nothing(ends: Ends) -> None:
     assert ends.channel.receive() == ends.channel.receive_all() == []
-    ends.channel.send_frames(0, 1, 1, [])
+    ends.channel.send_frames(0, 1, 1, Batch(b"", 0))
     assert not ends.channel.waiting
 
 
@@ -105,10 +112,10 @@ def test_what_waits_is_sent_when_the_peer_reads(ends: Ends) -> None:
     ends.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     sent = 0
     while not ends.channel.waiting:
-        ends.channel.send_frames(0, 1, sent, [bytes(1500)] * 100)
+        ends.channel.send_frames(0, 1, sent, HUNDRED)
         sent += 1
     got = 0
-    expected = sent * len(wire.encode_frames(0, 1, 0, [bytes(1500)] * 100))
+    expected = sent * len(message(0, 1, 0, [bytes(1500)] * 100))
     while got < expected:
         ends.channel.flush()
         got += len(ends.raw.recv(1 << 20))
@@ -125,7 +132,7 @@ def test_the_end_of_the_peer(ends: Ends) -> None:
 
 
 def test_nothing_of_a_peer_that_has_left(ends: Ends) -> None:
-    ends.raw.sendall(wire.encode_frames(0, 1, 0, [b"x" * 60]))
+    ends.raw.sendall(message(0, 1, 0, [b"x" * 60]))
     ends.raw.shutdown(socket.SHUT_WR)
     wait_readable(ends.channel)
     with pytest.raises(PeerLost, match="closed the packet channel"):
@@ -148,7 +155,7 @@ def test_sending_to_a_peer_that_is_gone(ends: Ends) -> None:
         wire.HEADER.pack(16, 2) + bytes(16),
         wire.encode_control(wire.Heartbeat()),
         wire.encode_control(HELLO),  # a greeting once more
-        wire.encode_frames(NICS, 1, 0, [b"x" * 60]),  # of a card that the VM does not have
+        message(NICS, 1, 0, [b"x" * 60]),  # of a card that the VM does not have
         wire.encode_control(wire.Confirm(NICS, [1])),
         wire.encode_control(wire.Translations(0, [], [], nic=NICS)),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pycolo.core import wire
+from pycolo.core.packed import FRAME_BYTES_MAX, Batch, batch_of, pack
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
@@ -153,10 +154,13 @@ def test_bad_page_batches_are_violations(body: bytes) -> None:
     [
         bytes(18),
         bytes(20),
-        wire._FRAMES.pack(0, 1, 1, 2) + b"\0\1",
-        wire._FRAMES.pack(0, 1, 1, 1) + b"\0\2" + b"x",
-        wire._FRAMES.pack(0, 1, 1, 1) + b"\0\1" + b"xx",
-        wire._FRAMES.pack(0, 1, 1, wire.FRAMES_MAX + 1) + bytes(2 * (wire.FRAMES_MAX + 1)),
+        wire._FRAMES.pack(0, 1, 1, 2) + pack([b"x"]),
+        wire._FRAMES.pack(0, 1, 1, 1) + pack([b"x", b"y"]),
+        wire._FRAMES.pack(0, 1, 1, 1) + pack([b"xx"])[:-1],
+        wire._FRAMES.pack(0, 1, 1, 1) + pack([b"x"]) + b"x",
+        wire._FRAMES.pack(0, 1, 1, 1) + pack([bytes(FRAME_BYTES_MAX + 1)]),
+        wire._FRAMES.pack(0, 1, 1, wire.FRAMES_MAX) + pack([b""] * (wire.FRAMES_MAX + 1)),
+        wire._FRAMES.pack(0, 1, 1, wire.FRAMES_MAX + 1) + pack([b""] * (wire.FRAMES_MAX + 1)),
         wire._FRAMES.pack(wire.NICS_MAX, 1, 1, 0),
     ],
 )
@@ -166,9 +170,17 @@ def test_bad_frame_batches_are_violations(body: bytes) -> None:
 
 
 def test_frames_on_the_wire_are_what_the_docstring_says() -> None:
-    encoded = wire.encode_frames(5, 3, 9, [b"ab", b"c"])
+    encoded = b"".join(wire.encode_frames(5, 3, 9, batch_of([b"ab", b"c"])))
     assert encoded[4] == wire.Kind.FRAMES
-    assert body_of(encoded) == b"\5" + (3).to_bytes(8, "big") + (9).to_bytes(8, "big") + b"\0\2\0\2\0\1abc"
+    packed = b"\0\0\0\2ab\0\0\0\1c"
+    assert body_of(encoded) == b"\5" + (3).to_bytes(8, "big") + (9).to_bytes(8, "big") + b"\0\2" + packed
+    assert wire.decode_frames(body_of(encoded)) == (5, 3, 9, Batch(packed, 2))
+
+
+def test_the_longest_frames_fit_into_a_message() -> None:
+    head, packed = wire.encode_frames(0, 1, 0, batch_of([bytes(FRAME_BYTES_MAX)] * wire.FRAMES_MAX))
+    assert wire.decode_header(bytes(head[: wire.HEADER.size]))[1] is wire.Kind.FRAMES
+    assert len(packed) < wire.MESSAGE_BYTES_MAX
 
 
 # ---------------------------------------------------------------- greetings of other versions

@@ -179,7 +179,7 @@ class Agent:
             case protocol.Seal():
                 drained = side.drain()
                 # The PVM stays paused until this answer, so compare after it.
-                self._daemon.say(protocol.Done(sum(map(len, drained))))
+                self._daemon.say(protocol.Done(sum(batch.count for batch in drained)))
                 with self._channel_guard(side):  # nobody waits for a second answer
                     side.seal(command.epoch, drained, now_ms())
                 return None

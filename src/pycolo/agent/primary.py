@@ -10,9 +10,10 @@ left everything stays held until `go_solo` (rule 5).
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -26,6 +27,8 @@ from pycolo.core.divergence import Divergence
 from pycolo.core.engines import primary_dataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
+from pycolo.core.packed import Batch, Packed, joined, pack, unpack
+from pycolo.edge.frames_io import measure
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import WrongState
 
@@ -42,7 +45,7 @@ class PrimaryCard(Card):
     def __init__(self, card: Card) -> None:
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
         self.dataplane: PrimaryDataplane | None = None
-        self.unspoken: list[bytes] = []
+        self.unspoken = b""
         self._fed = self._unread_at_pause = 0
         self._unused = False
 
@@ -51,10 +54,22 @@ class PrimaryCard(Card):
         """Whether it may hold no more."""
         return self.dataplane is not None and self.dataplane.full
 
-    def feed(self, frames: list[bytes]) -> None:
+    def feed(self, batch: Batch) -> None:
         """Client frames, in the guest's numbers."""
-        self._fed += len(frames)
-        self.nic.send(frames)
+        self._fed += batch.count
+        self.nic.send(batch)
+
+    def speak(self, packed: Packed, deadline_s: float) -> int:
+        """Send the guest's frames to clients, in their numbers, and none after `deadline_s`; returns the place reached.
+
+        What is behind it may be said again later: to the translation it is as if the guest had repeated it.
+        """
+        said = self.chain.outbound_packed(packed)
+        at, _ = self.tap.send(said, deadline_s)
+        if at == len(said):
+            return len(packed)
+        _, count = measure(said[:at], 0, at)  # translated one for one
+        return measure(packed, 0, count)[0]
 
     # ---- the guest may have a card that it does not use: nobody ever takes the frames that are fed to it
 
@@ -115,17 +130,17 @@ class PrimarySide(Side):
         for card in self.cards:
             self._tell(card, card.chain.whole(now_ms))
 
-    def take_over(self, released: Sequence[list[bytes]], missed: Sequence[list[bytes]]) -> int:
+    def take_over(self, released: Sequence[Batch], missed: Sequence[Batch]) -> int:
         """Our guest was the SVM until now: on each card clients get `released`, in their numbers; the guest what it
         `missed`.
         """
-        for card, frames in zip(self.cards, released, strict=True):
-            card.tap.send(frames)
-            self.counters.released_solo += len(frames)
-        for card, frames in zip(self.cards, missed, strict=True):
-            self.counters.client_frames += len(frames)
-            card.feed(card.chain.inbound(frames))
-        return sum(map(len, released))
+        for card, batch in zip(self.cards, released, strict=True):
+            card.tap.send(batch.packed)
+            self.counters.released_solo += batch.count
+        for card, batch in zip(self.cards, missed, strict=True):
+            self.counters.client_frames += batch.count
+            card.feed(card.inbound(batch))
+        return sum(batch.count for batch in released)
 
     def reads_tap(self, number: int) -> bool:
         return self._feeding and not self.cards[number].nic.backlog
@@ -139,16 +154,16 @@ class PrimarySide(Side):
     def on_tap(self, number: int, now_ms: float) -> None:
         card = self.cards[number]
         arrived = card.tap.receive(BATCH_FRAMES_MAX)
-        self.counters.client_frames += len(arrived)
+        self.counters.client_frames += arrived.count
         if self._recorder is not None:
-            self._recorder.clients(number, arrived, now_ms)
-        frames = card.chain.inbound(arrived)
+            self._recorder.clients(number, unpack(arrived.packed), now_ms)
+        batch = card.inbound(arrived)
         if card.dataplane is not None:
-            card.dataplane.client_frames(frames, now_ms)
-        card.feed(frames)
+            card.dataplane.client_packed(batch.packed, now_ms)
+        card.feed(batch)
         if self.channel is not None:
             self.channel.send_frames(number, 0, self._input_no, arrived)
-            self._input_no += len(arrived)
+            self._input_no += arrived.count
             self._tell_changes(card)
 
     def on_nic(self, number: int, now_ms: float) -> None:
@@ -161,12 +176,12 @@ class PrimarySide(Side):
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive_all():
             if isinstance(message, tuple):
-                number, epoch, first_no, frames = message
+                number, epoch, first_no, batch = message
                 card = self.cards[number]
                 if self._recorder is not None:
-                    self._recorder.secondary(number, epoch, frames, now_ms)
+                    self._recorder.secondary(number, epoch, unpack(batch.packed), now_ms)
                 if card.dataplane is not None:
-                    self._speak([(card, card.dataplane.svm_frames(epoch, first_no, frames, now_ms))], now_ms)
+                    self._speak([(card, card.dataplane.svm_packed(epoch, first_no, batch.packed, now_ms))], now_ms)
         self._confirm()
 
     def on_time(self, now_ms: float) -> float | None:
@@ -198,36 +213,38 @@ class PrimarySide(Side):
             if found and self._recorder is not None:
                 self._recorder.differ(card.number, found)
 
-    def _put_out(self, card: PrimaryCard, frames: list[bytes], now_ms: float) -> list[bytes]:
+    def _put_out(self, card: PrimaryCard, batch: Batch, now_ms: float) -> Packed:
         """The PVM has put these out; returns what may leave now."""
-        self.counters.vm_frames += len(frames)
+        self.counters.vm_frames += batch.count
         if card.dataplane is not None:
             if self._recorder is not None:
                 first_no, epoch = card.dataplane.next_frame, card.dataplane.epoch
-                self._recorder.put_out(card.number, frames, first_no, epoch, now_ms)
-            return card.dataplane.pvm_frames(frames, now_ms)
-        self.counters.released_solo += len(frames)
-        return frames
+                self._recorder.put_out(card.number, unpack(batch.packed), first_no, epoch, now_ms)
+            return card.dataplane.pvm_packed(batch.packed, now_ms)
+        self.counters.released_solo += batch.count
+        return batch.packed
 
-    def _speak(self, out: Sequence[tuple[PrimaryCard, Sequence[bytes]]], now_ms: float, *, committed: int = 0) -> None:
+    def _speak(self, out: Sequence[tuple[PrimaryCard, Packed]], now_ms: float, *, committed: int = 0) -> None:
         """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak.
+
+        So it may when this process was frozen in the middle: the clock is looked at right before each frame is written,
+        and what comes too late is kept.
 
         All of them before any news for the peer, as the channel may break. `committed`: by that checkpoint. Raises
         PeerLost.
         """
-        began_s = time.monotonic()
-        for card, frames in out:
-            kept = len(card.unspoken)
+        deadline_s = time.monotonic() + FROZEN_S
+        for card, packed in out:
+            if not packed:
+                continue
             if card.dataplane is None:
-                card.tap.send(card.chain.outbound(frames))
-            elif self.channel is None:
-                card.unspoken += frames
+                at = card.speak(packed, math.inf)
             else:
-                card.tap.send(_fresh(card, frames, began_s))
-            if self._recorder is not None and frames:
+                at = 0 if self.channel is None else card.speak(packed, deadline_s)
+                card.unspoken += packed[at:]
+            if self._recorder is not None:
                 self._find_divergences()
-                sent = frames[: len(frames) - (len(card.unspoken) - kept)]
-                solo = card.dataplane is None
+                sent, solo = unpack(packed[:at]), card.dataplane is None
                 self._recorder.left(card.number, sent, now_ms, committed=committed, solo=solo)
         for card, _ in out:
             self._tell_changes(card)
@@ -274,23 +291,23 @@ class PrimarySide(Side):
         self._feeding, self._cutting = True, False
         self._pace.resumed(now_ms)
 
-    def drain(self) -> list[list[bytes]]:
+    def drain(self) -> list[Batch]:
         """The PVM is paused: what it has put out until now, card by card.
 
         Nothing is read from here until the feed resumes: room in a full socket makes even a stopped QEMU send what it
         had queued and write guest RAM, which must not happen once the dirty pages are taken.
         """
         self._cutting = True
-        drained = [card.nic.receive_all() for card in self.cards]
-        for card, frames in zip(self.cards, drained, strict=True):
-            while card.full and (more := card.nic.receive_late(QUEUED_IN_QEMU_S)):
-                frames += more
-        return drained
+        drained = [[card.nic.receive_all()] for card in self.cards]
+        for card, batches in zip(self.cards, drained, strict=True):
+            while card.full and (more := card.nic.receive_late(QUEUED_IN_QEMU_S)).count:
+                batches.append(more)
+        return [joined(batches) for batches in drained]
 
-    def seal(self, epoch: int, drained: Sequence[list[bytes]], now_ms: float) -> None:
+    def seal(self, epoch: int, drained: Sequence[Batch], now_ms: float) -> None:
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""
         cards = zip(self.cards, drained, strict=True)
-        self._speak([(card, self._put_out(card, frames, now_ms)) for card, frames in cards], now_ms)
+        self._speak([(card, self._put_out(card, batch, now_ms)) for card, batch in cards], now_ms)
         self._confirm()
         held = 0
         for card in self.cards:
@@ -309,23 +326,24 @@ class PrimarySide(Side):
         freed = []
         for card in self.cards:
             assert card.dataplane is not None
-            frames = card.unspoken + card.dataplane.commit(epoch, now_ms)  # who commits is still our secondary
-            card.unspoken = []
-            freed.append((card, frames))
+            freed.append((card, card.unspoken + pack(card.dataplane.commit(epoch, now_ms))))
+            card.unspoken = b""  # who commits is still our secondary
         self._speak(freed, now_ms, committed=epoch)
-        return sum(len(frames) for _, frames in freed)
+        return _count(freed)
 
     def go_solo(self) -> int:
         """We hold the claim: everything held leaves, and output flows freely."""
         self.leave_pair()
-        held = [(card, card.unspoken + card.dataplane.go_solo()) for card in self.cards if card.dataplane is not None]
+        held = [
+            (card, card.unspoken + pack(card.dataplane.go_solo())) for card in self.cards if card.dataplane is not None
+        ]
         if held:
             self._past = self.stats()
         for card, _ in held:
-            card.dataplane, card.unspoken = None, []
+            card.dataplane, card.unspoken = None, b""
         self._found = []  # nobody is left who could differ
         self._speak(held, time.monotonic() * 1000)
-        count = sum(len(frames) for _, frames in held)
+        count = _count(held)
         self.counters.released_solo += count
         return count
 
@@ -389,12 +407,6 @@ class PrimarySide(Side):
         )
 
 
-def _fresh(card: PrimaryCard, frames: Sequence[bytes], began_s: float) -> Iterator[bytes]:
-    """The frames, translated one by one; a process that was frozen in between keeps the rest: the peer may speak by
-    now.
-    """
-    for number, frame in enumerate(frames):
-        if time.monotonic() - began_s > FROZEN_S:
-            card.unspoken += frames[number:]
-            return
-        yield from card.chain.outbound((frame,))
+def _count(out: Sequence[tuple[PrimaryCard, Packed]]) -> int:
+    """How many frames these are."""
+    return sum(measure(packed, 0, len(packed))[1] for _, packed in out)

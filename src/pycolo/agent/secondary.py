@@ -6,19 +6,19 @@ every client frame from the boundary of its checkpoint on, or a further checkpoi
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import itemgetter
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import wire
+from pycolo.core.engines import secondary_dataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.overheard import Overheard
-from pycolo.core.packed import unpack
+from pycolo.core.packed import Batch, Packed, batch_of
 from pycolo.core.replay import ReplayLog
-from pycolo.core.secondary import SecondaryDataplane
 from pycolo.edge.doorway import Doorway
+from pycolo.edge.frames_io import measure
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.packet_channel import PacketChannel
 
@@ -30,16 +30,20 @@ class SecondaryCard(Card):
 
     def __init__(self, card: Card, limits: DataplaneLimits) -> None:
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
-        self.dataplane = SecondaryDataplane(limits)
+        self.dataplane = secondary_dataplane(limits, seed=secrets.randbits(64))
         self.overheard = Overheard(card.mac)
         self._output_no = 0
 
-    def put_out(self, frames: list[bytes]) -> int:
+    def put_out(self, batch: Batch) -> int:
         """The SVM has put these out; returns the number of the first."""
         first_no = self._output_no
-        self._output_no += len(frames)
-        self.dataplane.svm_frames(frames, first_no)
+        self._output_no += batch.count
+        self.dataplane.svm_packed(batch.packed, first_no)
         return first_no
+
+    def feed(self, packed: Packed) -> int:
+        """Client frames in the numbers of the SVM; returns how many were dropped."""
+        return self.nic.send(Batch(packed, measure(packed, 0, len(packed))[1]))
 
 
 class SecondarySide(Side):
@@ -86,23 +90,23 @@ class SecondarySide(Side):
 
     def on_tap(self, number: int, now_ms: float) -> None:
         card = self.cards[number]
-        card.overheard.overhear(card.tap.receive(BATCH_FRAMES_MAX), now_ms)
+        card.overheard.overhear(card.tap.receive(BATCH_FRAMES_MAX).packed, now_ms)
 
     def on_nic(self, number: int, now_ms: float) -> None:
         del now_ms
         card = self.cards[number]
-        frames = card.nic.receive(BATCH_FRAMES_MAX)
-        self.counters.vm_frames += len(frames)
-        first_no = card.put_out(frames)
+        batch = card.nic.receive(BATCH_FRAMES_MAX)
+        self.counters.vm_frames += batch.count
+        first_no = card.put_out(batch)
         if self.channel is not None:
-            self.channel.send_frames(number, self._epoch, first_no, frames)
-        card.nic.send(unpack(card.dataplane.take_freed()))
+            self.channel.send_frames(number, self._epoch, first_no, batch)
+        card.feed(card.dataplane.take_freed())
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
             if isinstance(message, tuple):
-                number, _, first_no, frames = message
-                self._client_frames(self.cards[number], first_no, frames, now_ms)
+                number, _, first_no, batch = message
+                self._client_frames(self.cards[number], first_no, batch, now_ms)
             elif isinstance(message, wire.Boundary):
                 self._replay.mark(message.input_no)
             elif isinstance(message, wire.Translations):
@@ -127,7 +131,7 @@ class SecondarySide(Side):
 
     def drop_output(self) -> int:
         """The SVM is stopped: forget what it put out and take back what it has not read."""
-        return sum(len(card.nic.receive_all()) + card.nic.take_back() for card in self.cards)
+        return sum(card.nic.receive_all().count + card.nic.take_back() for card in self.cards)
 
     def start_feed(self, epoch: int, boundary: int) -> int:
         """The SVM runs from the start of `epoch`; once for each epoch, however often it is said."""
@@ -139,24 +143,24 @@ class SecondarySide(Side):
             card.dataplane.loaded()
         replay = self._replay.replay(boundary)
         self._feeding = True
-        for number, frames in groupby(replay.frames, itemgetter(0)):
-            self._feed(self.cards[number], [frame for _, frame in frames])
+        for number, batch in replay.batches:
+            self._feed(self.cards[number], batch)
         if not replay.complete:
             self.notify(protocol.Wanted("replay"))
-        return len(replay.frames)
+        return replay.count
 
-    def take_over(self, now_ms: float) -> tuple[list[list[bytes]], list[list[bytes]]]:
+    def take_over(self, now_ms: float) -> tuple[list[Batch], list[Batch]]:
         """We hold the claim: what clients may still miss, in their numbers, and what they said to the dead host.
 
         Both card by card. From now on each `chain` translates for our guest as well; this side is over.
         """
         for card in self.cards:
-            while frames := card.tap.receive(BATCH_FRAMES_MAX):
-                card.overheard.overhear(frames, now_ms)
+            while packed := card.tap.receive(BATCH_FRAMES_MAX).packed:
+                card.overheard.overhear(packed, now_ms)
         self.leave_pair()
-        released = [card.chain.outbound(card.dataplane.take_over()) for card in self.cards]
+        released = [batch_of(card.chain.outbound(card.dataplane.take_over())) for card in self.cards]
         for card in self.cards:
-            card.nic.send(unpack(card.dataplane.take_freed()))
+            card.feed(card.dataplane.take_freed())
             card.chain.push(card.dataplane.translator, now_ms)
         return released, [card.overheard.missed(now_ms) for card in self.cards]
 
@@ -169,15 +173,15 @@ class SecondarySide(Side):
         now = self.counters
         return protocol.Stats(client_frames=now.client_frames, vm_frames=now.vm_frames)
 
-    def _client_frames(self, card: SecondaryCard, first_no: int, arrived: list[bytes], now_ms: float) -> None:
-        card.overheard.passed_on(arrived, now_ms)
-        self.counters.client_frames += len(arrived)
-        frames = card.chain.inbound(arrived)  # now, as the primary did: its translation may change before a replay
-        self._replay.add(card.number, first_no, frames)
+    def _client_frames(self, card: SecondaryCard, first_no: int, arrived: Batch, now_ms: float) -> None:
+        card.overheard.passed_on(arrived.packed, now_ms)
+        self.counters.client_frames += arrived.count
+        batch = card.inbound(arrived)  # now, as the primary did: its translation may change before a replay
+        self._replay.add(card.number, first_no, batch)
         if self._feeding:
-            self._feed(card, frames)
+            self._feed(card, batch)
 
-    def _feed(self, card: SecondaryCard, frames: list[bytes]) -> None:
-        if card.nic.send(card.dataplane.client_frames(frames)) and not self._asked:
+    def _feed(self, card: SecondaryCard, batch: Batch) -> None:
+        if card.feed(card.dataplane.client_packed(batch.packed)) and not self._asked:
             self._asked = True
             self.notify(protocol.Wanted("replay"))

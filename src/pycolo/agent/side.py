@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pycolo.agent.protocol import Notice
+from pycolo.core.packed import Batch
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import PacketChannel
@@ -33,6 +34,10 @@ class Card:
     def __init__(self, number: int, mac: bytes, tap: Tap, nic: Nic, chain: TranslatorChain) -> None:
         """`number` is the card's place in vm.toml, by which the peer knows it; `mac` the guest's address (6 bytes)."""
         self.number, self.mac, self.tap, self.nic, self.chain = number, mac, tap, nic, chain
+
+    def inbound(self, batch: Batch) -> Batch:
+        """Client frames in the guest's numbers, one for one."""
+        return Batch(self.chain.inbound_packed(batch.packed), batch.count)
 
 
 class Side:

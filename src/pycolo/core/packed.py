@@ -9,28 +9,53 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 PREFIX_BYTES = 4
 FRAME_BYTES_MAX = 65535 + 18
-Packed = bytes | memoryview
-"""A packed batch; a memoryview of one keeps its memory for as long as somebody has it."""
-
 _PREFIX = struct.Struct(">I")
 
-
-def pack(frames: Iterable[bytes]) -> bytes:
-    """One buffer of these frames."""
-    return b"".join(part for frame in frames for part in (_PREFIX.pack(len(frame)), frame))
+Packed = bytes | memoryview
+"""A buffer of frames; a memoryview keeps its memory for as long as somebody has it."""
 
 
-def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
-    """How many bytes at the beginning are whole frames."""
-    at = 0
-    while at + PREFIX_BYTES <= len(packed):
+class Batch(msgspec.Struct, frozen=True):
+    """A buffer of frames, and how many they are."""
+
+    packed: Packed
+    count: int
+
+
+def batch_of(frames: Sequence[bytes]) -> Batch:
+    """These frames."""
+    return Batch(pack(frames), len(frames))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their frames."""
+    return Batch(b"".join(batch.packed for batch in batches), sum(batch.count for batch in batches))
+
+
+def measure(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, int]:
+    """(The place behind the whole frames from place `at` on, how many they are): at most `frames_max`."""
+    count = 0
+    while count < frames_max and at + PREFIX_BYTES <= len(packed):
         (length,) = _PREFIX.unpack_from(packed, at)
         if length > FRAME_BYTES_MAX or at + PREFIX_BYTES + length > len(packed):
             break
         at += PREFIX_BYTES + length
-    return at
+        count += 1
+    return at, count
+
+
+def pack(frames: Iterable[bytes]) -> bytes:
+    """One buffer of these frames."""
+    return b"".join([part for frame in frames for part in (_PREFIX.pack(len(frame)), frame)])
+
+
+def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
+    """How many bytes at the beginning are whole frames."""
+    return measure(packed, 0, len(packed))[0]
 
 
 def frame_at(packed: Packed, at: int) -> tuple[bytes, int]:
@@ -42,14 +67,15 @@ def frame_at(packed: Packed, at: int) -> tuple[bytes, int]:
 
 def unpack(packed: Packed) -> list[bytes]:
     """The frames of a buffer."""
-    packed, frames, at = bytes(packed), [], 0
-    while at + PREFIX_BYTES <= len(packed):
-        (length,) = _PREFIX.unpack_from(packed, at)
-        at += PREFIX_BYTES
-        if length > FRAME_BYTES_MAX or at + length > len(packed):
+    packed, frames, at, length_at = bytes(packed), [], PREFIX_BYTES, _PREFIX.unpack_from
+    size = len(packed)
+    while at <= size:
+        (length,) = length_at(packed, at - PREFIX_BYTES)
+        end = at + length
+        if length > FRAME_BYTES_MAX or end > size:
             break
-        frames.append(packed[at : at + length])
-        at += length
+        frames.append(packed[at:end])
+        at = end + PREFIX_BYTES
     return frames
 
 

@@ -7,21 +7,26 @@ or `complete` is False and the SVM needs another checkpoint (rule 8: never a sil
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pycolo.core.packed import Batch, measure
 from pycolo.errors import PeerViolation
 
 BOUNDARIES_MAX = 64
-FRAME_OVERHEAD_BYTES = 100  # what an entry costs beside its bytes, so that empty frames are bounded as well
+BATCH_OVERHEAD_BYTES = 400  # what an entry costs beside its bytes, so that small ones are bounded as well
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Client frames to feed again, each to its network card; `complete` is False when some had to be dropped."""
+    """Client frames to feed again, each batch to its network card; `complete` is False when some had to be dropped."""
 
-    frames: list[tuple[int, bytes]]
+    batches: list[tuple[int, Batch]]
     complete: bool
+
+    @property
+    def count(self) -> int:
+        """How many frames they are."""
+        return sum(batch.count for _, batch in self.batches)
 
 
 class ReplayLog:
@@ -29,7 +34,7 @@ class ReplayLog:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._frames: deque[tuple[int, int, bytes]] = deque()
+        self._batches: deque[tuple[int, int, Batch]] = deque()  # with the number of the first frame, and the card
         self._boundaries: deque[int] = deque()
         self._bytes = 0
         self._first_kept_no = 0
@@ -45,28 +50,46 @@ class ReplayLog:
             self._first_kept_no = boundary
         self._boundaries.append(boundary)
 
-    def add(self, nic: int, first_no: int, frames: Sequence[bytes]) -> None:
+    def add(self, nic: int, first_no: int, batch: Batch) -> None:
         """Client frames for one network card, numbered from `first_no`; kept only when a boundary is open."""
-        if not self._boundaries:
+        if not self._boundaries or not batch.count:
             return
-        for number, frame in enumerate(frames, first_no):
-            self._frames.append((number, nic, frame))
-            self._bytes += len(frame) + FRAME_OVERHEAD_BYTES
+        self._batches.append((first_no, nic, batch))
+        self._bytes += _cost_bytes(batch)
         while self._bytes > self._bytes_max:
             self._drop_oldest()
 
     def replay(self, boundary: int) -> Replay:
         """The frames from `boundary` on; what is older than any later boundary is forgotten."""
-        frames = [(nic, frame) for number, nic, frame in self._frames if number >= boundary]
+        parts = ((nic, _from(boundary, first_no, batch)) for first_no, nic, batch in self._batches)
+        batches = [(nic, part) for nic, part in parts if part.count]
         complete = boundary in self._boundaries and self._first_kept_no <= boundary
         while self._boundaries and self._boundaries[0] <= boundary:
             self._boundaries.popleft()
         keep_from = self._boundaries[0] if self._boundaries else None
-        while self._frames and (keep_from is None or self._frames[0][0] < keep_from):
+        while self._batches and (keep_from is None or _end_no(self._batches[0]) <= keep_from):
             self._drop_oldest()
-        return Replay(frames, complete)
+        return Replay(batches, complete)
 
     def _drop_oldest(self) -> None:
-        number, _, frame = self._frames.popleft()
-        self._bytes -= len(frame) + FRAME_OVERHEAD_BYTES
-        self._first_kept_no = number + 1
+        oldest = self._batches.popleft()
+        self._bytes -= _cost_bytes(oldest[2])
+        self._first_kept_no = _end_no(oldest)
+
+
+def _end_no(entry: tuple[int, int, Batch]) -> int:
+    """The number behind its last frame."""
+    return entry[0] + entry[2].count
+
+
+def _cost_bytes(batch: Batch) -> int:
+    return len(batch.packed) + BATCH_OVERHEAD_BYTES
+
+
+def _from(boundary: int, first_no: int, batch: Batch) -> Batch:
+    """What of a batch is numbered from `boundary` on."""
+    before = min(max(0, boundary - first_no), batch.count)
+    if not before:
+        return batch
+    at, _ = measure(batch.packed, 0, before)
+    return Batch(memoryview(batch.packed)[at:], batch.count - before)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pycolo.core.packed import pack, unpack
+from pycolo.core.packed import Packed, pack, unpack
 from pycolo.core.translation import Translator
 from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
@@ -44,11 +44,11 @@ class TranslatorChain:
             frames = layer.outbound(frames)
         return list(frames)
 
-    def inbound_packed(self, packed: bytes) -> bytes:
+    def inbound_packed(self, packed: Packed) -> Packed:
         """As `inbound`, of a packed batch."""
         return pack(self.inbound(unpack(packed))) if self._layers else packed
 
-    def outbound_packed(self, packed: bytes) -> bytes:
+    def outbound_packed(self, packed: Packed) -> Packed:
         """As `outbound`, of a packed batch."""
         return pack(self.outbound(unpack(packed))) if self._layers else packed
 

@@ -1,4 +1,4 @@
-"""The agent's end of a VM's network card: a datagram socket pair with QEMU, one datagram a frame."""
+"""The agent's end of a VM's network card: a datagram socket pair with QEMU, one datagram a frame; frames in batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import struct
 import termios
 import time
 from collections import deque
-from collections.abc import Iterable
 
-FRAME_BYTES_MAX = 65535 + 18
+from pycolo.core.packed import Batch, Packed, joined
+from pycolo.edge.frames_io import CALL_FRAMES_MAX, measure, receive_datagrams, send_datagrams
+
 SOCKET_BUFFER_BYTES = 4 << 20
 BACKLOG_FRAMES_MAX = 8192
 
@@ -31,57 +32,64 @@ class Nic:
         ours.setblocking(False)
         theirs.setblocking(False)
         self._ours, self._theirs = ours, theirs
-        self._backlog: deque[bytes] = deque()
+        self._waiting: deque[tuple[Packed, int, int]] = deque()  # from which place on they wait, and how many they are
+        self.backlog = 0  # frames that QEMU has not taken and the kernel does not hold
 
     def fileno(self) -> int:
         """For the event loop."""
         return self._ours.fileno()
 
-    def receive(self, frames_max: int) -> list[bytes]:
-        """Up to `frames_max` frames that the VM sent."""
-        return _receive(self._ours, frames_max)
+    def receive(self, frames_max: int) -> Batch:
+        """Some frames that the VM sent, at most `frames_max`."""
+        return Batch(*receive_datagrams(self._ours.fileno(), frames_max))
 
-    def receive_all(self) -> list[bytes]:
+    def receive_all(self) -> Batch:
         """Everything that the VM has sent so far; the VM is stopped, so there is an end."""
-        frames: list[bytes] = []
-        while more := _receive(self._ours, 1024):
-            frames += more
-        return frames
+        batches = []
+        while (batch := self.receive(CALL_FRAMES_MAX)).count:
+            batches.append(batch)
+        return joined(batches)
 
-    def receive_late(self, wait_s: float) -> list[bytes]:
+    def receive_late(self, wait_s: float) -> Batch:
         """As `receive_all`, after giving a QEMU that found the socket full `wait_s` to go on."""
         time.sleep(wait_s)
         return self.receive_all()
 
-    def send(self, frames: Iterable[bytes]) -> int:
+    def send(self, batch: Batch) -> int:
         """Feed frames to the VM; what does not fit waits in a bounded backlog. Returns the number dropped."""
-        self._backlog.extend(frames)
+        if batch.count:
+            self._waiting.append((batch.packed, 0, batch.count))
+            self.backlog += batch.count
         self.flush()
-        dropped = 0
-        while len(self._backlog) > BACKLOG_FRAMES_MAX:
-            self._backlog.pop()
-            dropped += 1
+        dropped = max(0, self.backlog - BACKLOG_FRAMES_MAX)
+        self._drop_newest(dropped)
         return dropped
 
     def flush(self) -> None:
         """Feed what waits, as far as QEMU takes it."""
-        try:
-            while self._backlog:
-                self._ours.send(self._backlog[0])
-                self._backlog.popleft()
-        except (BlockingIOError, ConnectionError):
-            return
+        while self._waiting:
+            packed, at, count = self._waiting.popleft()
+            at, sent = send_datagrams(self._ours.fileno(), packed, at)
+            self.backlog -= sent
+            if at < len(packed):
+                self._waiting.appendleft((packed, at, count - sent))
+                return
 
-    @property
-    def backlog(self) -> int:
-        """Frames that QEMU has not taken and the kernel does not hold."""
-        return len(self._backlog)
+    def _drop_newest(self, count: int) -> None:
+        while count:
+            packed, at, waiting = self._waiting.pop()
+            dropped = min(count, waiting)
+            if dropped < waiting:
+                end, kept = measure(packed, at, waiting - dropped)
+                self._waiting.append((memoryview(packed)[:end], at, kept))
+            self.backlog -= dropped
+            count -= dropped
 
     @property
     def unread(self) -> int:
         """A measure of what QEMU has not read yet: the kernel's bytes (SIOCOUTQ), and frames of our backlog."""
         (queued,) = struct.unpack("i", fcntl.ioctl(self._ours.fileno(), termios.TIOCOUTQ, bytes(4)))
-        return int(queued) + len(self._backlog)
+        return int(queued) + self.backlog
 
     def taken(self) -> bool:
         """Whether QEMU has read every frame fed so far."""
@@ -89,18 +97,8 @@ class Nic:
 
     def take_back(self) -> int:
         """Take back the frames that a stopped QEMU has not read; returns how many."""
-        count = len(self._backlog)
-        self._backlog.clear()
-        while frames := _receive(self._theirs, 1024):
-            count += len(frames)
+        count, self.backlog = self.backlog, 0
+        self._waiting.clear()
+        while taken := receive_datagrams(self._theirs.fileno(), CALL_FRAMES_MAX)[1]:
+            count += taken
         return count
-
-
-def _receive(end: socket.socket, frames_max: int) -> list[bytes]:
-    frames: list[bytes] = []
-    try:
-        while len(frames) < frames_max:
-            frames.append(end.recv(FRAME_BYTES_MAX))
-    except (BlockingIOError, ConnectionError):
-        pass
-    return frames

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pycolo.core import peer, wire
+from pycolo.core.packed import Batch
 from pycolo.edge.doorway import Greeting
+from pycolo.edge.frames_io import measure
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost, PeerViolation
 
 QUEUE_BYTES_MAX = 64 << 20
-Frames = tuple[int, int, int, list[bytes]]
+Frames = tuple[int, int, int, Batch]
 """Network card, epoch, number of the first, frames."""
 
 Note = wire.Boundary | wire.Translations | wire.Confirm
@@ -51,11 +51,15 @@ class PacketChannel:
         """For the event loop."""
         return self._stream.fileno()
 
-    def send_frames(self, nic: int, epoch: int, first_no: int, frames: Sequence[bytes]) -> None:
+    def send_frames(self, nic: int, epoch: int, first_no: int, batch: Batch) -> None:
         """Queue and send frames of one network card, numbered from `first_no`."""
-        for start in range(0, len(frames), wire.FRAMES_MAX):
-            part = frames[start : start + wire.FRAMES_MAX]
-            self._stream.queue(wire.encode_frames(nic, epoch, first_no + start, part))
+        while batch.count > wire.FRAMES_MAX:
+            end, count = measure(batch.packed, 0, wire.FRAMES_MAX)
+            rest = memoryview(batch.packed)
+            self._stream.queue(*wire.encode_frames(nic, epoch, first_no, Batch(rest[:end], count)))
+            first_no, batch = first_no + count, Batch(rest[end:], batch.count - count)
+        if batch.count:
+            self._stream.queue(*wire.encode_frames(nic, epoch, first_no, batch))
         self.flush()
 
     def send(self, message: Note | wire.ChannelHello) -> None:
@@ -93,7 +97,7 @@ class PacketChannel:
 
     def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
         if kind is wire.Kind.FRAMES:
-            frames = wire.decode_frames(body)
+            frames = wire.decode_frames(body, measure)
             self._check_nic(frames[0])
             return frames
         if kind is wire.Kind.PAGES:

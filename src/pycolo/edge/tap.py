@@ -1,19 +1,19 @@
-"""Uplink: a tap device of ours on the user's bridge; it vanishes with the process that holds it."""
+"""Uplink: a tap device of ours on the user's bridge; it vanishes with the process that holds it. Frames in batches."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
+import math
 import os
 import struct
 import subprocess
-from collections.abc import Iterable
 
+from pycolo.core.packed import Batch, Packed
+from pycolo.edge.frames_io import read_frames, write_frames
 from pycolo.errors import EnvironmentFault
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP_NO_PI = 0x0002 | 0x1000
-FRAME_BYTES_MAX = 65535
 QUEUE_FRAMES = 4000  # what may wait in the kernel while the feed is paused for a checkpoint
 
 
@@ -43,23 +43,17 @@ class Tap:
             self.close()
             raise
 
-    def receive(self, frames_max: int) -> list[bytes]:
-        """Up to `frames_max` frames that clients sent."""
-        frames: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while len(frames) < frames_max:
-                frames.append(os.read(self.fd, FRAME_BYTES_MAX))
-        return frames
+    def receive(self, frames_max: int) -> Batch:
+        """Some frames that clients sent, at most `frames_max`."""
+        return Batch(*read_frames(self.fd, frames_max))
 
-    def send(self, frames: Iterable[bytes]) -> int:
-        """Send frames to clients; returns how many the kernel would not take (as a full wire would drop them)."""
-        refused = 0
-        for frame in frames:
-            try:
-                os.write(self.fd, frame)
-            except OSError:  # queue full, or a frame no Ethernet takes (too short): the network may lose any frame
-                refused += 1
-        return refused
+    def send(self, packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
+        """Send frames to clients: (the place reached, how many the kernel would not take, as a full wire would drop
+        them).
+
+        None is sent after `deadline_s` (of `time.monotonic`): the place reached is before the end then.
+        """
+        return write_frames(self.fd, packed, deadline_s)
 
     def close(self) -> None:
         """Give the device back."""
