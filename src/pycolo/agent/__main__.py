@@ -58,6 +58,8 @@ class Agent:
         self._limits = DataplaneLimits()
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._wanted: dict[int, int] = {}  # the events that epoll has been asked for
+        self._watched_channel: PacketChannel | None = None
 
     def run(self) -> None:
         """Serve until the daemon is gone."""
@@ -86,20 +88,27 @@ class Agent:
             events = (select.EPOLLIN if side.reads_nic(number) else 0) | backlog
             self._want(card.nic.fileno(), self._on_nics[number], events)
         if side.channel is not None:
+            if side.channel is not self._watched_channel:  # a closed one's number may have come back
+                self._watched_channel = side.channel
+                self._wanted.pop(side.channel.fileno(), None)
             waiting = select.EPOLLOUT if side.channel.waiting else 0
             self._want(side.channel.fileno(), self._on_channel, select.EPOLLIN | waiting)
 
     def watch(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call `handler` whenever `fd` is readable."""
+        """Call `handler` whenever `fd`, which is new, is readable."""
+        self._wanted.pop(fd, None)
         self._want(fd, handler, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         """Forget `fd`, which is still open."""
         del self._handlers[fd]
+        self._wanted.pop(fd, None)
         self._epoll.unregister(fd)
 
     def _want(self, fd: int, handler: Callable[[], None], events: int) -> None:
-        self._handlers[fd] = handler
+        if self._wanted.get(fd) == events:
+            return
+        self._handlers[fd], self._wanted[fd] = handler, events
         try:
             self._epoll.modify(fd, events)
         except FileNotFoundError:

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
-from pycolo.core import wire
-from pycolo.core.engines import secondary_dataplane
+from pycolo.core import engines, wire
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.overheard import Overheard
 from pycolo.core.packed import Batch, Packed, batch_of
 from pycolo.core.replay import ReplayLog
 from pycolo.edge.doorway import Doorway
@@ -30,8 +28,8 @@ class SecondaryCard(Card):
 
     def __init__(self, card: Card, limits: DataplaneLimits) -> None:
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
-        self.dataplane = secondary_dataplane(limits, seed=secrets.randbits(64))
-        self.overheard = Overheard(card.mac)
+        self.dataplane = engines.secondary_dataplane(limits, seed=secrets.randbits(64))
+        self.overheard = engines.overheard(card.mac, seed=secrets.randbits(64))
         self._output_no = 0
 
     def put_out(self, batch: Batch) -> int:

@@ -532,3 +532,4 @@ cdef class HotFlows:
 
 include "_hot_secondary.pxi"
 include "_hot_windows.pxi"
+include "_hot_accounts.pxi"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
+from pycolo.core.overheard import AGE_MS_MAX, FRAMES_MAX, Accounts, Overheard
 from pycolo.core.secondary import SecondaryDataplane
 
 try:
-    from pycolo.core._hot import whole_bytes
+    from pycolo.core._hot import HotAccounts, whole_bytes
     from pycolo.core.hot_dataplane import HotDataplane
     from pycolo.core.hot_secondary import HotSecondary
 
@@ -18,7 +19,7 @@ except ImportError:
 
     COMPILED = False
 
-__all__ = ["COMPILED", "NAME", "primary_dataplane", "secondary_dataplane", "whole_bytes"]
+__all__ = ["COMPILED", "NAME", "overheard", "primary_dataplane", "secondary_dataplane", "whole_bytes"]
 
 NAME = "compiled" if COMPILED else "python"
 
@@ -37,3 +38,10 @@ def secondary_dataplane(limits: DataplaneLimits, *, seed: int) -> SecondaryDatap
     if COMPILED:
         return HotSecondary(limits, seed=seed)
     return SecondaryDataplane(limits)
+
+
+def overheard(own_mac: bytes, *, seed: int) -> Overheard:
+    """As `primary_dataplane`."""
+    if COMPILED:
+        return Overheard(own_mac, HotAccounts(FRAMES_MAX, AGE_MS_MAX, seed))
+    return Overheard(own_mac, Accounts(FRAMES_MAX, AGE_MS_MAX))

@@ -1,0 +1,157 @@
+# The accounts of `overheard`; included by _hot.pyx.
+
+cdef struct Account:
+    Account* chain
+    Account* before  # by when they were booked last
+    Account* behind
+    uint64_t hashed
+    double since_ms
+    int32_t count
+    uint32_t length
+    uint8_t* frame  # what it is as long as `count` is positive
+
+
+cdef inline uint64_t _mixed(uint64_t a, uint64_t b) noexcept nogil:
+    a = (a ^ b) * <uint64_t>0x9E3779B97F4A7C15
+    return a ^ (a >> 32)
+
+
+cdef uint64_t hash_of_frame(const uint8_t* frame, uint32_t length, uint64_t seed) noexcept nogil:
+    """Keyed; four words at a time, as each multiplication has to wait for the one before it."""
+    cdef uint64_t a = seed ^ length
+    cdef uint64_t b = seed + 1
+    cdef uint64_t c = ~seed
+    cdef uint64_t d = seed ^ <uint64_t>0xBF58476D1CE4E5B9
+    cdef uint64_t[4] words
+    cdef uint32_t at = 0
+    while at + 32 <= length:
+        memcpy(words, frame + at, 32)
+        a, b, c, d = _mixed(a, words[0]), _mixed(b, words[1]), _mixed(c, words[2]), _mixed(d, words[3])
+        at += 32
+    memset(words, 0, 32)
+    memcpy(words, frame + at, length - at)
+    a, b, c, d = _mixed(a, words[0]), _mixed(b, words[1]), _mixed(c, words[2]), _mixed(d, words[3])
+    return _mixed(_mixed(_mixed(a, b), c), d)
+
+
+cdef class HotAccounts:
+    """As `overheard.Accounts`. `seed` is random: nobody can make two frames look alike."""
+
+    cdef Account** _table
+    cdef size_t _size
+    cdef size_t _count
+    cdef size_t _frames_max
+    cdef double _age_ms_max
+    cdef uint64_t _seed
+    cdef Account* _oldest
+    cdef Account* _newest
+
+    def __cinit__(self, size_t frames_max, double age_ms_max, uint64_t seed):
+        self._frames_max, self._age_ms_max, self._seed = frames_max, age_ms_max, seed
+        self._size = 64
+        while self._size < frames_max:
+            self._size *= 2
+        self._table = <Account**>calloc(self._size, sizeof(Account*))
+        if self._table == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        while self._oldest != NULL:
+            self._close(self._oldest)
+        free(self._table)
+
+    def __len__(self):
+        return self._count
+
+    cdef void _unlink(self, Account* account) noexcept nogil:
+        if account.before != NULL:
+            account.before.behind = account.behind
+        else:
+            self._oldest = account.behind
+        if account.behind != NULL:
+            account.behind.before = account.before
+        else:
+            self._newest = account.before
+
+    cdef void _link(self, Account* account) noexcept nogil:
+        account.before, account.behind = self._newest, NULL
+        if self._newest != NULL:
+            self._newest.behind = account
+        else:
+            self._oldest = account
+        self._newest = account
+
+    cdef void _close(self, Account* account) noexcept nogil:
+        cdef Account** place = &self._table[account.hashed & (self._size - 1)]
+        while place[0] != account:
+            place = &place[0].chain
+        place[0] = account.chain
+        self._unlink(account)
+        self._count -= 1
+        free(account.frame)
+        free(account)
+
+    cdef bint _book(self, const uint8_t* frame, uint32_t length, int32_t difference, double now_ms) noexcept nogil:
+        cdef uint64_t hashed = hash_of_frame(frame, length, self._seed)
+        cdef Account* account = self._table[hashed & (self._size - 1)]
+        while account != NULL and (account.hashed != hashed or account.length != length):
+            account = account.chain
+        if account == NULL:
+            account = <Account*>calloc(1, sizeof(Account))
+            if account == NULL:
+                return False
+            account.hashed, account.length, account.since_ms = hashed, length, now_ms
+            account.chain = self._table[hashed & (self._size - 1)]
+            self._table[hashed & (self._size - 1)] = account
+            self._count += 1
+        else:
+            self._unlink(account)
+        self._link(account)
+        account.count += difference
+        if account.count == 0:
+            self._close(account)
+        elif account.count > 0 and account.frame == NULL:
+            account.frame = <uint8_t*>malloc(length + 1)
+            if account.frame == NULL:
+                return False
+            memcpy(account.frame, frame, length)
+        return True
+
+    cdef void _forget_old(self, double now_ms) noexcept nogil:
+        while self._oldest != NULL:
+            if self._count <= self._frames_max and now_ms - self._oldest.since_ms <= self._age_ms_max:
+                break
+            self._close(self._oldest)
+
+    def book(self, const uint8_t[::1] packed, int32_t difference, double now_ms, bytes but_from):
+        cdef const uint8_t* mac = but_from
+        cdef bint some = len(but_from) == 6
+        cdef size_t size = packed.shape[0]
+        cdef size_t at = 0
+        cdef uint32_t length
+        cdef const uint8_t* frame
+        cdef bint fits = True
+        with nogil:
+            while fits and at + PREFIX <= size:
+                length, frame = be32(&packed[at]), &packed[at] + PREFIX
+                if length > FRAME_MAX or at + PREFIX + length > size:
+                    break
+                if not some or length < 12 or memcmp(frame + 6, mac, 6) != 0:
+                    fits = self._book(frame, length, difference, now_ms)
+                at += PREFIX + length
+            self._forget_old(now_ms)
+        if not fits:
+            raise MemoryError
+
+    def missed(self, double now_ms):
+        cdef Account* account
+        frames = []
+        self._forget_old(now_ms)
+        account = self._oldest
+        while account != NULL:
+            if account.count > 0:
+                frames.extend([(<char*>account.frame)[:account.length]] * account.count)
+            account = account.behind
+        while self._oldest != NULL:
+            self._close(self._oldest)
+        return frames
