@@ -29,6 +29,7 @@ Edit = tuple[str, str, str]
 """A file of the guest's sources, a text in it, and what to write instead; an empty text: at the end."""
 
 ODD_SERVICE: Edit = ("init", "redis-server /etc/redis.conf &", "redis-server /etc/redis.conf &\nodd-answers &")
+ODD_IN_ORDER: Edit = ("init", "\nodd-answers &", "\nodd-answers fifo &")
 ODD_AWAITED: Edit = ("init", "wait 7 9 80 6379", "wait 7 9 80 81 6379")
 TLS_SERVER: Edit = (
     "nginx.conf",
@@ -57,6 +58,11 @@ def _sysctl(name: str, ours: str, other: str) -> Edit:
     return ("sysctl.conf", f"{name} = {ours}", f"{name} = {other}")
 
 
+LINUX_DEFAULTS = (
+    _sysctl("net.ipv4.tcp_slow_start_after_idle", "0", "1"),
+    _sysctl("net.ipv4.tcp_no_metrics_save", "1", "0"),
+)
+
 SETTINGS = {
     # the rule on dates
     "nginx": Setting("http"),
@@ -70,27 +76,30 @@ SETTINGS = {
     "threads, own": Setting("odd:f"),
     "threads, own, 2 vCPUs": Setting("odd:f", vm_toml=TWO_CPUS),
     "threads, counter": Setting("odd:n"),
+    "threads, counter, FIFO": Setting("odd:n", (ODD_IN_ORDER,)),
     "threads, counter, 2 vCPUs": Setting("odd:n", vm_toml=TWO_CPUS),
     # random numbers and clocks
     "random, own": Setting("odd:s"),
     "random, kernel": Setting("odd:k"),
+    "random, own, 1 client": Setting("odd:s", connections=1),
+    "random, kernel, 1 client": Setting("odd:k", connections=1),
     "clock, s": Setting("odd:c"),
     "clock, ns": Setting("odd:m"),
     "clock, ns, checkpoint": Setting("odd:m", vm_toml=CHECKPOINT_81),
     "clock, ns, not adaptive": Setting("odd:m", vm_toml="[compare]\nadaptive = false\n"),
     # TLS
     "tls": Setting("tls", (TLS_SERVER,), pace_ms=20),
+    "tls, 1 client": Setting("tls", (TLS_SERVER,), connections=1, pace_ms=20),
     "tls, no tickets": Setting("tls", (TLS_SERVER, NO_TICKETS), pace_ms=20),
     # connections
     "guest calls": Setting("odd:o"),
     "idle": Setting("idle", connections=16),
     "idle, timeout": Setting("idle", (("nginx.conf", "keepalive_timeout 1d", "keepalive_timeout 1s"),), connections=16),
     "downloads": Setting("downloads"),
-    "downloads, slow start": Setting("downloads", (_sysctl("net.ipv4.tcp_slow_start_after_idle", "0", "1"),)),
-    "downloads, metrics": Setting("downloads", (_sysctl("net.ipv4.tcp_no_metrics_save", "1", "0"),)),
+    "downloads, Linux's defaults": Setting("downloads", LINUX_DEFAULTS),
     "downloads, no timestamps": Setting("downloads", (("sysctl.conf", "", "net.ipv4.tcp_timestamps = 0\n"),)),
     # what runs by itself
-    "redis, hz 100": Setting("redis", (("redis.conf", "hz 1\n", "hz 100\n"),)),
+    "redis, timers": Setting("redis", (("redis.conf", "hz 1\n", "hz 100\n"), _sysctl("vm.stat_interval", "3600", "1"))),
     "nginx, log": Setting("http", (("nginx.conf", "access_log off", "access_log /tmp/access.log"),)),
 }
 
@@ -100,7 +109,7 @@ def altered(image: GuestImage, setting: Setting, folder: Path) -> GuestImage:
     edits: list[Edit] = [*setting.edits]
     files: dict[str, Entry] = {}
     if setting.load.startswith("odd:"):
-        edits += [ODD_SERVICE, ODD_AWAITED]
+        edits = [ODD_SERVICE, ODD_AWAITED, *edits]
         files["bin/odd-answers"] = file_entry(_compiled(folder), executable=True)
     if setting.load == "tls":
         files["etc/tls.pem"] = file_entry(_certificate())

@@ -88,8 +88,9 @@ async def _measure(clients: Namespace, primary: DaemonProcess, setting: Setting,
     await asyncio.sleep(EVENTS_S)
     events = [event for event in primary.events if began_s <= event["t_ms"] / 1000 <= ended_s]
     diverged = ended["packets"]["diverged"] - began["packets"]["diverged"]
-    row: Row = {"seconds": ended_s - began_s, "load": load, "diverged": diverged, "state": ended["state"]}
-    return row | json.loads(said) | _told(events)
+    row: Row = {"seconds": ended_s - began_s, "load": load, "diverged": diverged, "mode": ended["packets"]["mode"]}
+    row |= json.loads(said)
+    return row | _told(events)
 
 
 async def _status(copy: DaemonProcess) -> Row:

@@ -1,6 +1,7 @@
 /* A service of the guest whose answers are, or are not, a function of what it was asked: `make bench-divergences`.
  *
- * TCP port 81, a thread for each connection. One byte asks, 16 hexadecimal digits answer:
+ * TCP port 81, a thread for each connection; with the argument `fifo` all run under SCHED_FIFO. One byte asks, 16
+ * hexadecimal digits answer:
  *   f  always the same                            s  a number of a generator seeded once, at the start
  *   k  a random number of the kernel              c  the clock, in seconds
  *   n  the next number of a counter that all connections share
@@ -11,7 +12,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <signal.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -92,12 +93,16 @@ static void *serve(void *argument)
     return NULL;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const struct sched_param priority = {.sched_priority = 10};
     int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(PORT)};
     pthread_attr_t attributes;
     pthread_t thread;
+    (void)argv;
+    if (argc > 1 && sched_setscheduler(0, SCHED_FIFO, &priority))
+        return perror("odd-answers"), 1;
     generator = kernel_random() | 1;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
