@@ -175,7 +175,7 @@ class Clients:
             await self._again(exchange, self._pace_s)
 
     async def tls(self, _: int) -> None:
-        """A handshake, the two bytes of a file, and the connection is closed."""
+        """A handshake, and the connection is closed."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 

@@ -97,6 +97,7 @@ SETTINGS = {
     "idle, timeout": Setting("idle", (("nginx.conf", "keepalive_timeout 1d", "keepalive_timeout 1s"),), connections=16),
     "downloads": Setting("downloads"),
     "downloads, Linux's defaults": Setting("downloads", LINUX_DEFAULTS),
+    "downloads, slow start": Setting("downloads", LINUX_DEFAULTS[:1]),
     "downloads, no timestamps": Setting("downloads", (("sysctl.conf", "", "net.ipv4.tcp_timestamps = 0\n"),)),
     # what runs by itself
     "redis, timers": Setting("redis", (("redis.conf", "hz 1\n", "hz 100\n"), _sysctl("vm.stat_interval", "3600", "1"))),

@@ -2,7 +2,7 @@
 
 `make bench-divergences`. Each setting of divergence_settings.py boots a protected pair anew, which is the only one that
 runs. The order turns round every other round. Rows are added to those in the file, which is written after each, so that
-many short runs make one table: `--only NAME --rounds 1`. Prints tables per minute: median (lowest - highest).
+many short runs make one table: `--only NAME --rounds 1`. Prints tables per minute: median (lowest-highest).
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from pycolo.api import Client
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.demo.processes import DaemonProcess
 from pycolo.edge.namespaces import Namespace
+from pycolo.errors import EnvironmentFault
 from pycolo.guest.builder import GuestImage, build_guest
 from upload_guests import protected
 
 REASONS = ("divergence", "policy", "late", "limit", "epoch")
 CLIENTS_S_MAX = 30.0  # beyond the time that they are told
+LOG_LINES = 8
 EVENTS_S = 0.5  # until the last events have been fetched
 
 Row = dict[str, Any]
@@ -49,7 +51,7 @@ def main() -> int:
             found.setdefault(name, []).append(row)
             print(f"{name}: {_line(row)}", file=sys.stderr)
             options.out.write_text(json.dumps(found, indent=2))
-    _show(found, Console(width=160))
+    _show(found, Console(width=180))
     return int(any(row["failed"] for rows in found.values() for row in rows))
 
 
@@ -68,8 +70,11 @@ async def _run(setting: Setting, image: GuestImage, seconds: int) -> Row:
     with tempfile.TemporaryDirectory(prefix="colo-divergences-") as name:
         folder = Path(name)
         guest = altered(image, setting, folder)
-        async with protected(guest, folder, setting.vm_toml) as (lab, primary, _):
-            return await _measure(lab.clients, primary, setting, seconds)
+        async with protected(guest, folder, setting.vm_toml) as (lab, primary, secondary):
+            try:
+                return await _measure(lab.clients, primary, setting, seconds)
+            except EnvironmentFault as gone:
+                raise SystemExit(f"{gone}\n{_last_words(primary)}\n{_last_words(secondary)}") from None
 
 
 async def _measure(clients: Namespace, primary: DaemonProcess, setting: Setting, seconds: int) -> Row:
@@ -91,6 +96,11 @@ async def _measure(clients: Namespace, primary: DaemonProcess, setting: Setting,
     row: Row = {"seconds": ended_s - began_s, "load": load, "diverged": diverged, "mode": ended["packets"]["mode"]}
     row |= json.loads(said)
     return row | _told(events)
+
+
+def _last_words(copy: DaemonProcess) -> str:
+    """Why a copy ended is in its log."""
+    return "\n".join((copy.state_dir / "daemon.log").read_text(errors="replace").splitlines()[-LOG_LINES:])
 
 
 async def _status(copy: DaemonProcess) -> Row:
@@ -125,7 +135,7 @@ def _line(row: Row) -> str:
 
 
 def _show(found: dict[str, list[Row]], console: Console) -> None:
-    table = Table(title="Per minute: median (lowest - highest)")
+    table = Table(title="Per minute: median (lowest-highest)")
     for heading in ("", "rounds", "diverged", *REASONS, "answers/s", "paused %", "pages"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name in [name for name in SETTINGS if name in found]:
@@ -148,7 +158,8 @@ def _per_minute(row: Row, count: int) -> float:
 def _spread(values: list[float]) -> str:
     if not any(values):
         return "0"
-    return f"{statistics.median(values):.0f} ({min(values):.0f} - {max(values):.0f})"
+    span = f" ({min(values):.0f}-{max(values):.0f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.0f}{span}"
 
 
 if __name__ == "__main__":

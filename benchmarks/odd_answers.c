@@ -5,7 +5,7 @@
  *   f  always the same                            s  a number of a generator seeded once, at the start
  *   k  a random number of the kernel              c  the clock, in seconds
  *   n  the next number of a counter that all connections share
- *   m  the clock, in nanoseconds                  o  as f, after a connection opened from here to the client's port 9100
+ *   m  the clock, in nanoseconds                  o  as f, after a connection opened to the client's port 9100
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
