@@ -13,7 +13,7 @@ TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-l
 
 .PHONY: help
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: packages
 packages:
@@ -83,6 +83,10 @@ bench-upload: setup ## Bulk data into a guest and out: unprotected, ours, QEMU's
 bench-tap: setup ## A frame from wire to network card: bridge, agents, QEMU's COLO filters (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/tap_to_tap.py $(ARGS)
 
+.PHONY: bench-divergences
+bench-divergences: setup ## How often two copies differ under load, and which settings of a guest help (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/divergences.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json src/*.egg-info

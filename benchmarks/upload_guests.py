@@ -94,14 +94,23 @@ async def solo(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
 @contextlib.asynccontextmanager
 async def pair(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
     """Our protected pair, with TLS between the hosts, as anybody gets it."""
+    async with protected(image, folder) as (lab, primary, secondary):
+        yield _ours(lab, primary, secondary)
+
+
+@contextlib.asynccontextmanager
+async def protected(
+    image: GuestImage, folder: Path, vm_toml: str = ""
+) -> AsyncIterator[tuple[Lab, DaemonProcess, DaemonProcess]]:
+    """The two copies of a pair after the first checkpoint; `vm_toml` is what vm.toml has besides."""
     async with AsyncExitStack() as stack:
         lab = _lab(stack)
-        primary = await _primary(stack, lab, image, folder)
-        secondary = await _copy(stack, lab, Role.SECONDARY, image, folder)
+        primary = await _primary(stack, lab, image, folder, vm_toml)
+        secondary = await _copy(stack, lab, Role.SECONDARY, image, folder, vm_toml)
         await secondary.wait_for(lambda: secondary.first("loaded"), WAIT_S_MAX, "the first sync")
         await primary.wait_for(lambda: primary.first("checkpoint"), WAIT_S_MAX, "the first checkpoint")
         await until("the secondary's status", lambda: "pids" in secondary.status)
-        yield _ours(lab, primary, secondary)
+        yield lab, primary, secondary
 
 
 def _ours(lab: Lab, *copies: DaemonProcess) -> Guest:
@@ -115,17 +124,21 @@ def _ours(lab: Lab, *copies: DaemonProcess) -> Guest:
     return Guest(lab.clients, pids, checkpoints)
 
 
-async def _primary(stack: AsyncExitStack, lab: Lab, image: GuestImage, folder: Path) -> DaemonProcess:
+async def _primary(
+    stack: AsyncExitStack, lab: Lab, image: GuestImage, folder: Path, vm_toml: str = ""
+) -> DaemonProcess:
     make_pki(folder / "pki")
     (folder / "arbiter").mkdir()
-    primary = await _copy(stack, lab, Role.PRIMARY, image, folder)
+    primary = await _copy(stack, lab, Role.PRIMARY, image, folder, vm_toml)
     console = primary.state_dir / "console.log"
     await primary.wait_for(lambda: console_says(console, READY_LINE), WAIT_S_MAX, "the guest's boot")
     await until("the primary's status", lambda: "pids" in primary.status)
     return primary
 
 
-async def _copy(stack: AsyncExitStack, lab: Lab, role: Role, image: GuestImage, folder: Path) -> DaemonProcess:
+async def _copy(
+    stack: AsyncExitStack, lab: Lab, role: Role, image: GuestImage, folder: Path, more: str
+) -> DaemonProcess:
     name = HOSTS[0 if role is Role.PRIMARY else 1]
     state_dir, host_toml, vm_toml = folder / name, folder / f"{name}.toml", folder / f"vm-{name}.toml"
     host_toml.write_text(lab.copy_toml(name, state_dir, file_arbiter(folder / "arbiter"), folder, folder / "pki"))
@@ -138,7 +151,7 @@ async def _copy(stack: AsyncExitStack, lab: Lab, role: Role, image: GuestImage, 
         "initrd": str(image.initrd),
         "append": image.command_line(f"{GUEST_ADDRESS}/24"),
     }
-    vm_toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in vm.items()))
+    vm_toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in vm.items()) + more)
     copy = await DaemonProcess.start(lab.hosts[name], role, host_toml, vm_toml, state_dir, outlives_us=False)
     stack.push_async_callback(_end, copy)
     return copy
