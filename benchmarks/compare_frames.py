@@ -25,6 +25,7 @@ Matrix = npt.NDArray[np.uint8]
 LENGTH_BYTES = 4
 IP_AT, TCP_AT, PAYLOAD_AT = 14, 34, 66  # in the frame; the TCP header has timestamps, as between Linux machines
 SYN_ACK, ACK, PUSH_ACK = 0x12, 0x10, 0x18
+SCALE_14 = np.array([3, 3, 14, 1], np.uint8)  # windows of 8 MB: nothing is beyond them
 CLIENTS_PER_ADDRESS = 16
 ACK_EVERY = 8  # segments of a flow for each acknowledgement; a client behind GRO acknowledges about as seldom
 GUEST_ADDRESS, GUEST_PORT = 0x0A000002, 8080
@@ -79,7 +80,7 @@ def make_traffic(case: Case, count: int, seed: int = 1) -> Traffic:
     opening, data = (
         [_from_guest(copy, *numbers) for copy in (PVM, SVM)]
         for numbers in (
-            (opened, isn, client_isn + np.uint32(1), SYN_ACK, np.empty((case.flows, 0), np.uint8)),
+            (opened, isn, client_isn + np.uint32(1), SYN_ACK, np.tile(SCALE_14, (case.flows, 1))),
             (flow, seq, client_isn[flow] + np.uint32(1), PUSH_ACK, payload),
         )
     )
@@ -159,7 +160,8 @@ def _frames(
         _put(frames, TCP_AT + 2 * at, 2, port)
     _put(frames, TCP_AT + 4, 4, seq)
     _put(frames, TCP_AT + 8, 4, ack)
-    frames[:, TCP_AT + 12 : TCP_AT + 16] = 0x80, flags, 1, 0xF4  # 32 bytes of header, a window
+    header = 0x90 if flags == SYN_ACK else 0x80  # a SYN-ACK's payload is options too
+    frames[:, TCP_AT + 12 : TCP_AT + 16] = header, flags, 1, 0xF4  # and a window
     frames[:, TCP_AT + 20 : TCP_AT + 24] = 1, 1, 8, 10
     _put(frames, TCP_AT + 24, 4, copy.stamp + numbers)
     _put(frames, TCP_AT + 28, 4, CLIENT.stamp + numbers)
