@@ -19,9 +19,9 @@ from pathlib import Path
 
 from compare_engines import ENGINES, Engine
 from compare_frames import Case, make_traffic, split_rows
+from pycolo.core import engines
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import pack, unpack
-from pycolo.core.secondary import SecondaryDataplane
 
 BATCH = 64
 STEP_S_MAX = 600
@@ -84,7 +84,7 @@ def primary(name: str, flows: int) -> dict[str, float]:
 def secondary(flows: int) -> dict[str, float]:
     """The figures of the secondary's table."""
     traffic = make_traffic(Case(64, flows), flows)
-    plane = SecondaryDataplane(DataplaneLimits(flows_max=flows))
+    plane = engines.secondary_dataplane(DataplaneLimits(flows_max=flows), seed=1)
     opening = split_rows(traffic.opening[1])
     hellos = [_hello(frame) for frame in opening]
     before = _resident_bytes()
