@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from compare_frames import Traffic, split_rows
 from pycolo.core.dataplane import PrimaryDataplane
-from pycolo.core.engines import COMPILED, whole_bytes
+from pycolo.core.engines import COMPILED
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import Packed, pack, unpack
+from pycolo.edge.frames_io import measure
 
 BATCH_FRAMES = 64  # as in the agent
 READ_BYTES = 1 << 18
@@ -134,7 +135,7 @@ def serve(
                 del lanes[number]
                 continue
             length = filled[number] + arrived
-            end = whole_bytes(content[:length])
+            end, _ = measure(content[:length], 0, length)
             released = take(content[:end])
             room[: length - end] = content[end:length]
             filled[number] = length - end

@@ -13,6 +13,7 @@ from pycolo.core.receive_windows import ReceiveWindows, Windows
 hot_windows = pytest.importorskip("pycolo.core.hot_windows")
 
 SCALES = [b"", b"\x03\x03\x00\x01", b"\x03\x03\x02\x01", b"\x03\x03\xff\x01"]
+TAGS = [b"", b"", b"\x81\x00\x00\x05", b"\x88\xa8\x00\x06\x81\x00\x00\x05"]
 CONNECTIONS = [Connection(client_port=port, client_isn=isn) for port, isn in ((1, 70_000), (2, 2**32 - 900), (3, 5))]
 
 
@@ -23,12 +24,16 @@ def frames(draw: st.DrawFn) -> tuple[bool, bytes]:
     flags = draw(st.sampled_from([A] * 8 + [A | P, A | F, S | A, S, R, R | A]))
     options = draw(st.sampled_from(SCALES)) if flags & S else draw(st.sampled_from([b"", stamps(1, 2)]))
     place, length = draw(st.integers(0, 1500)), draw(st.sampled_from([0, 1, 50, 300]))
+    place += draw(st.sampled_from([0, 0, 0, 0, 0, 70_000, 1 << 30]))
+    tags = draw(st.sampled_from(TAGS))
     if draw(st.integers(0, 15)) == 0:
         return out, udp(b"something else", inbound=not out)
     if out:
         frame = connection.out(1, place, flags, options=options)
-        return True, frame[:48] + draw(st.sampled_from([0, 50, 100, 400])).to_bytes(2) + frame[50:]
-    return False, connection.back(place, 1, flags, bytes(length), options)
+        frame = frame[:48] + draw(st.sampled_from([0, 50, 100, 400])).to_bytes(2) + frame[50:]
+    else:
+        frame = connection.back(place, 1, flags, bytes(length), options)
+    return out, frame[:12] + tags + frame[12:]
 
 
 steps = st.lists(

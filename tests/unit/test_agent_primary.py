@@ -12,6 +12,7 @@ from tcp_frames import arp, udp
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import FROZEN_S, UNUSED_MS_MAX, PrimarySide
+from pycolo.agent.side import BATCH_FRAMES_MAX
 from pycolo.core import wire
 from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.compare_policy import CHECKPOINT, Policy, Rule
@@ -333,6 +334,30 @@ def test_a_frozen_agent_keeps_the_rest_of_a_batch_as_the_guest_said_it(
     host.side.leave_pair()
     assert host.side.go_solo() == 3
     assert host.tap.heard() == [one * 2 for one in said[2:]]
+
+
+class Slow(Doubling):
+    """Takes so long for each batch that all of them together are late."""
+
+    def outbound_packed(self, packed: Packed) -> Packed:
+        time.sleep(FROZEN_S / 3)
+        return super().outbound_packed(packed)
+
+
+def test_what_takes_long_to_translate_leaves_in_parts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing would leave, and there would be more to translate the next time."""
+    said = [udp(b"%d" % number) for number in range(6 * BATCH_FRAMES_MAX)]
+    monkeypatch.setattr(host.side.cards[0], "chain", Slow())
+    for start in range(0, len(said), BATCH_FRAMES_MAX):
+        host.pvm(*said[start : start + BATCH_FRAMES_MAX])
+        host.turn()
+    host.seal(2, 1.0)
+    host.side.commit(2, 2.0)
+    heard = host.tap.heard()
+    assert BATCH_FRAMES_MAX <= len(heard) < len(said)
+    host.side.leave_pair()
+    host.side.go_solo()
+    assert heard + host.tap.heard() == [one * 2 for one in said]
 
 
 def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,12 @@ def test_old_ones_are_forgotten_and_the_number_is_bounded(heard: Overheard) -> N
     assert missed[-1] == frame(b"%d" % (FRAMES_MAX + 9))
 
 
+def test_what_is_missed_is_bounded_too(heard: Overheard) -> None:
+    for _ in range(3):
+        heard.overhear(pack([frame(b"again and again")] * (FRAMES_MAX // 2)), 0.0)
+    assert heard.missed(0.0).count == FRAMES_MAX
+
+
 @pytest.mark.skipif(not engines.COMPILED, reason="nothing could be compiled here")
 @settings(max_examples=300, deadline=None)
 @given(
@@ -77,3 +83,23 @@ def test_both_accounts_are_alike(script: list[tuple[list[bytes], int, int, bytes
         if number % 7 == 6:
             assert twin.missed(now_ms) == hot.missed(now_ms)
     assert twin.missed(now_ms) == hot.missed(now_ms)
+
+
+@pytest.mark.skipif(not engines.COMPILED, reason="nothing could be compiled here")
+def test_frames_that_differ_in_few_bits_have_accounts_of_their_own() -> None:
+    from pycolo.core._hot import HotAccounts
+
+    hot, base = HotAccounts(1 << 16, 1000.0, 7), bytes(range(128))
+    places = range(0, 8 * len(base), 31)
+    frames = {base}
+    for one in places:
+        for other in places:
+            changed = int.from_bytes(base) ^ (1 << one) ^ (1 << other if other != one else 0)
+            frames.add(changed.to_bytes(len(base)))
+    for word in (7, 15, 79):  # the highest bits of words that are multiplied one after the other
+        flipped = bytearray(base)
+        for place in (word, word + 32, word + 28):
+            flipped[place] ^= 0x80
+        frames.add(bytes(flipped))
+    hot.book(pack(frames), 1, 0.0, b"")
+    assert len(hot) == len(frames)

@@ -9,7 +9,7 @@ from tcp_frames import A, Connection, F, R, S, udp
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import distance, parse_tcp
-from pycolo.core.receive_windows import PARKED_BYTES_MAX, ReceiveWindows, Windows
+from pycolo.core.receive_windows import PARKED_BYTES_MAX, PARKED_FRAMES_MAX, ReceiveWindows, Windows
 from pycolo.core.secondary import SecondaryDataplane
 
 SCALE_7 = b"\x03\x03\x07\x01"
@@ -72,6 +72,26 @@ def test_an_acknowledgement_or_a_fin_beyond_the_window_waits_in_its_place() -> N
     assert svm(windows, EDGE, 2) == [data, acknowledgement, fin]
 
 
+def test_what_waits_is_fed_in_the_order_of_the_stream() -> None:
+    windows = opened()
+    third, _ = client(windows, EDGE + 200, 100)
+    first, _ = client(windows, EDGE, 100)
+    second, _ = client(windows, EDGE + 100, 100)
+    repeated, _ = client(windows, EDGE + 100, 100)
+    assert svm(windows, EDGE, 2) == [first, second, repeated]
+    assert svm(windows, EDGE, 3) == [third]
+
+
+def test_a_forged_segment_keeps_nothing_waiting() -> None:
+    windows = opened()
+    assert client(windows, EDGE + (1 << 30), 100)[1], "no window is so large"
+    _, fed = client(windows, EDGE + 60_000, 100)
+    assert not fed
+    genuine, fed = client(windows, EDGE, 100)
+    assert not fed
+    assert svm(windows, EDGE, 1) == [genuine]
+
+
 def test_windows_are_not_scaled_unless_both_sides_offer_it() -> None:
     assert client(opened(b""), 1, EDGE - 1)[1]
     assert not client(opened(b""), EDGE, 1)[1]
@@ -121,13 +141,22 @@ def test_a_reset_or_another_opening_frees_what_waits() -> None:
     assert svm(windows, 1, 10, S | A, SCALE_7) == [waits]
 
 
-def test_what_waits_is_bounded() -> None:
-    windows, waiting = opened(), 0
-    while not client(windows, EDGE + waiting, 60_000)[1]:
-        waiting += 60_000
-        assert waiting <= PARKED_BYTES_MAX
-    assert waiting > PARKED_BYTES_MAX * 0.9
-    assert len(svm(windows, EDGE + waiting, 1)) == waiting // 60_000
+def test_what_waits_is_bounded_together() -> None:
+    windows, waiting = made(), 0
+    for port in range(4):
+        connection = Connection(client_port=port)
+        opening = windowed(connection.syn_ack(SCALE_7), 65_535), windowed(connection.out(1, 1), 0)
+        windows.svm_packed(pack(opening))
+        frames = [connection.back(1 + 60_000 * n, 1, A, bytes(60_000)) for n in range(100)]
+        waiting += len(frames) - len(windows.client_frames(frames))
+    assert PARKED_BYTES_MAX - 60_200 < waiting * 60_154 < PARKED_BYTES_MAX + 60_200
+
+
+def test_what_waits_for_one_connection_is_bounded() -> None:
+    windows = opened()
+    assert not any(client(windows, EDGE, 1)[1] for _ in range(PARKED_FRAMES_MAX))
+    assert client(windows, EDGE, 1)[1]
+    assert len(svm(windows, EDGE, 1)) == PARKED_FRAMES_MAX
 
 
 def test_the_table_is_bounded() -> None:
@@ -180,5 +209,10 @@ def test_each_frame_is_fed_once_in_order_and_never_beyond_a_known_window(script:
         segment = parse_tcp(frame)
         assert segment is not None
         assert distance(segment[1] + segment[6] - segment[5], CONNECTION.client_isn + known) <= 0
-    left = iter(sent)
-    assert all(frame in left for frame in waited), "in the order in which they came"
+    assert waited == sorted(waited, key=_end)
+
+
+def _end(frame: bytes) -> int:
+    segment = parse_tcp(frame)
+    assert segment is not None
+    return segment[1] + segment[6] - segment[5]

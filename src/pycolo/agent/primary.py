@@ -33,7 +33,7 @@ from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import WrongState
 
 DIVERGENCES_MAX = 8  # told with one request for a checkpoint
-FROZEN_S = 0.2  # no batch takes so long to be sent
+FROZEN_S = 0.2  # what is released at a time is sent by then, or some of it is; the rest comes next time
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
 KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
@@ -64,12 +64,16 @@ class PrimaryCard(Card):
 
         What is behind it may be said again later: to the translation it is as if the guest had repeated it.
         """
-        said = self.chain.outbound_packed(packed)
-        at, _ = self.tap.send(said, deadline_s)
-        if at == len(said):
-            return len(packed)
-        _, count = measure(said[:at], 0, at)  # translated one for one
-        return measure(packed, 0, count)[0]
+        at = 0
+        while at < len(packed):  # a part at a time: the clock must not run while all the others are being translated
+            end, _ = measure(packed, at, BATCH_FRAMES_MAX)
+            said = self.chain.outbound_packed(packed[at:end])
+            reached, _ = self.tap.send(said, deadline_s)
+            if reached < len(said):
+                _, count = measure(said[:reached], 0, BATCH_FRAMES_MAX)  # translated one for one
+                return measure(packed, at, count)[0]
+            at = end
+        return at
 
     # ---- the guest may have a card that it does not use: nobody ever takes the frames that are fed to it
 

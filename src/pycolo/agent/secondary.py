@@ -98,7 +98,7 @@ class SecondarySide(Side):
         first_no = card.put_out(batch)
         if self.channel is not None:
             self.channel.send_frames(number, self._epoch, first_no, batch)
-        card.feed(card.dataplane.take_freed())
+        self._feed_packed(card, card.dataplane.take_freed())
 
     def on_channel(self, now_ms: float) -> None:
         for message in self.open_channel().receive():
@@ -180,6 +180,11 @@ class SecondarySide(Side):
             self._feed(card, batch)
 
     def _feed(self, card: SecondaryCard, batch: Batch) -> None:
-        if card.feed(card.dataplane.client_packed(batch.packed)) and not self._asked:
+        self._feed_packed(card, card.dataplane.client_packed(batch.packed))
+        self._feed_packed(card, card.dataplane.take_freed())
+
+    def _feed_packed(self, card: SecondaryCard, packed: Packed) -> None:
+        """What the SVM does not get here it has to get by another checkpoint."""
+        if packed and card.feed(packed) and not self._asked:
             self._asked = True
             self.notify(protocol.Wanted("replay"))

@@ -4,8 +4,6 @@ from typing import Any
 Numbers = tuple[int, bool, int, int, int, int, int, int, bool, int, bool, int]
 Held = tuple[int, float, bytes, int, int, int, int, int, int]
 
-def whole_bytes(packed: bytes | bytearray | memoryview) -> int: ...
-
 class HotFlows:
     epoch: int
     awaiting_commit: bool

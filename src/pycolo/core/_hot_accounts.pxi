@@ -11,31 +11,40 @@ cdef struct Account:
     uint8_t* frame  # what it is as long as `count` is positive
 
 
-cdef inline uint64_t _mixed(uint64_t a, uint64_t b) noexcept nogil:
-    a = (a ^ b) * <uint64_t>0x9E3779B97F4A7C15
-    return a ^ (a >> 32)
+cdef extern from *:
+    """
+    static inline uint64_t folded(uint64_t a, uint64_t b) {
+        unsigned __int128 product = (unsigned __int128)a * b;
+        return (uint64_t)product ^ (uint64_t)(product >> 64);
+    }
+    """
+    uint64_t folded(uint64_t a, uint64_t b) nogil
 
 
 cdef uint64_t hash_of_frame(const uint8_t* frame, uint32_t length, uint64_t seed) noexcept nogil:
-    """Keyed; four words at a time, as each multiplication has to wait for the one before it."""
+    """Four words at a time, as each multiplication has to wait for the one before it; keyed by what each word is
+    multiplied with, which nobody else knows.
+    """
+    cdef uint64_t secret = folded(seed ^ <uint64_t>0x9E3779B97F4A7C15, <uint64_t>0xBF58476D1CE4E5B9) | 1
+    cdef uint64_t other = folded(seed ^ <uint64_t>0x94D049BB133111EB, <uint64_t>0x9E3779B97F4A7C15) | 1
     cdef uint64_t a = seed ^ length
-    cdef uint64_t b = seed + 1
+    cdef uint64_t b = other
     cdef uint64_t c = ~seed
-    cdef uint64_t d = seed ^ <uint64_t>0xBF58476D1CE4E5B9
+    cdef uint64_t d = secret
     cdef uint64_t[4] words
     cdef uint32_t at = 0
-    while at + 32 <= length:
-        memcpy(words, frame + at, 32)
-        a, b, c, d = _mixed(a, words[0]), _mixed(b, words[1]), _mixed(c, words[2]), _mixed(d, words[3])
+    while True:
+        memset(words, 0, 32)
+        memcpy(words, frame + at, 32 if at + 32 <= length else length - at)
+        a, b = folded(a ^ words[0], secret), folded(b ^ words[1], other)
+        c, d = folded(c ^ words[2], secret), folded(d ^ words[3], other)
         at += 32
-    memset(words, 0, 32)
-    memcpy(words, frame + at, length - at)
-    a, b, c, d = _mixed(a, words[0]), _mixed(b, words[1]), _mixed(c, words[2]), _mixed(d, words[3])
-    return _mixed(_mixed(_mixed(a, b), c), d)
+        if at >= length:
+            return folded(folded(folded(a ^ b, secret) ^ c, other) ^ d, secret)
 
 
 cdef class HotAccounts:
-    """As `overheard.Accounts`. `seed` is random: nobody can make two frames look alike."""
+    """As `overheard.Accounts`. `seed` is random, so that nobody knows which frames look alike."""
 
     cdef Account** _table
     cdef size_t _size
@@ -148,9 +157,10 @@ cdef class HotAccounts:
         frames = []
         self._forget_old(now_ms)
         account = self._oldest
-        while account != NULL:
+        while account != NULL and <size_t>len(frames) < self._frames_max:
             if account.count > 0:
-                frames.extend([(<char*>account.frame)[:account.length]] * account.count)
+                count = min(account.count, self._frames_max - <size_t>len(frames))
+                frames.extend([(<char*>account.frame)[:account.length]] * count)
             account = account.behind
         while self._oldest != NULL:
             self._close(self._oldest)

@@ -81,17 +81,3 @@ cdef uint64_t hash_of(const uint8_t* key, uint32_t length, uint64_t seed) noexce
         mixed ^= mixed >> 29
     mixed = (mixed ^ seed) * <uint64_t>0xBF58476D1CE4E5B9
     return mixed ^ (mixed >> 32)
-
-
-def whole_bytes(const uint8_t[::1] packed):
-    """As `packed.whole_bytes`."""
-    cdef size_t size = packed.shape[0]
-    cdef size_t at = 0
-    cdef uint32_t length
-    with nogil:
-        while at + PREFIX <= size:
-            length = be32(&packed[at])
-            if length > FRAME_MAX or at + PREFIX + length > size:
-                break
-            at += PREFIX + length
-    return at

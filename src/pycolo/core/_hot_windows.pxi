@@ -2,9 +2,12 @@
 
 cdef enum:
     PARKED_OVERHEAD = 100  # as in `receive_windows`
+    PARKED_MAX = 4096
+    WINDOW_FIELD_MAX = 65535
 
 cdef struct Parked:
     Parked* next
+    Parked* before
     uint32_t ends
     uint32_t length
     uint8_t frame[0]
@@ -13,14 +16,15 @@ cdef struct Window:
     Window* chain
     Window* older
     Window* newer
-    Window* next_waiting
-    Parked* first
+    Window* waiting_before  # among those for which something waits
+    Window* waiting_behind
+    Parked* first  # by where they end
     Parked* last
     uint64_t hashed
     uint64_t loads
     uint32_t edge
+    uint32_t parked
     uint8_t has_edge
-    uint8_t waits
     uint8_t scale
     uint8_t key_length
     uint8_t key[KEY_BYTES]
@@ -38,7 +42,7 @@ cdef class HotWindows:
     cdef int64_t _parked_bytes_max
     cdef Window* _oldest
     cdef Window* _newest
-    cdef Window* _waiting  # those for which something waits, or did
+    cdef Window* _waiting  # those for which something waits
     cdef uint64_t _loads
     cdef Buffer _out
     cdef Buffer _freed
@@ -75,27 +79,41 @@ cdef class HotWindows:
 
     cdef Window* _by_key(self, bytes key):
         cdef const uint8_t* text = key
-        return NULL if len(key) > KEY_BYTES else self._find(text, <uint32_t>len(key))
+        cdef uint8_t[KEY_BYTES] padded  # as in the table: hashing takes four bytes at a time
+        if len(key) > KEY_BYTES:
+            return NULL
+        memset(padded, 0, KEY_BYTES)
+        memcpy(padded, text, len(key))
+        return self._find(padded, <uint32_t>len(key))
+
+    cdef void _take_first(self, Window* window) noexcept nogil:
+        """The first of what waits is gone."""
+        cdef Parked* parked = window.first
+        window.first = parked.next
+        window.parked -= 1
+        self._parked_bytes -= parked.length + PARKED_OVERHEAD
+        free(parked)
+        if window.first != NULL:
+            window.first.before = NULL
+            return
+        window.last = NULL
+        if window.waiting_before != NULL:
+            window.waiting_before.waiting_behind = window.waiting_behind
+        else:
+            self._waiting = window.waiting_behind
+        if window.waiting_behind != NULL:
+            window.waiting_behind.waiting_before = window.waiting_before
 
     cdef void _clear(self, Window* window) noexcept nogil:
-        """What waits is gone."""
-        cdef Parked* parked
+        """All of it is gone."""
         while window.first != NULL:
-            parked = window.first
-            window.first = parked.next
-            self._parked_bytes -= parked.length + PARKED_OVERHEAD
-            free(parked)
+            self._take_first(window)
 
     cdef void _forget(self, Window* window) noexcept nogil:
         cdef Window** place = &self._table[window.hashed & (self._size - 1)]
         while place[0] != window:
             place = &place[0].chain
         place[0] = window.chain
-        if window.waits:
-            place = &self._waiting
-            while place[0] != window:
-                place = &place[0].next_waiting
-            place[0] = window.next_waiting
         if window.older != NULL:
             window.older.newer = window.newer
         else:
@@ -120,9 +138,7 @@ cdef class HotWindows:
                 break
             if not put(&self._freed, parked.frame, parked.length):
                 return False
-            window.first = parked.next
-            self._parked_bytes -= parked.length + PARKED_OVERHEAD
-            free(parked)
+            self._take_first(window)
         return True
 
     def open(self, bytes key, uint8_t scale):
@@ -171,12 +187,8 @@ cdef class HotWindows:
             self._drop(self._oldest)
 
     def loaded(self):
-        cdef Window* window
         while self._waiting != NULL:
-            window = self._waiting
-            self._waiting = window.next_waiting
-            window.waits = False
-            self._clear(window)
+            self._clear(self._waiting)
         self._freed.length = 0
         self._loads += 1
 
@@ -200,22 +212,38 @@ cdef class HotWindows:
             raise MemoryError
 
     cdef bint _takes(self, Window* window, uint32_t ends) noexcept nogil:
-        return window == NULL or not self._is_beyond(window, ends) or self._parked_bytes >= self._parked_bytes_max
+        if window == NULL or not self._is_beyond(window, ends):
+            return True
+        if distance(ends, window.edge) > <int32_t>(<uint32_t>WINDOW_FIELD_MAX << window.scale):
+            return True
+        return window.parked >= PARKED_MAX or self._parked_bytes >= self._parked_bytes_max
 
     cdef bint _park(self, Window* window, uint32_t ends, const uint8_t* frame, uint32_t length) noexcept nogil:
+        cdef Parked* behind = window.last
         cdef Parked* parked = <Parked*>malloc(sizeof(Parked) + length)
         if parked == NULL:
             return False
-        parked.next, parked.ends, parked.length = NULL, ends, length
+        parked.ends, parked.length = ends, length
         memcpy(parked.frame, frame, length)
         if window.first == NULL:
+            window.waiting_before, window.waiting_behind = NULL, self._waiting
+            if self._waiting != NULL:
+                self._waiting.waiting_before = window
+            self._waiting = window
+        while behind != NULL and distance(behind.ends, ends) > 0:
+            behind = behind.before
+        parked.before = behind
+        if behind == NULL:
+            parked.next = window.first
             window.first = parked
         else:
-            window.last.next = parked
-        window.last = parked
-        if not window.waits:
-            window.waits, window.next_waiting = True, self._waiting
-            self._waiting = window
+            parked.next = behind.next
+            behind.next = parked
+        if parked.next == NULL:
+            window.last = parked
+        else:
+            parked.next.before = parked
+        window.parked += 1
         self._parked_bytes += length + PARKED_OVERHEAD
         return True
 

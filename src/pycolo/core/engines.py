@@ -9,17 +9,15 @@ from pycolo.core.overheard import AGE_MS_MAX, FRAMES_MAX, Accounts, Overheard
 from pycolo.core.secondary import SecondaryDataplane
 
 try:
-    from pycolo.core._hot import HotAccounts, whole_bytes
+    from pycolo.core._hot import HotAccounts
     from pycolo.core.hot_dataplane import HotDataplane
     from pycolo.core.hot_secondary import HotSecondary
 
     COMPILED = True
 except ImportError:
-    from pycolo.core.packed import whole_bytes
-
     COMPILED = False
 
-__all__ = ["COMPILED", "NAME", "overheard", "primary_dataplane", "secondary_dataplane", "whole_bytes"]
+__all__ = ["COMPILED", "NAME", "overheard", "primary_dataplane", "secondary_dataplane"]
 
 NAME = "compiled" if COMPILED else "python"
 

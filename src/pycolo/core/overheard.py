@@ -9,6 +9,7 @@ remembered is bounded in number and age.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Protocol
 
 from pycolo.core.packed import Batch, Packed, batch_of, unpack
@@ -24,7 +25,7 @@ class FrameAccounts(Protocol):
         """Each of these frames once, except those from the MAC address `but_from`; then forget the old ones."""
 
     def missed(self, now_ms: float) -> list[bytes]:
-        """Frames with something on their account, as often as that says, in order; all is forgotten."""
+        """Frames with something on their account, as often as it says, in order, bounded; then all is forgotten."""
 
 
 class Accounts:
@@ -51,9 +52,10 @@ class Accounts:
     def missed(self, now_ms: float) -> list[bytes]:
         """See `FrameAccounts`."""
         self._forget_old(now_ms)
-        missed = [frame for _, count, frame in self._accounts.values() for _ in range(count)]
+        missed = (frame for _, count, frame in self._accounts.values() for _ in range(count))
+        first = list(islice(missed, self._frames_max))
         self._accounts.clear()
-        return missed
+        return first
 
     def _forget_old(self, now_ms: float) -> None:
         """All in one go: to find its first entry a dictionary looks at all the places that have become empty."""

@@ -53,11 +53,6 @@ def pack(frames: Iterable[bytes]) -> bytes:
     return b"".join([part for frame in frames for part in (_PREFIX.pack(len(frame)), frame)])
 
 
-def whole_bytes(packed: bytes | bytearray | memoryview) -> int:
-    """How many bytes at the beginning are whole frames."""
-    return measure(packed, 0, len(packed))[0]
-
-
 def frame_at(packed: Packed, at: int) -> tuple[bytes, int]:
     """The frame at this place, which is whole, and the next one's place."""
     start = at + PREFIX_BYTES

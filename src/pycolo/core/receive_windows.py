@@ -6,8 +6,9 @@ nothing that acknowledges it could be released. So the secondary's agent keeps t
 (RFC 9293, 3.8.6): nobody else has to know.
 
 Guarantees
-* What waits for one connection is fed in the order in which it came, and each frame once.
-* What waits is bounded; beyond that, and wherever the window is not known for sure, frames pass as they came.
+* What waits for one connection is fed in the order of its stream, and each frame once.
+* What waits is bounded, for each connection and together; beyond that, and wherever the window is not known for sure,
+  frames pass as they came. A forged one that is beyond any window passes too, and keeps nothing else waiting.
 * Nobody has an acknowledgement of what waits, as the SVM has not acknowledged it: a takeover may drop it.
 
 The scale of a window (RFC 7323, 2) is known from the opening alone, so scales outlive checkpoints: equal openings have
@@ -36,8 +37,10 @@ from pycolo.core.packet import (
 )
 
 PARKED_BYTES_MAX = 16 << 20
+PARKED_FRAMES_MAX = 4096  # of one connection
 PARKED_OVERHEAD_BYTES = 100  # of each frame, so that small ones are bounded as well
 _SCALE_MAX = 14  # RFC 7323, 2.3
+_FIELD_MAX = 65535
 
 
 class WindowTable(Protocol):
@@ -75,7 +78,7 @@ class _Window:
         self.scale = scale
         self.edge: int | None = None  # the first of the client's sequence numbers that the SVM does not take
         self.loads = 0  # how often the SVM had been loaded when it said so
-        self.parked: deque[tuple[int, bytes]] = deque()  # where it ends, frame
+        self.parked: deque[tuple[int, bytes]] = deque()  # where it ends, frame; in this order
 
 
 class Windows:
@@ -123,15 +126,24 @@ class Windows:
     def admits(self, key: bytes, ends: int, frame: bytes) -> bool:
         """See `WindowTable`."""
         window = self._windows.get(key)
-        if window is None or self._takes(window, ends) or self._parked_bytes >= self._parked_bytes_max:
+        if window is None or self._takes(window, ends) or self._has_no_room(window, ends):
             return True
-        window.parked.append((ends, frame))
+        place = len(window.parked)
+        while place and distance(window.parked[place - 1][0], ends) > 0:
+            place -= 1
+        window.parked.insert(place, (ends, frame))
         self._waiting[window] = None
         self._parked_bytes += len(frame) + PARKED_OVERHEAD_BYTES
         return False
 
     def _takes(self, window: _Window, end: int) -> bool:
         return window.edge is None or window.loads != self._loads or distance(end, window.edge) <= 0
+
+    def _has_no_room(self, window: _Window, ends: int) -> bool:
+        assert window.edge is not None
+        if distance(ends, window.edge) > _FIELD_MAX << window.scale:
+            return True  # the PVM's window, of the same scale, can't be so large either
+        return len(window.parked) >= PARKED_FRAMES_MAX or self._parked_bytes >= self._parked_bytes_max
 
     def _free(self, window: _Window) -> None:
         while window.parked and self._takes(window, window.parked[0][0]):

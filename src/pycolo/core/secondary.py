@@ -10,7 +10,7 @@ Guarantees
   reached the client (within the limits; the oldest goes first). What is sent twice a client sees as a retransmission.
   A segment that the guest itself has cut in pieces is kept in its pieces.
 * Before the takeover nothing here reaches a client.
-* Client frames come out in the order of their connection, each once.
+* A client frame comes out at once, or when the SVM's window is open for it, or never if a checkpoint comes before that.
 """
 
 from __future__ import annotations
