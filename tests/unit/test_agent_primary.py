@@ -8,7 +8,6 @@ from dataclasses import replace
 import msgspec
 import pytest
 from agent_parts import Peer, Place, comparing
-from tcp_frames import arp, udp
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import FROZEN_S, UNUSED_MS_MAX, PrimarySide
@@ -24,6 +23,7 @@ from pycolo.core.tolerance_rules import Tolerances
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
+from tcp_frames import arp, udp
 
 
 class Host:
