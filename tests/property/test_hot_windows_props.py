@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tcp_frames import A, Connection, F, P, R, S, stamps, udp
 
 from pycolo.core.packed import pack, unpack
 from pycolo.core.receive_windows import ReceiveWindows, Windows
+from tcp_frames import A, Connection, F, P, R, S, stamps, udp
 
 hot_windows = pytest.importorskip("pycolo.core.hot_windows")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-from tcp_frames import GUEST_MAC
-
 from pycolo.agent.side import Card
 from pycolo.core import wire
 from pycolo.core.adaptive import AdaptiveLimits
@@ -16,6 +14,7 @@ from pycolo.edge.nic import Nic, nic_pair
 from pycolo.edge.packet_channel import Incoming, PacketChannel
 from pycolo.edge.tap import Tap
 from pycolo.edge.transport import PlainTransport
+from tcp_frames import GUEST_MAC
 from tcp_pair import tcp_pair
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tcp_frames import arp, udp
 from test_agent_primary import Host
 from test_recorder import written
 
@@ -14,6 +13,7 @@ from pycolo.agent import protocol
 from pycolo.core.packed import Packed, measure
 from pycolo.edge.capture_writer import CaptureWriter
 from pycolo.errors import EnvironmentFault, WrongState
+from tcp_frames import arp, udp
 
 
 @pytest.fixture

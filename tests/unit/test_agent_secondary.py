@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 from agent_parts import Peer, Place, comparing
-from tcp_frames import udp
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
@@ -18,6 +17,7 @@ from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import Batch, batch_of, unpack
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
+from tcp_frames import udp
 
 
 class NoDoor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tcp_frames import ones_complement
 
 from compare_engines import ENGINES, PythonEngine, frames_per_s_in_memory, make_turns
 from compare_frames import ACK_EVERY, Case, Splitter, framed, make_traffic, split_rows
 from compare_lanes import check_that_it_compares, measure_latency_us, measure_rate, open_flows, ours
 from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import ACK, SYN, Segment, checksum_is_right, opposite, parse_tcp
+from tcp_frames import ones_complement
 
 CASES = (Case(64, 1), Case(512, 3), Case(1448, 100))
 

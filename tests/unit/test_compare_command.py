@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tcp_frames import udp
 
 from capture_blocks import Blocks, pcap, write_pcap
 from corpus import captures, flipped, payload_span, resegmented
 from pycolo.cli import main
+from tcp_frames import udp
 
 Run = Callable[..., tuple[int, str, str]]
 WELL_FORMED = [name for name in captures() if not name.startswith("malformed")]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tcp_frames import A, Connection, F, R, S, arp, udp
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
+from tcp_frames import A, Connection, F, R, S, arp, udp
 
 PVM, SVM = Connection(isn=1000), Connection(isn=7000)
 

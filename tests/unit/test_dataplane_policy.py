@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tcp_frames import A, Connection, udp
-
 from pycolo.core.compare_policy import CHECKPOINT, COMPARE, RELEASE, Policy, Rule
 from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.tolerance_rules import Tolerances
+from tcp_frames import A, Connection, udp
 
 PVM, SVM = Connection(isn=1000, guest_port=443), Connection(isn=7000, guest_port=443)
 

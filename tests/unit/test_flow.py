@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tcp_frames import A, Connection, F, P, R, S, U, stamps
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
+from tcp_frames import A, Connection, F, P, R, S, U, stamps
 
 PVM, SVM = Connection(isn=1000), Connection(isn=2**32 - 3)  # the SVM's numbers wrap at once
 MSS, OTHER_MSS = b"\x02\x04\x05\xb4", b"\x02\x04\x02\x00"

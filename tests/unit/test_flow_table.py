@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from tcp_frames import CLIENT, GUEST, A, Connection, R, tcp
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.flow_table import IDLE_MS_MAX
 from pycolo.core.hot_dataplane import HotDataplane
 from pycolo.core.limits import DataplaneLimits
+from tcp_frames import CLIENT, GUEST, A, Connection, R, tcp
 
 Make = Callable[[DataplaneLimits], PrimaryDataplane]
 FLOWS_MAX = 200

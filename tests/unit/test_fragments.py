@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ip_frames import CLIENT6, GUEST6, cut4, cut6, ipv6, tcp6
-from tcp_frames import A, udp
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.fragments import FRAGMENTS_MAX, PACKETS_MAX, Reassembly
@@ -16,6 +15,7 @@ from pycolo.core.layers import Layers, locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import message
 from pycolo.core.packet import parse_tcp
+from tcp_frames import A, udp
 
 PACKET = udp(bytes(range(200)))
 SEGMENT6 = ipv6(GUEST6, CLIENT6, 6, tcp6(GUEST6, CLIENT6, (80, 999), 5, 9, A, bytes(range(100)), b""))

@@ -9,11 +9,11 @@ from ip_frames import CLIENT6, DESTINATION, GUEST6, HOP_BY_HOP, ROUTING, cut4, c
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
-from tcp_frames import CLIENT, GUEST, A, Connection, ipv4, stamps, udp
 
 from pycolo.core.layers import Fragment, ethertype, locate
 from pycolo.core.messages import message
 from pycolo.core.packet import ODD, checksum_is_right, odd_terms, opposite, parse_tcp, rewrite, source_port
+from tcp_frames import CLIENT, GUEST, A, Connection, ipv4, stamps, udp
 
 SEGMENT4 = Connection().out(5, 9, A, b"hello", stamps(77, 88))
 BODY6 = tcp6(GUEST6, CLIENT6, (80, 999), 5, 9, A, b"hello", stamps(77, 88))

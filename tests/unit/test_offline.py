@@ -8,12 +8,12 @@ from itertools import zip_longest
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tcp_frames import A, Connection, F, arp, udp
 
 from corpus import captures
 from corpus_edit import flipped, payload_span, resegmented
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.offline import Comparison
+from tcp_frames import A, Connection, F, arp, udp
 
 WELL_FORMED = [name for name in captures() if not name.startswith("malformed")]
 COMPARED = [name for name in WELL_FORMED if name not in ("icmpv6-neighbours", "icmpv6-listeners")]  # link control

@@ -7,7 +7,6 @@ import struct
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
-from tcp_frames import CLIENT, GUEST, A, Connection, F, R, S, U, arp, ipv4, stamps, tcp, udp
 
 from pycolo.core.layers import locate
 from pycolo.core.messages import is_link_control, message
@@ -21,6 +20,7 @@ from pycolo.core.packet import (
     syn_terms,
     timestamps,
 )
+from tcp_frames import CLIENT, GUEST, A, Connection, F, R, S, U, arp, ipv4, stamps, tcp, udp
 
 SEGMENT = Connection().out(5, 9, A, b"hello", stamps(77, 88))
 

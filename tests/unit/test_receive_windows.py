@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tcp_frames import A, Connection, F, R, S, udp
 
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import pack, unpack
 from pycolo.core.packet import distance, parse_tcp
 from pycolo.core.receive_windows import PARKED_BYTES_MAX, PARKED_FRAMES_MAX, ReceiveWindows, Windows
 from pycolo.core.secondary import SecondaryDataplane
+from tcp_frames import A, Connection, F, R, S, udp
 
 SCALE_7 = b"\x03\x03\x07\x01"
 CONNECTION = Connection()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from scapy.utils import RawPcapNgReader
-from tcp_frames import arp, udp
 
 from pycolo.agent import protocol
 from pycolo.agent.arrivals import UNPLACED_MAX, Arrival, Arrivals
@@ -19,6 +18,7 @@ from pycolo.agent.recorder import FLUSH_MS, Recorder
 from pycolo.core.compare_policy import Policy, Rule, Verdict
 from pycolo.core.divergence import Divergence
 from pycolo.core.layers import UDP
+from tcp_frames import arp, udp
 
 ONE, TWO = udp(b"one"), udp(b"two")
 FOUND = Divergence("udp", "10.0.0.2:80", "10.0.0.1:4000", (), "payload", 1, b"ne", b"ff", 1, 1)

@@ -9,10 +9,10 @@ import pytest
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from secondary_engines import secondary_engine, secondary_plane
-from tcp_frames import A, Connection, F, R, S, arp, stamps, udp
 
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+from tcp_frames import A, Connection, F, R, S, arp, stamps, udp
 
 pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from secondary_engines import secondary_engine, secondary_plane
-from tcp_frames import A, Connection, R, S, stamps
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, learned, look
 
 from pycolo.core.limits import DataplaneLimits
@@ -12,6 +11,7 @@ from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation_chain import ENTRIES_PER_MESSAGE_MAX, LAYERS_MAX, TranslatorChain
 from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
+from tcp_frames import A, Connection, R, S, stamps
 
 pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 

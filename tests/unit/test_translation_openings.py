@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from secondary_engines import secondary_engine, secondary_plane
-from tcp_frames import A, Connection, F, R, S, stamps
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, look
 
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+from tcp_frames import A, Connection, F, R, S, stamps
 
 pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 

@@ -12,13 +12,13 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import Ether
 from secondary_engines import secondary_engine, secondary_plane
-from tcp_frames import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, A, Connection, F, R, S, ipv4, stamps, udp
 from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, learned, look
 
 from pycolo.core.layers import ICMP as ICMP_PROTOCOL
 from pycolo.core.layers import ICMPV6 as ICMPV6_PROTOCOL
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
+from tcp_frames import CLIENT, CLIENT_MAC, GUEST, GUEST_MAC, A, Connection, F, R, S, ipv4, stamps, udp
 
 pytestmark = pytest.mark.usefixtures(secondary_engine.__name__)
 
