@@ -75,7 +75,7 @@ async def test_100_checkpoints_under_transactions_are_exact_copies(pair: Pair) -
 
     A slow machine writes less in so many checkpoints: there it takes some more, until a MiB has been written.
     """
-    pair.protection["self_check"] = True
+    pair.protection |= {"self_check": True, "heartbeat_lost_max": 10}  # how fast a loss is seen is not asked here
     await pair.protect()
     async with Client(pair.primary.state_dir) as client, Client(pair.secondary.state_dir) as other:
         await transact(pair, 1.0)
