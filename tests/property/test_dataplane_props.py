@@ -13,6 +13,7 @@ from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.layers import locate
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.messages import is_link_control, message, whole_frame
+from pycolo.core.packed import unpack
 from pycolo.core.packet import (
     checksum_is_right,
     distance,
@@ -452,14 +453,19 @@ def test_no_bytes_make_the_primary_raise_nor_lose_a_frame(script: list[tuple[int
 def test_no_bytes_make_the_secondary_raise(script: list[tuple[int, list[bytes]]], small: bool) -> None:
     plane = SecondaryDataplane(tiny if small else DataplaneLimits())
     taken_over = False
+    given, fed = list[int](), list[int]()  # lengths: what is beyond the SVM's window is fed later
     for no, (op, batch) in enumerate(script):
         if op == 5:
             plane.take_over()
             taken_over = True
+            fed += map(len, unpack(plane.take_freed()))
+            assert sorted(fed) == sorted(given)
         elif taken_over:
             assert len(plane.translator.inbound(batch)) == len(plane.translator.outbound(batch)) == len(batch)
         elif op < 2:
-            assert [len(frame) for frame in plane.client_frames(batch)] == [len(frame) for frame in batch]
+            given += map(len, batch)
+            fed += map(len, plane.client_frames(batch))
+            fed += map(len, unpack(plane.take_freed()))
         elif op < 4:
             plane.svm_frames(batch, no * 10)
         else:
