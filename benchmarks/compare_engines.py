@@ -14,8 +14,7 @@ from compare_frames import Traffic, split_rows
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.engines import COMPILED
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import Packed, pack, unpack
-from pycolo.edge.frames_io import measure
+from pycolo.core.packed import Packed, measure, pack, unpack
 
 BATCH_FRAMES = 64  # as in the agent
 READ_BYTES = 1 << 18

@@ -8,14 +8,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycolo.core.packed import FRAME_BYTES_MAX, pack, unpack
+from pycolo.core.packed import FRAME_BYTES_MAX, measure, measure_in_python, pack, unpack
 from pycolo.edge import frames_io, frames_twin
 
 WAYS = [frames_twin]
@@ -24,6 +24,7 @@ with contextlib.suppress(ImportError):
 
     WAYS.append(_frames)
 
+MEASURES = [measure_in_python, measure]
 Ends = tuple[socket.socket, socket.socket]
 
 
@@ -71,18 +72,19 @@ def test_places_are_alike(frames: list[bytes], rest: bytes, data: st.DataObject)
     packed = pack(frames) + rest
     at, frames_max = data.draw(st.integers(0, len(packed) + 9)), data.draw(st.integers(0, 30))
     for buffer in (packed, memoryview(packed), memoryview(b"x" + packed)[1:]):
-        found = [way.measure(buffer, at, frames_max) for way in WAYS]
+        found = [one(buffer, at, frames_max) for one in MEASURES]
         assert found[:-1] == found[1:]
     before = len(pack(frames[:3]))
-    end, count = WAYS[0].measure(packed, before, len(frames) - 3)
+    end, count = MEASURES[0](packed, before, len(frames) - 3)
     assert unpack(packed[before:end]) == frames[3 : 3 + count]
 
 
-def test_a_frame_that_is_too_long_is_none(way: ModuleType) -> None:
+@pytest.mark.parametrize("one", MEASURES)
+def test_a_frame_that_is_too_long_is_none(one: Callable[[bytes, int, int], tuple[int, int]]) -> None:
     packed = pack([b"a", bytes(FRAME_BYTES_MAX), bytes(FRAME_BYTES_MAX + 1), b"b"])
-    assert way.measure(packed, 0, 9) == (5 + 4 + FRAME_BYTES_MAX, 2)
-    assert way.measure(b"", 0, 9) == (0, 0)
-    assert way.measure(b"\xff\xff\xff\xff", 0, 9) == (0, 0)
+    assert one(packed, 0, 9) == (5 + 4 + FRAME_BYTES_MAX, 2)
+    assert one(b"", 0, 9) == (0, 0)
+    assert one(b"\xff\xff\xff\xff", 0, 9) == (0, 0)
 
 
 # ---------------------------------------------------------------- sockets

@@ -27,8 +27,7 @@ from pycolo.core.divergence import Divergence
 from pycolo.core.engines import primary_dataplane
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
-from pycolo.core.packed import Batch, Packed, joined, pack, unpack
-from pycolo.edge.frames_io import measure
+from pycolo.core.packed import Batch, Packed, joined, measure, pack, unpack
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import WrongState
 

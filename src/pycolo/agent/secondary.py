@@ -13,10 +13,9 @@ from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import engines, wire
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import Batch, Packed, batch_of
+from pycolo.core.packed import Batch, Packed, batch_of, measure
 from pycolo.core.replay import ReplayLog
 from pycolo.edge.doorway import Doorway
-from pycolo.edge.frames_io import measure
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.packet_channel import PacketChannel
 

@@ -4,6 +4,8 @@ from typing import Any
 Numbers = tuple[int, bool, int, int, int, int, int, int, bool, int, bool, int]
 Held = tuple[int, float, bytes, int, int, int, int, int, int]
 
+def measure(packed: bytes | bytearray | memoryview, at: int, frames_max: int) -> tuple[int, int]: ...
+
 class HotFlows:
     epoch: int
     awaiting_commit: bool

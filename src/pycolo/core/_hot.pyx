@@ -23,6 +23,7 @@ cdef extern from *:
     void prefetch_read(const void* address) nogil
     void prefetch_write(const void* address) nogil
 
+include "_packed.pxi"
 include "_hot_types.pxi"
 include "_hot_pool.pxi"
 include "_hot_segment.pxi"
@@ -233,13 +234,15 @@ cdef class HotFlows(FlowStore):
         """
         cdef int count = 0
         cdef int number
+        cdef int64_t length
         cdef Segment* segment
         cdef Flow* flow
-        while count < GROUP and at + PREFIX <= size:
-            segment = &group[count]
-            segment.frame, segment.length = packed + at + PREFIX, be32(packed + at)
-            if segment.length > FRAME_MAX or at + PREFIX + segment.length > size:
+        while count < GROUP:
+            length = length_of(packed, at, size)
+            if length < 0:
                 break
+            segment = &group[count]
+            segment.frame, segment.length = packed + at + PREFIX, <uint32_t>length
             segment.plain = parse(segment.frame, segment.length, segment, side == 2)
             if segment.plain:
                 segment.hashed = hash_of(segment.key, segment.key_length, self._seed)

@@ -137,17 +137,18 @@ cdef class HotAccounts:
         cdef bint some = len(but_from) == 6
         cdef size_t size = packed.shape[0]
         cdef size_t at = 0
-        cdef uint32_t length
+        cdef int64_t length
         cdef const uint8_t* frame
         cdef bint fits = True
         with nogil:
-            while fits and at + PREFIX <= size:
-                length, frame = be32(&packed[at]), &packed[at] + PREFIX
-                if length > FRAME_MAX or at + PREFIX + length > size:
+            while fits and at < size:
+                length = length_of(&packed[0], at, size)
+                if length < 0:
                     break
+                frame = &packed[at] + PREFIX
                 if not some or length < 12 or memcmp(frame + 6, mac, 6) != 0:
-                    fits = self._book(frame, length, difference, now_ms)
-                at += PREFIX + length
+                    fits = self._book(frame, <uint32_t>length, difference, now_ms)
+                at += PREFIX + <size_t>length
             self._forget_old(now_ms)
         if not fits:
             raise MemoryError

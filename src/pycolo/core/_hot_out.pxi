@@ -56,7 +56,22 @@ cdef bint put(Buffer* out, const uint8_t* frame, uint32_t length) noexcept nogil
             return False
         out.data, out.room = larger, 2 * needed
     place = out.data + out.length
-    place[0], place[1], place[2], place[3] = length >> 24, length >> 16 & 0xFF, length >> 8 & 0xFF, length & 0xFF
+    put32(place, length)
     memcpy(place + PREFIX, frame, length)
     out.length = needed
     return True
+
+
+def measure(const uint8_t[::1] packed, size_t at, int64_t frames_max):
+    """As `packed.measure_in_python`."""
+    cdef size_t size = packed.shape[0]
+    cdef int64_t count = 0
+    cdef int64_t length
+    with nogil:
+        while count < frames_max:
+            length = length_of(&packed[0], at, size) if size else -1
+            if length < 0:
+                break
+            at += PREFIX + <size_t>length
+            count += 1
+    return at, count

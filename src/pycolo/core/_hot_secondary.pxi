@@ -245,20 +245,20 @@ cdef class HotConnections:
         there). What comes of the others, and of what is said in between, gives `take_out`.
         """
         cdef size_t size = packed.shape[0]
-        cdef uint32_t length
+        cdef int64_t length
         cdef Done done = HANDLED
         if at == 0:
             self._out.length = 0
         with nogil:
-            while at + PREFIX <= size:
-                length = be32(&packed[at])
-                if length > FRAME_MAX or at + PREFIX + length > size:
+            while at < size:
+                length = length_of(&packed[0], at, size)
+                if length < 0:
                     at = size
                     break
-                done = self._inbound(&packed[at] + PREFIX, length)
+                done = self._inbound(&packed[at] + PREFIX, <uint32_t>length)
                 if done != HANDLED:
                     break
-                at += PREFIX + length
+                at += PREFIX + <size_t>length
         if done == NO_MEMORY:
             raise MemoryError
         return at, done == SLOW
@@ -266,18 +266,18 @@ cdef class HotConnections:
     def outbound(self, const uint8_t[::1] packed, size_t at, int64_t no):
         """As `inbound`, of the SVM's frames, the first of which has the number `no`: (place, its number, whether)."""
         cdef size_t size = packed.shape[0]
-        cdef uint32_t length
+        cdef int64_t length
         cdef Done done = HANDLED
         with nogil:
-            while at + PREFIX <= size:
-                length = be32(&packed[at])
-                if length > FRAME_MAX or at + PREFIX + length > size:
+            while at < size:
+                length = length_of(&packed[0], at, size)
+                if length < 0:
                     at = size
                     break
-                done = self._outbound(no, &packed[at] + PREFIX, length)
+                done = self._outbound(no, &packed[at] + PREFIX, <uint32_t>length)
                 if done != HANDLED:
                     break
-                at += PREFIX + length
+                at += PREFIX + <size_t>length
                 no += 1
         if done == NO_MEMORY:
             raise MemoryError

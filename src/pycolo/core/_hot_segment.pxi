@@ -6,9 +6,6 @@ cdef inline int32_t distance(uint32_t a, uint32_t b) noexcept nogil:
 cdef inline uint32_t be16(const uint8_t* p) noexcept nogil:
     return (<uint32_t>p[0] << 8) | p[1]
 
-cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:
-    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
-
 
 cdef bint _plain_options(const uint8_t* frame, uint32_t at, uint32_t end) noexcept nogil:
     """Whether there is nothing but NOP, timestamp and SACK."""

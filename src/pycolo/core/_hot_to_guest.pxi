@@ -16,10 +16,6 @@ cdef bint _is_datagram(const uint8_t* frame, uint32_t length) noexcept nogil:
     return be16(frame + 12) == 0x86DD and frame[14] >> 4 == 6 and frame[20] == 17 and be16(frame + 18) <= length - 54
 
 
-cdef inline void put32(uint8_t* place, uint32_t value) noexcept nogil:
-    place[0], place[1], place[2], place[3] = value >> 24, value >> 16 & 0xFF, value >> 8 & 0xFF, value & 0xFF
-
-
 cdef uint64_t _sum16(const uint8_t* data, uint32_t length) noexcept nogil:
     cdef uint64_t total = 0
     cdef uint32_t at

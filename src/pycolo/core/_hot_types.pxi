@@ -2,8 +2,6 @@
 
 cdef enum:
     KEY_BYTES = 40
-    PREFIX = 4
-    FRAME_MAX = 65553
     BLOCK_BYTES = 1080
     GROUP = 16  # frames that are looked at ahead
     TRIM_BYTES = 4096

@@ -292,18 +292,20 @@ cdef class HotWindows:
         there is one).
         """
         cdef size_t size = packed.shape[0]
-        cdef uint32_t length
+        cdef int64_t length
+        cdef const uint8_t* frame
         cdef Done done = HANDLED
         with nogil:
-            while at + PREFIX <= size:
-                length = be32(&packed[at])
-                if length > FRAME_MAX or at + PREFIX + length > size:
+            while at < size:
+                length = length_of(&packed[0], at, size)
+                if length < 0:
                     at = size
                     break
-                done = self._client(&packed[at] + PREFIX, length) if inbound else self._svm(&packed[at] + PREFIX, length)
+                frame = &packed[at] + PREFIX
+                done = self._client(frame, <uint32_t>length) if inbound else self._svm(frame, <uint32_t>length)
                 if done != HANDLED:
                     break
-                at += PREFIX + length
+                at += PREFIX + <size_t>length
         if done == NO_MEMORY:
             raise MemoryError
         return at, done == SLOW

@@ -17,7 +17,7 @@ from pycolo.core.flow import Flow
 from pycolo.core.flow_table import IDLE_MS_MAX, FlowTable
 from pycolo.core.holding import TwinBudget
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import PREFIX_BYTES, Packed, pack, unpack
+from pycolo.core.packed import PREFIX_BYTES, Packed, frame_at, pack, unpack
 from pycolo.core.packet import MASK, distance, opposite, parse_tcp
 from pycolo.core.pieces import FragmentHold
 
@@ -125,9 +125,8 @@ class HotDataplane(PrimaryDataplane):
             if not what:
                 break
             self._listen()
-            start = at + PREFIX_BYTES
-            place, at = at, start + int.from_bytes(packed[at:start])
-            frame, out = bytes(packed[start:at]), list[bytes]()
+            place, out = at, list[bytes]()
+            frame, at = frame_at(packed, at)
             key = _key_of(frame, side)
             if key is not None:
                 self._fetch(key)

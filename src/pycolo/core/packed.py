@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -36,7 +36,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(b"".join(batch.packed for batch in batches), sum(batch.count for batch in batches))
 
 
-def measure(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, int]:
+def measure_in_python(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, int]:
     """(The place behind the whole frames from place `at` on, how many they are): at most `frames_max`."""
     count = 0
     while count < frames_max and at + PREFIX_BYTES <= len(packed):
@@ -46,6 +46,15 @@ def measure(packed: Packed | bytearray, at: int, frames_max: int) -> tuple[int, 
         at += PREFIX_BYTES + length
         count += 1
     return at, count
+
+
+measure: Callable[[Packed | bytearray, int, int], tuple[int, int]] = measure_in_python
+try:
+    from pycolo.core import _hot
+except ImportError:
+    pass
+else:
+    measure = _hot.measure
 
 
 def pack(frames: Iterable[bytes]) -> bytes:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
-from pycolo.core.packed import Batch, Packed, measure
+from pycolo.core.packed import Batch, measure
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
@@ -36,8 +35,6 @@ MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_B
 HEADER = struct.Struct(">IB")
 _PAGES = struct.Struct(">QII")
 _FRAMES = struct.Struct(">BQQH")
-
-Measure = Callable[[Packed, int, int], tuple[int, int]]
 
 
 # Numbers are bounded where they come in, so that no arithmetic on them can fail later.
@@ -337,11 +334,8 @@ def decode_pages(body: bytes) -> tuple[int, PageBatch]:
     return epoch, PageBatch(indices, contents, zeros)
 
 
-def decode_frames(body: bytes, measure: Measure = measure) -> tuple[int, int, int, Batch]:
-    """(nic, tag, first_no, frames, which are a view of `body`). Raises PeerViolation.
-
-    `measure`: a faster one than that of `packed`, if there is one.
-    """
+def decode_frames(body: bytes) -> tuple[int, int, int, Batch]:
+    """(nic, tag, first_no, frames, which are a view of `body`). Raises PeerViolation."""
     if len(body) < _FRAMES.size:
         raise PeerViolation(f"the peer sent a frame batch of only {len(body)} bytes")
     nic, tag, first_no, count = _FRAMES.unpack_from(body)

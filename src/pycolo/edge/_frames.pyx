@@ -28,9 +28,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int recvmmsg(int fd, mmsghdr* heads, unsigned int count, int flags, timespec* timeout)
     int sendmmsg(int fd, mmsghdr* heads, unsigned int count, int flags)
 
+include "../core/_packed.pxi"
+
 cdef enum:
-    PREFIX = 4
-    FRAME_MAX = 65553
     SLOT = PREFIX + FRAME_MAX
     CALL_FRAMES = 64
 
@@ -69,33 +69,6 @@ cdef int fail(int failed) except -1:
     errno = failed
     PyErr_SetFromErrno(OSError)
     return -1
-
-
-cdef inline void put_length(uint8_t* at, uint32_t length) noexcept nogil:
-    at[0], at[1], at[2], at[3] = length >> 24, (length >> 16) & 0xFF, (length >> 8) & 0xFF, length & 0xFF
-
-
-cdef inline int64_t length_of(const uint8_t* packed, size_t at, size_t size) noexcept nogil:
-    """How long the frame at this place is; -1 where there is no whole one."""
-    cdef uint32_t length
-    if at + PREFIX > size:
-        return -1
-    packed += at
-    length = <uint32_t>packed[0] << 24 | <uint32_t>packed[1] << 16 | <uint32_t>packed[2] << 8 | packed[3]
-    return length if length <= FRAME_MAX and at + PREFIX + length <= size else -1
-
-
-def measure(const uint8_t[::1] packed, size_t at, int64_t frames_max):
-    cdef size_t size = packed.shape[0]
-    cdef int64_t count = 0, length
-    with nogil:
-        while count < frames_max:
-            length = length_of(&packed[0], at, size) if size else -1
-            if length < 0:
-                break
-            at += PREFIX + <size_t>length
-            count += 1
-    return at, count
 
 
 def receive_datagrams(int fd, int frames_max):
@@ -139,7 +112,7 @@ cdef bytes _joined(const uint8_t* room, const mmsghdr* heads, int count):
     with nogil:
         for number in range(count):
             length = heads[number].msg_len
-            put_length(to, length)
+            put32(to, length)
             memcpy(to + PREFIX, room + number * SLOT, length)
             to += PREFIX + length
     return packed
@@ -198,7 +171,7 @@ def read_frames(int fd, int frames_max):
                     if failed == EINTR:
                         continue
                     break
-                put_length(room + size, <uint32_t>came)
+                put32(room + size, <uint32_t>came)
                 size += PREFIX + <size_t>came
                 count += 1
         if not count and failed not in (0, EAGAIN):

@@ -7,7 +7,6 @@ from __future__ import annotations
 try:
     from pycolo.edge._frames import (
         CALL_FRAMES_MAX,
-        measure,
         read_frames,
         receive_datagrams,
         send_datagrams,
@@ -16,11 +15,10 @@ try:
 except ImportError:
     from pycolo.edge.frames_twin import (
         CALL_FRAMES_MAX,
-        measure,
         read_frames,
         receive_datagrams,
         send_datagrams,
         write_frames,
     )
 
-__all__ = ["CALL_FRAMES_MAX", "measure", "read_frames", "receive_datagrams", "send_datagrams", "write_frames"]
+__all__ = ["CALL_FRAMES_MAX", "read_frames", "receive_datagrams", "send_datagrams", "write_frames"]

@@ -15,7 +15,7 @@ from pycolo.core.packed import FRAME_BYTES_MAX, PREFIX_BYTES, Packed, measure, p
 
 CALL_FRAMES_MAX = 64
 
-__all__ = ["CALL_FRAMES_MAX", "measure", "read_frames", "receive_datagrams", "send_datagrams", "write_frames"]
+__all__ = ["CALL_FRAMES_MAX", "read_frames", "receive_datagrams", "send_datagrams", "write_frames"]
 
 
 def receive_datagrams(fd: int, frames_max: int) -> tuple[bytes, int]:

@@ -9,8 +9,8 @@ import termios
 import time
 from collections import deque
 
-from pycolo.core.packed import Batch, Packed, joined
-from pycolo.edge.frames_io import CALL_FRAMES_MAX, measure, receive_datagrams, send_datagrams
+from pycolo.core.packed import Batch, Packed, joined, measure
+from pycolo.edge.frames_io import CALL_FRAMES_MAX, receive_datagrams, send_datagrams
 
 SOCKET_BUFFER_BYTES = 4 << 20
 BACKLOG_FRAMES_MAX = 8192

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pycolo.core import peer, wire
-from pycolo.core.packed import Batch
+from pycolo.core.packed import Batch, measure
 from pycolo.edge.doorway import Greeting
-from pycolo.edge.frames_io import measure
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.transport import Transport
 from pycolo.errors import PeerLost, PeerViolation
@@ -97,7 +96,7 @@ class PacketChannel:
 
     def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
         if kind is wire.Kind.FRAMES:
-            frames = wire.decode_frames(body, measure)
+            frames = wire.decode_frames(body)
             self._check_nic(frames[0])
             return frames
         if kind is wire.Kind.PAGES:
