@@ -276,13 +276,20 @@ def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkey
     assert two.heard() == [[udp(b"0")], [udp(b"1")]]
 
 
-def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process stands still right behind what it sends on this card."""
+def freeze(host: Host, *, alone: bool) -> None:
+    """The process stands still; `alone`: its partner has left the pair meanwhile."""
+    if alone:
+        host.peer.far.close()
+    time.sleep(FROZEN_S + 0.01)
+
+
+def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch, *, alone: bool) -> None:
+    """Right behind what it sends on this card."""
     send = host.places[card].tap.send
 
     def and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
         sent = send(packed, deadline_s)
-        time.sleep(FROZEN_S + 0.01)
+        freeze(host, alone=alone)
         return sent
 
     monkeypatch.setattr(host.places[card].tap, "send", and_freeze)
@@ -303,7 +310,7 @@ def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkey
         two.pvm(udp(b"%d" % card), card=card)
     two.turn()
     two.seal(2, 1.0)
-    freeze_behind(two, 0, monkeypatch)
+    freeze_behind(two, 0, monkeypatch, alone=True)
     two.side.commit(2, 2.0)
     assert two.heard() == [[udp(b"0")], []]
     monkeypatch.undo()
@@ -326,7 +333,10 @@ def test_a_frozen_agent_keeps_the_rest_of_a_batch_as_the_guest_said_it(
     def two_and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
         at, _ = measure(packed, 0, 2)
         send(packed[:at])
-        return (at, 0) if deadline_s < math.inf else (send(packed[at:])[0] + at, 0)
+        if deadline_s == math.inf:
+            return send(packed[at:])[0] + at, 0
+        freeze(host, alone=True)
+        return at, 0
 
     monkeypatch.setattr(host.tap, "send", two_and_freeze)
     host.side.commit(2, 2.0)
@@ -340,24 +350,84 @@ class Slow(Doubling):
     """Takes so long for each batch that all of them together are late."""
 
     def outbound_packed(self, packed: Packed) -> Packed:
-        time.sleep(FROZEN_S / 3)
+        time.sleep(FROZEN_S / 2)
         return super().outbound_packed(packed)
+
+
+@pytest.mark.parametrize("step", ["compare", "seal", "commit", "twin"])
+def test_an_agent_frozen_behind_its_look_at_the_peer_says_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Wherever it stood still between looking whether its partner is there and telling the clients something."""
+    if step == "twin":
+        host.pvm(udp(b"one"))
+        host.turn()
+        host.svm(udp(b"one"))
+    else:
+        host.svm(udp(b"one"))
+        host.turn()
+        host.pvm(udp(b"one"))
+    dataplane = host.side.cards[0].dataplane
+    assert dataplane is not None
+    name = {"compare": "pvm_packed", "seal": "pvm_packed", "commit": "commit", "twin": "svm_packed"}[step]
+    method = getattr(dataplane, name)
+
+    def and_freeze(*arguments: object) -> object:
+        freed = method(*arguments)
+        freeze(host, alone=True)
+        return freed
+
+    if step == "commit":
+        host.pvm(udp(b"two"))
+        host.turn()
+        host.tap.heard()
+        host.seal(2, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataplane, name, and_freeze)
+        if step == "seal":
+            with pytest.raises(PeerLost):  # there is nobody to confirm anything to
+                host.seal(2, 1.0)
+            host.side.leave_pair()
+            host.side.resume_feed(1.0)
+        elif step == "commit":
+            host.side.commit(2, 2.0)
+        else:
+            host.turn()
+    host.turn()
+    assert host.tap.heard() == []
+    assert host.side.channel is None
+    host.side.go_solo()
+    assert host.tap.heard() == [udp(b"two" if step == "commit" else b"one")]
+
+
+def test_an_agent_that_was_frozen_beside_its_partner_goes_on(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads when it looks again is dealt with as well."""
+    for card in (0, 1):
+        two.pvm(udp(b"%d" % card), card=card)
+    two.turn()
+    two.seal(2, 1.0)
+    two.pvm(udp(b"next"))
+    freeze_behind(two, 0, monkeypatch, alone=False)
+    two.svm(udp(b"0"), udp(b"next"))
+    two.side.commit(2, 2.0)
+    assert two.heard() == [[udp(b"0")], [udp(b"1")]]
+    monkeypatch.undo()
+    channel = two.side.open_channel()
+    assert channel.unheard
+    two.turn()
+    assert not channel.unheard
 
 
 def test_what_takes_long_to_translate_leaves_in_parts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would leave, and there would be more to translate the next time."""
-    said = [udp(b"%d" % number) for number in range(6 * BATCH_FRAMES_MAX)]
+    said = [udp(b"%d" % number) for number in range(4 * BATCH_FRAMES_MAX)]
     monkeypatch.setattr(host.side.cards[0], "chain", Slow())
     for start in range(0, len(said), BATCH_FRAMES_MAX):
         host.pvm(*said[start : start + BATCH_FRAMES_MAX])
         host.turn()
     host.seal(2, 1.0)
     host.side.commit(2, 2.0)
-    heard = host.tap.heard()
-    assert BATCH_FRAMES_MAX <= len(heard) < len(said)
-    host.side.leave_pair()
-    host.side.go_solo()
-    assert heard + host.tap.heard() == [one * 2 for one in said]
+    assert host.tap.heard() == [one * 2 for one in said]
 
 
 def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:

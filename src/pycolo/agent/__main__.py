@@ -75,6 +75,9 @@ class Agent:
             if due_ms is not None:
                 wait_ms = max(0.0, min(wait_ms, due_ms - now_ms()))
             self._set_watches(side)
+        if side is not None and side.channel is not None and side.channel.unheard:
+            self._on_channel()
+            wait_ms = 0.0
         for fd, _ in self._epoll.poll(wait_ms / 1000.0):
             handler = self._handlers.get(fd)
             if handler is not None:

@@ -32,14 +32,17 @@ from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import WrongState
 
 DIVERGENCES_MAX = 8  # told with one request for a checkpoint
-FROZEN_S = 0.2  # what is released at a time is sent by then, or some of it is; the rest comes next time
+FROZEN_S = 0.2  # who last saw its partner that long ago looks again before a client hears anything
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
 KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
 
 
 class PrimaryCard(Card):
-    """A card and what it holds; `dataplane` is None while the VM runs solo and output flows freely."""
+    """A card and what it holds; `dataplane` is None while the VM runs solo and output flows freely.
+
+    `unspoken` is free to go, but has not been sent: whether the peer speaks was not known then.
+    """
 
     def __init__(self, card: Card) -> None:
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
@@ -228,29 +231,37 @@ class PrimarySide(Side):
         return batch.packed
 
     def _speak(self, out: Sequence[tuple[PrimaryCard, Packed]], now_ms: float, *, committed: int = 0) -> None:
-        """Release frames; after the pair is left even what was free to go waits for `go_solo`: the peer may speak.
-
-        So it may when this process was frozen in the middle: the clock is looked at right before each frame is written,
-        and what comes too late is kept.
+        """Release frames, first what is unspoken. After the pair is left all wait for `go_solo`: the peer may speak.
 
         All of them before any news for the peer, as the channel may break. `committed`: by that checkpoint. Raises
         PeerLost.
         """
-        deadline_s = time.monotonic() + FROZEN_S
-        for card, packed in out:
+        for card, free in out:
+            packed = card.unspoken + free if card.unspoken else free
             if not packed:
                 continue
-            if card.dataplane is None:
-                at = card.speak(packed, math.inf)
-            else:
-                at = 0 if self.channel is None else card.speak(packed, deadline_s)
-                card.unspoken += packed[at:]
+            at = card.speak(packed, math.inf) if card.dataplane is None else self._speak_while_seen(card, packed)
+            card.unspoken = bytes(packed[at:])
             if self._recorder is not None:
                 self._find_divergences()
                 sent, solo = unpack(packed[:at]), card.dataplane is None
                 self._recorder.left(card.number, sent, now_ms, committed=committed, solo=solo)
         for card, _ in out:
             self._tell_changes(card)
+
+    def _speak_while_seen(self, card: PrimaryCard, packed: Packed) -> int:
+        """Send frames as long as the peer is known to be in the pair; returns the place reached.
+
+        It may have left, and speak, when this process was frozen somewhere since it looked last: so the clock is looked
+        at right before each frame is written, and after too long a time the peer.
+        """
+        at = 0
+        while self.channel is not None and at < len(packed):
+            deadline_s = self.channel.seen_until_s(FROZEN_S)
+            if time.monotonic() > deadline_s:
+                break
+            at += card.speak(packed[at:], deadline_s)
+        return at
 
     def _tell_changes(self, card: PrimaryCard) -> None:
         """Before the next client frame, which may need them."""
@@ -329,24 +340,22 @@ class PrimarySide(Side):
         freed = []
         for card in self.cards:
             assert card.dataplane is not None
-            freed.append((card, card.unspoken + pack(card.dataplane.commit(epoch, now_ms))))
-            card.unspoken = b""  # who commits is still our secondary
+            freed.append((card, pack(card.dataplane.commit(epoch, now_ms))))
+        count = _count(freed)
         self._speak(freed, now_ms, committed=epoch)
-        return _count(freed)
+        return count
 
     def go_solo(self) -> int:
         """We hold the claim: everything held leaves, and output flows freely."""
         self.leave_pair()
-        held = [
-            (card, card.unspoken + pack(card.dataplane.go_solo())) for card in self.cards if card.dataplane is not None
-        ]
+        held = [(card, pack(card.dataplane.go_solo())) for card in self.cards if card.dataplane is not None]
         if held:
             self._past = self.stats()
         for card, _ in held:
-            card.dataplane, card.unspoken = None, b""
+            card.dataplane = None
         self._found = []  # nobody is left who could differ
-        self._speak(held, time.monotonic() * 1000)
         count = _count(held)
+        self._speak(held, time.monotonic() * 1000)
         self.counters.released_solo += count
         return count
 
@@ -411,5 +420,5 @@ class PrimarySide(Side):
 
 
 def _count(out: Sequence[tuple[PrimaryCard, Packed]]) -> int:
-    """How many frames these are."""
-    return sum(measure(packed, 0, len(packed))[1] for _, packed in out)
+    """How many frames these are, with those that are unspoken."""
+    return sum(measure(packed, 0, len(packed))[1] for card, free in out for packed in (card.unspoken, free))

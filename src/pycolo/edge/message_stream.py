@@ -85,11 +85,11 @@ class MessageStream:
         self._in += data
         return True
 
-    def read_all(self) -> None:
-        """Take in all that has arrived, and see the end of a peer that has left behind what it said last."""
-        for _ in range(READS_MAX):
-            if not self.read():
-                break
+    def read_all(self) -> bool:
+        """Take in all that has arrived, and see the end of a peer that has left behind what it said last; False when
+        there was so much that its end has not come into sight.
+        """
+        return not all(self.read() for _ in range(READS_MAX))
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """(kind, body) of each whole message that has been taken in; each is consumed when it is yielded."""
