@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_agent_primary import Host
+from test_agent_primary import Host, freeze
 from test_recorder import written
 
 from pycolo.agent import protocol
@@ -127,7 +127,9 @@ def test_a_frozen_agent_writes_what_it_sent_and_no_more(
 
     def one_and_freeze(packed: Packed, deadline_s: float) -> tuple[int, int]:
         at, _ = measure(packed, 0, 1)
-        return send(packed[:at], deadline_s)
+        sent = send(packed[:at], deadline_s)
+        freeze(host, alone=True)
+        return sent
 
     monkeypatch.setattr(host.tap, "send", one_and_freeze)
     host.side.commit(2, 2.0)
