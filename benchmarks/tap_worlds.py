@@ -37,6 +37,7 @@ SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23  # linux/if_packet.h
 SO_RCVBUFFORCE = 33
 BUFFER_BYTES = 64 << 20
 HOLD_MS = 50, 1000
+LEASE_MS = 180.0
 EPOCH = 1
 SETTLE_S = 3.0
 STOP_S_MAX = 10.0
@@ -155,7 +156,7 @@ async def _agent(
     ports = (protocol.Port(GUEST_MAC.hex(":"), "colo0", "br0"),)
     listen = host_address(HOSTS.index(host) + 1)
     terms = compare_terms(CompareConfig())
-    started = await link.command(protocol.Start(role, ports, listen, secret, *HOLD_MS, terms, tls), 5.0)
+    started = await link.command(protocol.Start(role, ports, listen, secret, *HOLD_MS, LEASE_MS, terms, tls), 5.0)
     assert isinstance(started, protocol.Started)
     return link, theirs, started.packet_port
 

@@ -47,6 +47,10 @@ class PeerLost(PycoloError):
     exit_status = 5
 
 
+class PeerClosed(PeerLost):
+    """The process at the other end has closed the connection, or is dead: it does nothing with it any more."""
+
+
 class PeerViolation(PeerLost):
     """The other host sent something that the protocol forbids; the session ends."""
 

@@ -1,24 +1,34 @@
-"""Run the simulator: `python -m tests.sim --seed 7 --steps 4000`, or a campaign with `--seeds 1..500`."""
+"""Run the simulator: `python -m tests.sim --seed 7 --steps 6000` prints every transition of one run, `--seeds 0..9999`
+a line for each thing that a checker found, and how many seeds there were, and how long they took.
+"""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
+import time
+from collections import Counter
 
+from .campaign import run_seed, said
 from .verdict import problems_of
 from .world import STEPS, drawn, play
+
+PROGRESS_S = 10.0
 
 
 def main() -> int:
     """Exit status 1 when a checker found something."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seed", type=int, help="run one seed and print its transitions")
-    parser.add_argument("--seeds", help="A..B: run the seeds A to B, print only what a checker found")
+    parser.add_argument("--seeds", metavar="A..B", help="run the seeds A to B, print only what a checker found")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the scheduler before the heal")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for --seeds")
     options = parser.parse_args()
     if options.seeds:
-        first, last = map(int, options.seeds.split(".."))
-        return _campaign(range(first, last + 1), options.steps)
+        first, _, last = options.seeds.partition("..")
+        return _campaign(range(int(first), int(last or first) + 1), options.steps, options.jobs)
     return _one(options.seed or 0, options.steps)
 
 
@@ -30,14 +40,21 @@ def _one(seed: int, steps: int) -> int:
     return bool(problems)
 
 
-def _campaign(seeds: range, steps: int) -> int:
-    failed = 0
-    for seed in seeds:
-        problems = problems_of(play(*drawn(seed, steps)).history)
-        failed += bool(problems)
-        for problem in problems[:3]:
-            print(f"seed {seed}: {problem}", flush=True)
-    print(f"{len(seeds)} seeds of {steps} steps, {failed} with a finding")
+def _campaign(seeds: range, steps: int, jobs: int) -> int:
+    began_s = told_s = time.monotonic()
+    done = failed = 0
+    struck: Counter[str] = Counter()
+    with multiprocessing.Pool(jobs) as pool:
+        for told in pool.imap_unordered(run_seed, [(seed, steps) for seed in seeds], chunksize=8):
+            done += 1
+            failed += bool(told.problems)
+            struck.update(told.faults)
+            for problem in told.problems[:3]:
+                print(f"seed {told.seed}: {problem}", flush=True)
+            if time.monotonic() - told_s > PROGRESS_S:
+                told_s = time.monotonic()
+                print(f"  {done} of {len(seeds)} seeds, {failed} with a finding", file=sys.stderr, flush=True)
+    print(said(len(seeds), steps, failed, struck, time.monotonic() - began_s))
     return failed > 0
 
 

@@ -1,235 +1,252 @@
-"""The model agents: they feed client frames, hold, compare and release output, as the packet story says.
+"""The agent of one VM copy: the production's sides (`pycolo.agent`) with the model's wires, and their event loop.
 
-The agents are part of the harness, not of the product: just enough to give the core's ports their meaning. A position
-in the output is the number of the frame that the guest worked on.
+A command is carried out at once, as the agent's process does between two turns of its loop.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
-from .guest import RESPONSE, Guest, Output
-from .network import ClientNetwork, LinkEnd, Packet
-from .scheduler import Future, Host, Scheduler
+from pycolo.agent import primary as primary_module
+from pycolo.agent import protocol
+from pycolo.agent import secondary as secondary_module
+from pycolo.agent.primary import PrimarySide
+from pycolo.agent.secondary import SecondarySide
+from pycolo.agent.side import Card, Side
+from pycolo.core import engines, wire
+from pycolo.core.adaptive import AdaptiveLimits
+from pycolo.core.compare_terms import DEFAULT_TERMS
+from pycolo.core.lease import lease_ms_of
+from pycolo.core.limits import DataplaneLimits
+from pycolo.core.pace import CheckpointPace
+from pycolo.core.secondary import advance_ticks
+from pycolo.core.translation_chain import TranslatorChain
+from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.packet_channel import PacketChannel
+from pycolo.errors import PeerLost
+from tcp_frames import GUEST_MAC
 
-TAKE_US = 40  # a frame's way into QEMU
-DRAIN_US = 60  # a packet's way out of it
+from .guest import Guest
+from .links import SILENCE_US_MAX, LinkEnd
+from .network import ClientNetwork
+from .scheduler import Scheduler
+from .wires import ModelNic, ModelTap, ModelTransport
 
-
-class Feeder:
-    """Frames on their way into one QEMU."""
-
-    def __init__(self, scheduler: Scheduler, guest: Guest) -> None:
-        self._scheduler, self._guest = scheduler, guest
-        self._on_way = 0
-        self._taken: Future[None] = Future()
-
-    def feed(self, frame: bytes) -> None:
-        """Hand a frame to QEMU."""
-        self._on_way += 1
-        self._scheduler.call_later(TAKE_US, self._guest.host, lambda: self._take(frame))
-
-    def _take(self, frame: bytes) -> None:
-        self._guest.deliver(frame)
-        self._on_way -= 1
-        if not self._on_way:
-            taken, self._taken = self._taken, Future()
-            taken.resolve(None)
-
-    async def until_taken(self) -> None:
-        """Wait until QEMU has every frame."""
-        while self._on_way:
-            await self._taken
+LIMITS = DataplaneLimits(hold_ms_min=3, hold_ms_max=20, flows_max=64, held_frames_max=200, datagrams_max=64)
+TURN_US = (5, 60)
+FEED_DRAIN_US_MAX = 20_000
+FEED_CHECK_US = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A response that waits for its release."""
+class _Doorway:
+    """Where the primary's agent comes in; the model connects by itself."""
 
-    epoch: int
-    output: Output
-    since_us: int
+    port = 1
+
+    def turn(self, now_s: float) -> None:
+        """See Doorway."""
+
+    def close(self) -> None:
+        """See Doorway."""
+
+
+class Agent:
+    """The agent beside one copy of the guest; it keeps its sockets when the copy changes its role."""
+
+    def __init__(
+        self, scheduler: Scheduler, guest: Guest, network: ClientNetwork, speaker: str, seed: str, *, primary: bool
+    ) -> None:
+        self._scheduler, self._guest, self.host, self._network = scheduler, guest, guest.host, network
+        self._dice = random.Random(seed)
+        self._tap = ModelTap(self.host, lambda: self._now_ms() / 1000, lambda frame: network.emit(speaker, frame))
+        self._nic = ModelNic(scheduler, guest, self._poke)
+        chain = TranslatorChain(LIMITS.flows_max, advance_ticks(LIMITS))
+        card = Card(0, GUEST_MAC, self._tap, self._nic, chain)
+        self._transport: ModelTransport | None = None
+        self.on_wanted: Callable[[str], None] = lambda _: None
+        self.on_channel_lost: Callable[[], None] = lambda: None
+        self._side: Side = self._primary([card]) if primary else self._secondary(card)
+        network.uplinks[self.host] = self._hear
+        self._turning = False
+        self._gone = False
+
+    def _primary(self, cards: list[Card]) -> PrimarySide:
+        pace = CheckpointPace(AdaptiveLimits(), self._now_ms())
+        return PrimarySide(cards, self._notified, LIMITS, DEFAULT_TERMS, pace, lease_ms_of(SILENCE_US_MAX / 1000))
+
+    def _secondary(self, card: Card) -> SecondarySide:
+        def open_doorway(greeted: Callable[[MessageStream], None]) -> _Doorway:
+            self._greeted = greeted
+            return _Doorway()
+
+        return SecondarySide([card], self._notified, LIMITS, open_doorway)  # type: ignore[arg-type]
+
+    def _now_ms(self) -> float:
+        return self.host.now_ms(self._scheduler.now_us)
 
     @property
-    def client(self) -> int:
-        """The flow it belongs to."""
-        return int(RESPONSE.unpack(self.output.response)[0])
-
-
-class PrimaryAgent:
-    """The agent beside the PVM."""
-
-    def __init__(self, scheduler: Scheduler, guest: Guest, network: ClientNetwork, link: LinkEnd) -> None:
-        self._scheduler, self._guest, self._network, self._link = scheduler, guest, network, link
-        self.host: Host = guest.host
-        self._feeder = Feeder(scheduler, guest)
-        self._next_no = 0
-        self._feed_paused = False
-        self._backlog: deque[bytes] = deque()
-        self.epoch = 0
-        self._free_because = "unprotected"  # empty: output is held
-        self._held: list[Held] = []
-        self._twin: dict[tuple[int, int], bytes] = {}
-        guest.on_output = lambda: scheduler.call_later(DRAIN_US, guest.host, self._drain)
-        link.on_packet = self._on_packet
-        network.uplinks[self.host.name] = self.on_request
+    def primary(self) -> PrimarySide:
+        """The side of one who speaks, or will."""
+        assert isinstance(self._side, PrimarySide)
+        return self._side
 
     @property
-    def held_us(self) -> int:
-        """How long the oldest held response has waited."""
-        return self._scheduler.now_us - self._held[0].since_us if self._held else 0
+    def secondary(self) -> SecondarySide:
+        """The side of one who follows."""
+        assert isinstance(self._side, SecondarySide)
+        return self._side
 
-    def on_request(self, frame: bytes) -> None:
-        """A client's frame came in."""
-        if self._feed_paused:
-            self._backlog.append(frame)
+    # ---- the event loop
+
+    def _hear(self, frame: bytes) -> None:
+        self._tap.inbox.append(frame)
+        self._poke()
+
+    def _poke(self) -> None:
+        """Something may be readable."""
+        if not self._turning and not self._gone:
+            self._turning = True
+            self._scheduler.call_later(self._dice.randint(*TURN_US), self.host, self._turn)
+
+    def _turn(self) -> None:
+        self._turning = False
+        if self._gone:
             return
-        self._feeder.feed(frame)
-        self._link.send("packets", Packet(("frame", 0, self._next_no, frame)))
-        self._next_no += 1
+        things = [self._on_tap, self._on_nic, self._on_channel]
+        self._dice.shuffle(things)
+        try:
+            for thing in things:
+                thing()
+        except PeerLost:
+            self._side.leave_pair()
+            self.on_channel_lost()
+        due_ms = self._side.on_time(self._now_ms())
+        if due_ms is not None:
+            delay_us = max(0, int((due_ms - self._now_ms()) * 1000))
+            self._scheduler.call_later(delay_us + self._dice.randint(*TURN_US), self.host, self._poke)
+
+    def _on_tap(self) -> None:
+        if self._tap.inbox and self._side.reads_tap(0):
+            self._side.on_tap(0, self._now_ms())
+            self._poke()
+
+    def _on_nic(self) -> None:
+        if self._nic.out and self._side.reads_nic(0):
+            self._side.on_nic(0, self._now_ms())
+            self._poke()
+
+    def _on_channel(self) -> None:
+        channel, transport = self._side.channel, self._transport
+        if channel is not None and transport is not None and transport.readable:
+            self._side.on_channel(self._now_ms())
+            self._poke()
+
+    def _notified(self, notice: protocol.Notice) -> None:
+        if isinstance(notice, protocol.Wanted):
+            self.on_wanted(notice.reason)
+
+    @property
+    def frames_unnumbered(self) -> int:
+        """How many frames the guest has got, or will get of what is on its way, that no partner was to hear of."""
+        return self._guest.taken + self._nic.unread - self.primary._input_no
+
+    # ---- commands of both roles
+
+    def connect(self, link: LinkEnd) -> None:
+        """The packet channel to the partner is open."""
+        transport = self._transport = ModelTransport(link, self._poke)
+        stream = MessageStream(transport, "the packet channel", wire.decode_header)
+        if isinstance(self._side, PrimarySide):
+            self._side.attach(PacketChannel(stream, 1, receiver_is_primary=True), self._now_ms())
+        else:
+            self._greeted(stream)
+
+    def leave_pair(self) -> None:
+        """Close the packet channel."""
+        self._side.leave_pair()
+
+    def end(self) -> None:
+        """The process ends."""
+        self._gone = True
+        self._side.leave_pair()
+        self._network.uplinks.pop(self.host, None)
+
+    # ---- commands to a primary
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
-        self._feed_paused = True
-        await self._feeder.until_taken()
-        return self._next_no
+        boundary, paused_ms = self.primary.pause_feed(self._now_ms()), self._now_ms()
+        until_us = self._scheduler.now_us + FEED_DRAIN_US_MAX
+        while self.primary.waits_for_qemu(self._now_ms() - paused_ms) and self._scheduler.now_us < until_us:
+            await self._scheduler.sleep(FEED_CHECK_US, self.host)
+        self.primary.end_wait()
+        return boundary
 
     def resume_feed(self) -> None:
         """See PrimaryOutput."""
-        self._feed_paused = False
-        while self._backlog:
-            self.on_request(self._backlog.popleft())
+        self.primary.resume_feed(self._now_ms())
+        self._poke()
 
     def seal(self, epoch: int) -> None:
-        """See PrimaryOutput."""
-        self._drain()
-        self.epoch = epoch
-        self._free_because = ""
+        """See PrimaryOutput; a channel that breaks here is found broken by the next command."""
+        drained = self.primary.drain()
+        try:
+            self.primary.seal(epoch, drained, self._now_ms())
+        except PeerLost:
+            self._side.leave_pair()
+            self.on_channel_lost()
 
     def commit(self, epoch: int) -> None:
         """See PrimaryOutput."""
-        freed = [held for held in self._held if held.epoch < epoch]
-        self._held = [held for held in self._held if held.epoch >= epoch]
-        self._twin = {place: response for place, response in self._twin.items() if place[0] >= epoch}
-        for held in freed:
-            self._release(held, "commit")
+        self.primary.commit(epoch, self._now_ms())
+        self._poke()
 
     def go_solo(self) -> None:
         """Release what is held, then let output flow."""
-        held, self._held = self._held, []
-        self._free_because = "solo"
-        for one in held:
-            self._release(one, "solo")
+        self.primary.go_solo()
+        self._poke()
 
-    def _drain(self) -> None:
-        if self._guest.dead:
-            return
-        outputs, self._guest.outbox = self._guest.outbox, []
-        for output in outputs:
-            held = Held(self.epoch, output, self._scheduler.now_us)
-            if self._free_because:
-                self._release(held, self._free_because)
-            else:
-                self._held.append(held)
-        self._release_equal()
+    # ---- commands to a secondary
 
-    def _on_packet(self, packet: Packet) -> None:
-        what, epoch, position, response = packet
-        if what == "output" and not self._guest.dead:
-            self._twin[epoch, position] = response
-            self._release_equal()
-
-    def _release_equal(self) -> None:
-        """In order within a flow, what the SVM has produced at the same place of the same epoch."""
-        blocked: set[int] = set()
-        for held in list(self._held):
-            equal = self._twin.get((held.epoch, held.output.position)) == held.output.response
-            if equal and held.client not in blocked:
-                self._held.remove(held)
-                self._release(held, "equal")
-            else:
-                blocked.add(held.client)
-
-    def _release(self, held: Held, why: str) -> None:
-        self._network.emit(self.host, why, held.output.response)
-        self._link.send("packets", Packet(("released", held.epoch, held.output.position, b"")))
-
-
-class SecondaryAgent:
-    """The agent beside the SVM."""
-
-    def __init__(self, scheduler: Scheduler, guest: Guest, network: ClientNetwork, link: LinkEnd) -> None:
-        self._scheduler, self._guest, self._network, self._link = scheduler, guest, network, link
-        self.host: Host = guest.host
-        self._feeder = Feeder(scheduler, guest)
-        self._log: dict[int, bytes] = {}
-        self._next_no = 0
-        self._feed_no: int | None = None  # None: the feed is stopped
-        self._epoch: int | None = None  # None: it is not known yet to which epoch the output belongs
-        self._unreleased: list[tuple[int, Output]] = []
-        self._free = False
-        guest.on_output = lambda: scheduler.call_later(DRAIN_US, guest.host, self._drain)
-        link.on_packet = self._on_packet
-        network.uplinks[self.host.name] = self._on_request
-
-    async def stop_feed(self) -> None:
+    def stop_feed(self) -> None:
         """See SecondaryFeed."""
-        self._feed_no = None
-        await self._feeder.until_taken()
+        self.secondary.stop_feed()
 
     def drop_output(self) -> None:
         """See SecondaryFeed."""
-        self._guest.outbox.clear()
-        self._unreleased.clear()
-        self._epoch = None
+        self.secondary.drop_output()
 
     def start_feed(self, epoch: int, boundary: int) -> None:
-        """See SecondaryFeed; a second call for the same epoch changes nothing."""
-        if self._epoch == epoch:
-            return
-        self._epoch = epoch
-        self._feed_no = boundary
-        self._log = {no: frame for no, frame in self._log.items() if no >= boundary}
-        self._feed_logged()
-        self._drain()
+        """See SecondaryFeed."""
+        self.secondary.start_feed(epoch, boundary)
+        self._poke()
 
-    def take_over(self) -> None:
-        """Send what is not known to be released, then let output flow."""
-        self._free = True
-        for _, output in self._unreleased:
-            self._network.emit(self.host, "takeover", output.response)
-        self._unreleased.clear()
-        self._drain()
+    async def take_over(self) -> None:
+        """Wait out the primary's lease, send what is not known to be released, then let output flow."""
+        secondary = self.secondary
+        while not secondary.may_speak():
+            await self._scheduler.sleep(FEED_CHECK_US, self.host)
+        released, missed = secondary.take_over(self._now_ms())
+        side = self._primary(list(secondary.cards))
+        side.counters = secondary.counters
+        self._side = side
+        side.take_over(released, missed)
+        self._poke()
 
-    def _on_request(self, frame: bytes) -> None:
-        """A client's frame comes here directly once the takeover is announced."""
-        self._log_frame(self._next_no, frame)
 
-    def _on_packet(self, packet: Packet) -> None:
-        what, epoch, number, frame = packet
-        if what == "frame":
-            self._log_frame(number, frame)
-        elif what == "released":
-            self._unreleased = [u for u in self._unreleased if (u[0], u[1].position) != (epoch, number)]
+@contextmanager
+def in_virtual_time(scheduler: Scheduler, *, compiled: bool) -> Iterator[None]:
+    """The production's code reads the clock of the model host that it runs on, and compares with one of its engines."""
 
-    def _log_frame(self, number: int, frame: bytes) -> None:
-        self._log[number] = frame
-        self._next_no = number + 1
-        self._feed_logged()
+    def now_s() -> float:
+        return scheduler.current.now_ms(scheduler.now_us) / 1000
 
-    def _feed_logged(self) -> None:
-        while self._feed_no is not None and self._feed_no in self._log:
-            self._feeder.feed(self._log[self._feed_no])
-            self._feed_no += 1
-
-    def _drain(self) -> None:
-        if self._epoch is None or self._guest.dead:
-            return
-        outputs, self._guest.outbox = self._guest.outbox, []
-        for output in outputs:
-            if self._free:
-                self._network.emit(self.host, "takeover", output.response)
-            else:
-                self._unreleased.append((self._epoch, output))
-                self._link.send("packets", Packet(("output", self._epoch, output.position, output.response)))
+    with (
+        mock.patch.object(primary_module, "boottime_s", now_s),
+        mock.patch.object(secondary_module, "boottime_s", now_s),
+        mock.patch.object(engines, "COMPILED", compiled and engines.COMPILED),
+    ):
+        yield

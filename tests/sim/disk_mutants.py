@@ -16,9 +16,8 @@ from pycolo.core.pages import Contents, Indices
 
 from .checkers import client_history, committed_state, disks
 from .disks import PvmDisk
-from .faults import Fault, Kind
+from .links import DiskMark, DiskWrite
 from .mutant import Apply, Mutant
-from .network import DiskMark, DiskWrite
 
 
 def _overlay_kept(patch: pytest.MonkeyPatch) -> None:
@@ -198,31 +197,18 @@ def _marks_gone_with_the_partner(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangedChunks, "lost", lost)
 
 
-_REFUSED_AFTER, _DIE = Fault(Kind.REFUSED, True), Fault(Kind.DIE, False)
-_PEER_DIES = Fault(Kind.PEER_DIES, False)
-_FAILS_SEALED = (("pvm.save_device_state",), (_REFUSED_AFTER,))
-
 DISK_MUTANTS = (
-    Mutant("overlay not emptied at the commit", committed_state.NAME, _overlay_kept),
-    Mutant("committed before the disk's writes are staged", committed_state.NAME, _committed_before_staged),
-    Mutant("takeover keeps staged writes", disks.NAME, _staged_kept_at_takeover),
-    Mutant("takeover drops the overlay", client_history.NAME, _overlay_dropped_at_takeover),
-    Mutant("disk committed after the SVM is resumed", committed_state.NAME, _disk_after_resume),
-    Mutant("mark one write late", committed_state.NAME, _mark_late),
-    Mutant("mark one write early", committed_state.NAME, _mark_early),
-    Mutant(
-        "writes of a failed checkpoint dropped", committed_state.NAME, _only_the_very_epoch(drop=True), *_FAILS_SEALED
-    ),
-    Mutant(
-        "writes of a failed checkpoint stay behind",
-        committed_state.NAME,
-        _only_the_very_epoch(drop=False),
-        *_FAILS_SEALED,
-    ),
-    Mutant(
-        "image written without a journal", disks.NAME, _no_journal, ("svm.resume", "to_primary.send_loaded"), (_DIE,)
-    ),
-    Mutant("marks of what was written since forgotten", disks.NAME, _written_since_forgotten, faults=(_PEER_DIES,)),
-    Mutant("marks gone with the partner", disks.NAME, _marks_gone_with_the_partner, faults=(_PEER_DIES,)),
-    Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read),
+    Mutant("overlay not emptied at the commit", committed_state.NAME, _overlay_kept, 0),
+    Mutant("committed before the disk's writes are staged", committed_state.NAME, _committed_before_staged, 0),
+    Mutant("takeover keeps staged writes", disks.NAME, _staged_kept_at_takeover, 0),
+    Mutant("takeover drops the overlay", client_history.NAME, _overlay_dropped_at_takeover, 0),
+    Mutant("disk committed after the SVM is resumed", committed_state.NAME, _disk_after_resume, 0),
+    Mutant("mark one write late", committed_state.NAME, _mark_late, 0),
+    Mutant("mark one write early", committed_state.NAME, _mark_early, 0),
+    Mutant("writes of a failed checkpoint dropped", committed_state.NAME, _only_the_very_epoch(drop=True), 0),
+    Mutant("writes of a failed checkpoint stay behind", committed_state.NAME, _only_the_very_epoch(drop=False), 0),
+    Mutant("image written without a journal", disks.NAME, _no_journal, 0),
+    Mutant("marks of what was written since forgotten", disks.NAME, _written_since_forgotten, 0),
+    Mutant("marks gone with the partner", disks.NAME, _marks_gone_with_the_partner, 0),
+    Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read, 0),
 )

@@ -22,7 +22,7 @@ from pycolo.errors import PeerLost
 
 from .guest import DISK_BYTES
 from .history import DiskSeen, History
-from .network import DiskApplied, DiskMark, DiskMessage, DiskWrite, LinkEnd
+from .links import DiskApplied, DiskMark, DiskMessage, DiskWrite, LinkEnd
 from .scheduler import Host, Scheduler
 from .storage import FaultyStorage, MemorySpill
 
@@ -38,14 +38,15 @@ FIRST_DISK = random.Random("disk").randbytes(DISK_BYTES)
 class PvmDisk:
     """The PVM's disk: a plain array of bytes, the stream to the secondary, and what may differ from its image."""
 
-    def __init__(self, link: LinkEnd) -> None:
+    def __init__(self, link: LinkEnd | None, content: bytes = FIRST_DISK) -> None:
         self._link = link
-        self._bytes = bytearray(FIRST_DISK)
+        self._bytes = bytearray(content)
         self._bits = np.zeros(bitmap_bytes_of(DISK_BYTES * SCALE), np.uint8)
         self._chunks = ChangedChunks(DISK_BYTES * SCALE, self._bits)
         self._chunks.begin()
         self._chunks.clear()  # both images begin alike
-        link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
+        if link is not None:
+            link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
 
     def _on_disk(self, message: DiskMessage) -> None:
         if isinstance(message, DiskApplied):
@@ -84,7 +85,8 @@ class PvmDisk:
 
     def stream(self, message: DiskWrite | DiskMark) -> None:
         """Send in the order of the guest's writes."""
-        self._link.send("disk", message)
+        if self._link is not None:
+            self._link.send("disk", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,18 +101,22 @@ class Whole:
 class SvmDisk:
     """The SVM's disk: layers over an image behind a cache that a crash empties."""
 
-    def __init__(self, scheduler: Scheduler, host: Host, link: LinkEnd, history: History, seed: str) -> None:
+    def __init__(
+        self, scheduler: Scheduler, host: Host, link: LinkEnd, history: History, content: bytes, seed: str
+    ) -> None:
+        """`content`: that of both disks as they begin."""
         self._scheduler, self._host, self._link, self._history = scheduler, host, link, history
         self._dice = random.Random(seed)
         self._journal = FaultyStorage(b"", self._dice)
-        self._image = FaultyStorage(FIRST_DISK, self._dice, DISK_BYTES)
+        self._image = FaultyStorage(content, self._dice, DISK_BYTES)
         store = BlockStore(MEMORY_BLOCKS, SPILL_BLOCKS, MemorySpill())
         self.core = SecondaryDisk(DISK_BYTES, store, lambda *place: self._image.read(*place), ZERO_BLOCKS_MAX)
         self._marked_epoch = 0
-        self.written = bytearray(FIRST_DISK)  # what the guest has to find, by what it wrote and what was loaded
+        self.written = bytearray(content)  # what the guest has to find, by what it wrote and what was loaded
         self.taken_over = False
         self.last_image: bytes | None = None  # as the host left it, before any takeover
-        self._on_image = self._committed = Whole("the first", FIRST_DISK)
+        self._on_image = self._committed = Whole("the first", content)
+        self._retired = False
         self._applying: Whole | None = None
         self._steps: deque[Callable[[], None]] = deque()
         link.on_disk = self._on_disk
@@ -158,7 +164,17 @@ class SvmDisk:
         self.taken_over = True
         self._folded()
 
+    def retire(self) -> bytes:
+        """The guest goes on with a disk of a primary, which begins as this one is."""
+        self._retired = True
+        content = self.content
+        whole = (bytes(self.written),)
+        self._history.disks_seen.append(DiskSeen("handed on", "what the guest wrote", content, whole))
+        return content
+
     def _fold(self) -> None:
+        if self._retired:
+            return
         self.core.fold()
         self._folded()
 

@@ -21,6 +21,11 @@ class Kind(enum.StrEnum):
     CUT_OUT = "cut-out"
     CUT_IN = "cut-in"
     CUT_DISK = "cut-disk"  # only the channel of the disk's writes
+    CUT_PACKETS = "cut-packets"  # only the agents' channel
+    CLOG = "clog"  # what this side sends arrives late
+    SUSPEND = "suspend"  # the host stands still for a moment, and its clock says that it was long
+    CLOCK = "clock"  # somebody sets the host's wall clock
+    LATE_CLAIM = "late-claim"  # the next claim gets no answer, and reaches the arbiter later
     FREEZE = "freeze"
     PEER_FREEZES = "peer-freezes"
     SLOW = "slow"
@@ -65,7 +70,10 @@ _REFUSING = (
 )
 
 # The faults that leave the port's own answer alone.
-AROUND = (_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.FREEZE, _K.PEER_FREEZES)
+AROUND = (
+    *(_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS, _K.CLOG),
+    *(_K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.CLOCK),
+)
 
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:
@@ -109,10 +117,6 @@ class Plan:
     def heal(self) -> None:
         """No faults any more."""
 
-    def again(self) -> Plan:
-        """The same plan, not yet used."""
-        return Plan()
-
 
 class Exactly(Plan):
     """Exactly these faults at exactly these awaits."""
@@ -125,10 +129,6 @@ class Exactly(Plan):
         """See Plan."""
         return self._faults.get(number)
 
-    def again(self) -> Plan:
-        """See Plan."""
-        return Exactly(self._faults)
-
 
 class Drawn(Plan):
     """Up to `budget` faults, drawn from the seed, until the heal."""
@@ -136,21 +136,17 @@ class Drawn(Plan):
     def __init__(self, seed: str, rate: float, budget: int) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._seed, self._rate, self._budget, self._full_budget = seed, rate, budget, budget
+        self._rate, self._budget = rate, budget
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
         if self._budget <= 0 or self._random.random() >= self._rate:
             return None
         self._budget -= 1
-        if self._random.random() < 0.15:
-            return Fault(self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER)), False)
+        if self._random.random() < 0.2:
+            return Fault(self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM)), False)
         return self._random.choice(faults_of(port))
 
     def heal(self) -> None:
         """See Plan."""
         self._budget = 0
-
-    def again(self) -> Plan:
-        """See Plan."""
-        return Drawn(self._seed, self._rate, self._full_budget)

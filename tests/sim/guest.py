@@ -2,7 +2,7 @@
 
 It takes client frames into a queue (device state), works on them one by one, writes pages, and answers. Some requests
 ask for something that two copies answer differently: a random bit, a random number, the time of day in coarse steps.
-Every answer goes to a log on disk before it leaves, and the one before it is read from there.
+Every answer goes to a log on disk before it leaves, and the one before it is read from there. Its TCP is in `stack`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,18 +17,23 @@ import xxhash
 
 from pycolo.core.pages import PAGE_BYTES, Contents, Indices
 
+from .frames import Segment, build, client_of, read
 from .scheduler import Host, Scheduler
+from .stack import Stack
 
 PLAIN, RANDOM_BIT, RANDOM_NUMBER, TIME_OF_DAY = range(4)
 REQUEST = struct.Struct(">HIB")  # client, sequence number from 1, kind
 RESPONSE = struct.Struct(">HIQI")  # client, sequence number, value, frames worked on before
 _REGISTERS = struct.Struct(">IIQH")  # frames taken, frames worked on, ticks, frames queued
+_LENGTH = struct.Struct(">H")  # of a queued frame
+_STATE = struct.Struct(">IQ")  # newest sequence number, value
 _TABLE_AT, _LAST_AT = 16, PAGE_BYTES - 24
+CONNECTION_AT = _LAST_AT - Stack.STATE_BYTES  # of the state of the client's connection, in its page
 CLOCK_STEP_US = 7_000
 TICK_US = 2_500
 WORK_US = (60, 350)
 LOAD_DIRTIES_MAX = 3
-_LOG_AT, _LOG_BYTES = 300, _LAST_AT - _TABLE_AT  # so that logs and their entries lie across blocks
+_LOG_AT, _LOG_BYTES = 300, 3800  # so that logs and their entries lie across blocks
 DISK_BYTES = 5 * 4096 + 900
 
 
@@ -44,14 +48,6 @@ class Disk(Protocol):
     def write_zeros(self, offset: int, length: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A response at its place in the guest's output."""
-
-    position: int
-    response: bytes
-
-
 def response_digest(response: bytes) -> int:
     """What the guest keeps of every response."""
     return xxhash.xxh3_64_intdigest(response)
@@ -59,7 +55,7 @@ def response_digest(response: bytes) -> int:
 
 def answered(ram: Contents, client: int, seq: int) -> int:
     """The digest that the guest with this RAM keeps of its response; 0 when it never answered."""
-    return int(ram[1 + client, _TABLE_AT:_LAST_AT].view(np.uint64)[seq - 1]) if seq else 0
+    return int(ram[1 + client, _TABLE_AT:CONNECTION_AT].view(np.uint64)[seq - 1]) if seq else 0
 
 
 def _log_at(client: int, seq: int) -> int:
@@ -81,11 +77,12 @@ class Guest:
         self._entropy = random.Random(seed)
         self.ram: Contents = np.zeros((page_count, PAGE_BYTES), np.uint8)
         self._dirty = np.zeros(page_count, np.bool_)
+        self._stack = Stack(self._entropy, self._write, self._now_ms)
         self.taken = 0
         self._worked = 0
         self._ticks = 0
         self._queue: list[bytes] = []
-        self.outbox: list[Output] = []
+        self.outbox: list[bytes] = []
         self.on_output: Callable[[], None] = lambda: None
         self.running = False
         self.dead = False
@@ -121,13 +118,16 @@ class Guest:
     def device_state(self) -> bytes:
         """The registers and the frames taken but not worked on."""
         head = _REGISTERS.pack(self.taken, self._worked, self._ticks, len(self._queue))
-        return head + b"".join(self._queue)
+        return head + b"".join(_LENGTH.pack(len(frame)) + frame for frame in self._queue)
 
     def load(self, state: bytes) -> None:
         """Take over registers; like QEMU's, the load itself writes into RAM."""
         self.taken, self._worked, self._ticks, queued = _REGISTERS.unpack_from(state)
-        at = _REGISTERS.size
-        self._queue = [state[at + i * REQUEST.size : at + (i + 1) * REQUEST.size] for i in range(queued)]
+        at, self._queue = _REGISTERS.size, []
+        for _ in range(queued):
+            (length,) = _LENGTH.unpack_from(state, at)
+            at += _LENGTH.size + length
+            self._queue.append(state[at - length : at])
         for _ in range(self._entropy.randint(1, LOAD_DIRTIES_MAX)):
             self._write(self._entropy.randrange(len(self.ram)), self._entropy.randrange(4000), b"\xa5loaded")
 
@@ -139,6 +139,10 @@ class Guest:
             self._kick()
 
     # ---- the program
+
+    def _now_ms(self) -> int:
+        """The guest's own clock, which is aligned at each load."""
+        return self._scheduler.now_us // 1000
 
     def _write(self, page: int, at: int, data: bytes) -> None:
         self.ram[page, at : at + len(data)] = np.frombuffer(data, np.uint8)
@@ -154,16 +158,27 @@ class Guest:
         if turn != self._turn:
             return
         self._busy = False
-        response = self._answer(*REQUEST.unpack(self._queue.pop(0)))
-        if response:
-            self.outbox.append(Output(self._worked, response))
+        said = self._hear(read(self._queue.pop(0), from_guest=False))
+        if said:
+            self.outbox += [build(segment, from_guest=True) for segment in said]
             self.on_output()
         self._worked += 1
         self._kick()
 
-    def _answer(self, client: int, seq: int, kind: int) -> bytes:
+    def _hear(self, segment: Segment) -> list[Segment]:
+        client = client_of(segment.client_port)
+        if segment.flags is not None:
+            state = self.ram[1 + client, CONNECTION_AT : CONNECTION_AT + Stack.STATE_BYTES].tobytes()
+            secret = self.ram[0, :8].tobytes()
+            return self._stack.hear(segment, state, (1 + client, CONNECTION_AT), secret, self._answer)
+        response = self._answer(segment.payload)
+        return [Segment(segment.client_port, response)] if response else []
+
+    def _answer(self, request: bytes) -> bytes:
+        """The response, which is made once; empty for what was answered long ago."""
+        client, seq, kind = REQUEST.unpack(request)
         page = 1 + client
-        last, value = struct.unpack_from(">IQ", self.ram[page].data)
+        last, value = _STATE.unpack_from(self.ram[page].data)
         if seq == last:  # sent again by the client: the same answer once more
             return self.ram[page, _LAST_AT : _LAST_AT + RESPONSE.size].tobytes()
         if seq != last + 1:
@@ -171,7 +186,7 @@ class Guest:
         before = self.disk.read(_log_at(client, last), 8) if last else b""
         value = xxhash.xxh3_64_intdigest(struct.pack(">QIQ", value, seq, self._chance(kind)) + before)
         response = RESPONSE.pack(client, seq, value, self._worked)
-        self._write(page, 0, struct.pack(">IQ", seq, value))
+        self._write(page, 0, _STATE.pack(seq, value))
         self._write(page, _LAST_AT, response)
         self._write(page, _TABLE_AT + 8 * last, struct.pack("=Q", response_digest(response)))
         self.disk.write(_log_at(client, seq), response_digest(response).to_bytes(8, "big"))
@@ -182,7 +197,7 @@ class Guest:
             return self._entropy.getrandbits(1)
         if kind == RANDOM_NUMBER:
             return self._entropy.getrandbits(64)
-        return self._scheduler.now_us // CLOCK_STEP_US if kind == TIME_OF_DAY else 0
+        return self.host.wall_us(self._scheduler.now_us) // CLOCK_STEP_US if kind == TIME_OF_DAY else 0
 
     def _tick(self) -> None:
         """Work that no client sees; it differs between the copies, and sometimes leaves a page of zeros."""

@@ -6,18 +6,14 @@ from dataclasses import dataclass, field
 
 from pycolo.core.pages import Contents
 
-# Why a packet left: `unprotected`, `solo` and `takeover` mean that the host spoke alone.
-ALONE = ("unprotected", "solo", "takeover")
-
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A host let a response go."""
+    """A copy of the VM let a frame go."""
 
     time_us: int
-    host: str
-    why: str
-    response: bytes
+    speaker: str
+    frame: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +71,22 @@ class DiskSeen:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How one side stands at the end; `cause` is empty while it goes on."""
+    """How one copy stands at the end; `cause` is empty while it goes on."""
 
+    name: str
     host: str
     state: str
     cause: str
+    committed: bool  # whether it was, or began as, a copy that may speak
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A pair came to its end: the primary's disk, the ranges that a returning secondary would get, and its image."""
+
+    primary_disk: bytes
+    marked: list[tuple[int, int]]
+    image: bytes
 
 
 @dataclass(slots=True)
@@ -90,20 +97,20 @@ class History:
     sent: dict[int, int] = field(default_factory=dict)  # client -> newest sequence number it sent
     emissions: list[Emission] = field(default_factory=list)
     receptions: list[Reception] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # what no client may ever see, and one did
     cuts: dict[int, Cut] = field(default_factory=dict)
     sealed_epochs: list[int] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
     disks_seen: list[DiskSeen] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
-    converged: list[bool] = field(default_factory=list)  # once after the heal, once after the last act
+    converged: list[bool] = field(default_factory=list)  # once after the heal, once after each of the last acts
     unanswered: list[int] = field(default_factory=list)  # clients that wait at the end
     endings: list[Ending] = field(default_factory=list)
     holder: str | None = None  # who holds the claim at the end
-    committed_before_end: bool = False  # the secondary had a committed checkpoint when the primary ended
-    primary_disk: bytes = b""  # at the end
-    primary_marked: list[tuple[int, int]] = field(default_factory=list)  # ranges that a returning secondary would get
-    secondary_image: bytes | None = None  # as its host left it; None when it has taken over
+    committed_before_end: bool = False  # the newest secondary had a committed checkpoint when the primary ended
+    pairs: int = 0  # how many were formed
+    leavings: list[Leaving] = field(default_factory=list)
     survivor: str | None = None
     survivor_ram: Contents | None = None
     survivor_disk: bytes = b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from pycolo.core import checkpoint
 from pycolo.core.checkpoint import CheckpointLimits
@@ -16,10 +17,9 @@ from pycolo.core.failover import Command, Event, Failover, Role, State
 from pycolo.core.memory_cache import MemoryCache
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
-from .agents import PrimaryAgent
 from .disk_ports import PvmDisksPort, SvmDisksPort
 from .disks import PvmDisk, SvmDisk
-from .network import ClientNetwork
+from .links import LinkEnd
 from .ports import (
     ArbiterPort,
     ClaimUnanswered,
@@ -34,60 +34,75 @@ from .ports import (
 )
 from .scheduler import Task
 
-TERM = 1
 POLL_US = 700
-HOLD_US_MAX = 3_000
 EPOCH_US_MAX = 12_000
 RETRY_US = 1_500
 CLAIM_RETRY_US = 8_000
 ROLL_FORWARD_TRIES_MAX = 8
+EPOCHS_AHEAD_MAX = 1000
 LIMITS = CheckpointLimits(precopy_rounds_max=2, precopy_pages_min=3, first_sync_rounds_max=3, batch_pages_max=4)
 
 
 @dataclass(slots=True)
 class Surroundings:
-    """What both managers use."""
+    """What a manager has around it."""
 
     gate: Gate
     side: Side
-    network: ClientNetwork
     trace: Callable[[str], None]
 
 
-class Manager:
-    """What both sides do alike."""
+class Story(Protocol):
+    """What a role does."""
 
-    def __init__(self, around: Surroundings, role: Role) -> None:
-        self._around, self._side, self._gate = around, around.side, around.gate
+    async def live(self) -> None:
+        """Until this side speaks alone, in which case it goes on, or has ended."""
+
+    async def speak(self) -> Event | None:
+        """The claim is ours, or none is needed: speak alone."""
+
+
+class Manager:
+    """One copy of the VM: its failover table, and the role that it has."""
+
+    def __init__(self, around: Surroundings, role: Role, term: int) -> None:
+        """`term`: under which the pair is formed."""
+        self._around, self.side, self._gate = around, around.side, around.gate
         self.failover = Failover(role)
+        self.term = term
+        self.story: Story
         self._arbiter = ArbiterPort(around.gate, around.side.host)
+        self._claims = 0
         self.vm_lost_by_fault = False
         self.done = False
 
     async def run(self) -> None:
-        """The role's whole story."""
-        raise NotImplementedError
+        """All that this copy ever does."""
+        await self.story.live()
 
     @property
     def state(self) -> State:
         """Where this side is."""
         return self.failover.state
 
-    async def _pass(self, delay_us: int) -> None:
-        await self._gate.scheduler.sleep(delay_us, self._side.host)
+    async def sleep(self, delay_us: int) -> None:
+        """Wait in virtual time."""
+        await self._gate.scheduler.sleep(delay_us, self.side.host)
 
-    def _take(self, event: Event) -> tuple[Command, ...]:
+    def take(self, event: Event) -> tuple[Command, ...]:
+        """The table's decision."""
         before = self.failover.state
         decision = self.failover.handle(event)
         self.vm_lost_by_fault |= event is Event.VM_LOST
-        self._around.trace(f"{self._side.host.name}: {before} + {event} -> {decision.state}: {decision.reason}")
+        self._around.trace(f"{self.side.name}: {before} + {event} -> {decision.state}: {decision.reason}")
         return decision.commands
 
     async def handle(self, event: Event) -> None:
         """Take an event, carry out the commands in order, and take the events that come of them."""
+        self._claims += 1  # what was claimed before has been given up
         due: list[Event] = [event]
         while due:
-            for command in self._take(due.pop(0)):
+            for command in self.take(due.pop(0)):
                 follows = await self._carry_out(command)
                 if follows is not None:
                     due.append(follows)
@@ -95,91 +110,123 @@ class Manager:
     async def _carry_out(self, command: Command) -> Event | None:
         match command:
             case Command.LEAVE_PAIR:
-                self._side.link.close()
+                self._leave_pair()
             case Command.CLAIM:
                 return await self._claim()
             case Command.RETRY_CLAIM_LATER:
-                await self._pass(CLAIM_RETRY_US)
-                return Event.VM_LOST if self._side.guest.dead else Event.CLAIM_RETRY_DUE
+                await self.sleep(CLAIM_RETRY_US)
+                return Event.VM_LOST if self.side.guest.dead else Event.CLAIM_RETRY_DUE
             case Command.KILL_VM:
-                self._side.guest.kill()
+                self.side.guest.kill()
+                self.side.agent.end()
             case Command.EXIT:
                 self.done = True
             case _:
-                return await self._speak()
+                return await self.story.speak()
         return None
+
+    def _leave_pair(self) -> None:
+        """First the packets, then the session: nothing may be released by a peer that we are leaving."""
+        self.side.agent.leave_pair()
+        if self.side.link is not None:
+            self.side.link.close()
 
     async def _claim(self) -> Event:
         try:
-            granted = await self._arbiter.claim(TERM)
+            answer = await self._arbiter.claim(self.term + 1, f"{self.side.name} {self._claims}")
         except ClaimUnanswered:
-            answer = Event.CLAIM_UNANSWERED
+            event = Event.CLAIM_UNANSWERED
         else:
-            answer = Event.CLAIM_GRANTED if granted else Event.CLAIM_DENIED
-        return Event.VM_LOST if self._side.guest.dead else answer
-
-    async def _speak(self) -> Event | None:
-        raise NotImplementedError
-
-    async def _go_on_alone(self) -> None:
-        """Solo: nothing is left to happen but the loss of the VM."""
-        while self.state is State.SOLO:
-            await self._pass(POLL_US * 5)
-            if self._side.guest.dead:
-                await self.handle(Event.VM_LOST)
+            event = Event.CLAIM_GRANTED if answer.granted else Event.CLAIM_DENIED
+            self.term = answer.term if answer.granted else self.term
+        return Event.VM_LOST if self.side.guest.dead else event
 
 
-class PrimaryManager(Manager):
-    """The primary's side of one VM."""
+class PrimaryStory:
+    """The copy that speaks: alone, and beside one secondary after the other."""
 
-    def __init__(self, around: Surroundings, agent: PrimaryAgent, disk: PvmDisk, page_count: int) -> None:
-        super().__init__(around, Role.PRIMARY)
-        self._agent = agent
-        self._vm = PvmPort(self._gate, self._side.guest, agent)
-        self._output = OutputPort(self._gate, agent)
+    def __init__(self, around: Surroundings, manager: Manager, page_count: int, last_epoch: int) -> None:
+        """`last_epoch`: no epoch of this VM has had a higher number."""
+        self._gate, self._side, self._manager = around.gate, around.side, manager
+        self._page_count, self._last_epoch = page_count, last_epoch
+        self._output = OutputPort(self._gate, self._side.agent)
+        self._vm = PvmPort(self._gate, self._side.guest, lambda: self._output.epoch)
+        self._ledger: EpochLedger
+        self._disks: PvmDisksPort
+        self._to_secondary: ToSecondary
+        self._joined = self._wanted = False
+
+    def join(self, link: LinkEnd, disk: PvmDisk) -> None:
+        """A secondary is there, behind `link`."""
         self._disks = PvmDisksPort(self._gate, self._side.host, disk)
-        self._to_secondary = ToSecondary(self._gate, self._side.link)
-        self.ledger = EpochLedger(page_count)
+        self._to_secondary = ToSecondary(self._gate, link)
+        self._ledger = EpochLedger(self._page_count, last_used=self._last_epoch)
+        agent = self._side.agent
+        self._vm.frames_before = agent.frames_unnumbered
+        agent.connect(link)
+        agent.on_wanted, agent.on_channel_lost = self._want, link.lose
+        self._joined = True
 
-    async def run(self) -> None:
-        """From the join of the secondary to the end."""
-        await self.handle(Event.PEER_JOINED)
-        while self.state in (State.SYNCING, State.PROTECTED):
+    def _want(self, reason: str) -> None:
+        del reason
+        self._wanted = True
+
+    async def live(self) -> None:
+        """See Story."""
+        manager = self._manager
+        while not manager.failover.ended:
+            if manager.state is State.SOLO:
+                await self._find_secondary()
+            if manager.failover.ended:
+                return
             event = await self._epoch()
             if event is not None:
-                await self.handle(event)
-        await self._go_on_alone()
+                await manager.handle(event)
+
+    async def _find_secondary(self) -> None:
+        """Solo: nothing else happens but the loss of the VM."""
+        while not self._joined:
+            await self._manager.sleep(POLL_US)
+            if self._side.guest.dead:
+                await self._manager.handle(Event.VM_LOST)
+                return
+        self._joined = False
+        await self._manager.handle(Event.PEER_JOINED)
 
     async def _epoch(self) -> Event | None:
         """Wait until a checkpoint is wanted, take it; returns what happened meanwhile."""
         started_us = self._gate.scheduler.now_us
-        while self._agent.held_us < HOLD_US_MAX and self._gate.scheduler.now_us - started_us < EPOCH_US_MAX:
+        while not self._wanted and self._gate.scheduler.now_us - started_us < EPOCH_US_MAX:
             if self._side.guest.dead:
                 return Event.VM_LOST
-            if self._side.link.lost:
+            if self._side.linked().lost:
                 return Event.PEER_LOST
-            if self.state is State.SYNCING:
+            if self._manager.state is State.SYNCING:
                 break
-            await self._pass(POLL_US)
+            await self._manager.sleep(POLL_US)
         return await self._checkpoint()
 
     async def _checkpoint(self) -> Event | None:
         try:
             await checkpoint.take_checkpoint(
-                self._vm, self._output, self._disks, self._to_secondary, self.ledger, LIMITS, lambda: self._sealed()
+                self._vm, self._output, self._disks, self._to_secondary, self._ledger, LIMITS, self._sealed
             )
         except VmLost:
             return Event.VM_LOST
         except PeerLost:
             return Event.PEER_LOST
         except CheckpointFailed:
-            await self._pass(RETRY_US)
+            await self._manager.sleep(RETRY_US)
+        finally:
+            self._last_epoch = self._ledger.last_used
         return None
 
     def _sealed(self) -> None:
-        self._take(Event.OUTPUT_SEALED)
+        self._wanted = False
+        self._manager.take(Event.OUTPUT_SEALED)
 
-    async def _speak(self) -> Event | None:
+    async def speak(self) -> Event | None:
+        """See Story."""
         try:
             await self._output.go_solo()
         except VmLost:
@@ -187,40 +234,55 @@ class PrimaryManager(Manager):
         return None
 
 
-class SecondaryManager(Manager):
-    """The secondary's side of one VM."""
+class SecondaryStory:
+    """The copy that follows, until it takes over or ends."""
 
     def __init__(
-        self, around: Surroundings, feed: FeedPort, disk: SvmDisk, cache: MemoryCache, *, interrupts: bool
+        self, around: Surroundings, manager: Manager, disk: SvmDisk, cache: MemoryCache, *, interrupts: bool
     ) -> None:
-        super().__init__(around, Role.SECONDARY)
-        self._feed, self._cache, self._interrupts = feed, cache, interrupts
+        self._around, self._gate, self._side, self._manager = around, around.gate, around.side, manager
+        self.cache, self._interrupts = cache, interrupts
+        self.disk = disk
+        link = self._side.linked()
+        self._feed = FeedPort(self._gate, self._side.agent)
         self._vm = SvmPort(self._gate, self._side.guest, cache)
         self._disks = SvmDisksPort(self._gate, self._side.host, disk)
-        self.to_primary = ToPrimary(self._gate, self._side.link, cache, disk.would_commit)
+        self.to_primary = ToPrimary(self._gate, link, cache, disk.would_commit)
         self._told_epoch = 0
         self._follower: Task[bool] | None = None
-        self._side.link.on_lost = self._interrupt
+        link.on_lost = self._interrupt
+        self._side.agent.connect(link)
+        self._side.agent.on_channel_lost = link.lose
 
-    async def run(self) -> None:
-        """From the connection to the primary to the end."""
-        await self.handle(Event.PEER_JOINED)
-        while self.state in (State.SYNCING, State.PROTECTED):
+    @property
+    def last_epoch(self) -> int:
+        """No primary of this VM has used a higher number."""
+        return self.cache.committed_epoch + EPOCHS_AHEAD_MAX
+
+    async def live(self) -> None:
+        """See Story."""
+        manager = self._manager
+        await manager.handle(Event.PEER_JOINED)
+        while manager.state in (State.SYNCING, State.PROTECTED):
             for event in await self._follow():
-                await self.handle(event)
-        await self._go_on_alone()
+                await manager.handle(event)
+        if not manager.failover.ended:
+            manager.failover.promote()
+            primary = PrimaryStory(self._around, manager, len(self._side.guest.ram), self.last_epoch)
+            manager.story = primary
+            await primary.live()
 
     def _interrupt(self) -> None:
         """The failure detector ends the follower's task, wherever it is."""
-        if self._follower and self._interrupts and not self._side.link.inbox:
+        if self._follower and self._interrupts and not self._side.linked().inbox:
             self._follower.interrupt(PeerLost("the failure detector says so"))
 
     async def _follow(self) -> list[Event]:
-        procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._disks, self._cache)
+        procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._disks, self.cache)
         self._follower = self._gate.scheduler.spawn(self._side.host, procedure)
         self._follower.handled = (VmLost, PeerLost)
         while not self._follower.finished.done:
-            await self._pass(POLL_US)
+            await self._manager.sleep(POLL_US)
             if self._side.guest.dead:
                 self._follower.interrupt(VmLost("the guest is gone"))
         return self._ended(self._follower)
@@ -233,12 +295,13 @@ class SecondaryManager(Manager):
             events.append(Event.VM_LOST)
         except PeerLost:
             events.append(Event.PEER_LOST)
-        if self._cache.committed_epoch > self._told_epoch:
-            self._told_epoch = self._cache.committed_epoch
+        if self.cache.committed_epoch > self._told_epoch:
+            self._told_epoch = self.cache.committed_epoch
             events.insert(0, Event.COMMITTED)
         return events
 
-    async def _speak(self) -> Event | None:
+    async def speak(self) -> Event | None:
+        """See Story."""
         try:
             await self._roll_forward()
             self.to_primary.look("takeover")
@@ -246,13 +309,12 @@ class SecondaryManager(Manager):
             await self._feed.take_over()
         except VmLost:
             return Event.VM_LOST
-        self._around.network.owner = self._side.host
         return None
 
     async def _roll_forward(self) -> None:
         for _ in range(ROLL_FORWARD_TRIES_MAX):
             try:
-                return await checkpoint.roll_forward(self._vm, self._feed, self._disks, self._cache)
+                return await checkpoint.roll_forward(self._vm, self._feed, self._disks, self.cache)
             except PeerLost:
                 continue
         raise VmLost("the roll-forward did not succeed")

@@ -1,4 +1,4 @@
-"""Deliberate mutants of the core; each names the checker that has to catch it and the faults that bring it out."""
+"""Deliberate mutants of the core; each names the checker that has to catch it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pycolo.core import checkpoint, failover
+from pycolo.core.arbitration import ClaimAnswer, ClaimRecord
 from pycolo.core.checkpoint import (
     PrimaryDisks,
     PrimaryLink,
@@ -22,10 +23,11 @@ from pycolo.core.failover import Command, Decision, Event, State
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
 
+from . import network
 from .checkers import client_history, committed_state, liveness
 from .disk_mutants import DISK_MUTANTS
-from .faults import Fault, Kind
 from .mutant import Apply, Mutant
+from .packet_mutants import PACKET_MUTANTS
 
 
 class _EarlyLink:
@@ -91,6 +93,19 @@ def _skip_claim(table: str, command: Command) -> Apply:
 def _seal_forgotten(patch: pytest.MonkeyPatch) -> None:
     decision = Decision(State.SOLO, (Command.LEAVE_PAIR,), "what was sealed stays held")
     patch.setitem(failover._PRIMARY, (State.SYNCING, Event.PEER_LOST), decision)
+
+
+def _no_answer_is_a_yes(patch: pytest.MonkeyPatch) -> None:
+    for table in (failover._PRIMARY, failover._SECONDARY):
+        for state in (State.TAKING_OVER, State.WAITING_FOR_ARBITER):
+            patch.setitem(table, (state, Event.CLAIM_UNANSWERED), table[state, Event.CLAIM_GRANTED])
+
+
+def _claim_for_everybody(patch: pytest.MonkeyPatch) -> None:
+    def decide(record: ClaimRecord | None, vm: str, term: int, host: str, claim_id: str = "") -> ClaimAnswer:
+        return ClaimAnswer(True, ClaimRecord(vm, term, host, claim_id), "why not", term=term)
+
+    patch.setattr(network, "decide_claim", decide)
 
 
 def _boundary_off(by: int) -> Apply:
@@ -181,91 +196,25 @@ def _own_writes_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint, "_collect_dirty", mutated)
 
 
-_DIE, _CUT = Fault(Kind.DIE, False), Fault(Kind.CUT, False)
-_INTERRUPT_AFTER = Fault(Kind.PEER_LOST, True)
-_REFUSED_AFTER = Fault(Kind.REFUSED, True)
-
 MUTANTS = (
-    Mutant(
-        "release before the commit", client_history.NAME, _release_before_commit, ("to_secondary.send_stage",), (_DIE,)
-    ),
-    Mutant(
-        "pages not put back", committed_state.NAME, _pages_not_put_back, ("pvm.save_device_state",), (_REFUSED_AFTER,)
-    ),
-    Mutant(
-        "lost answer of the PVM's tracker forgets pages",
-        committed_state.NAME,
-        _lost_answer_forgets,
-        ("pvm.take_dirty_pages",),
-        (_REFUSED_AFTER,),
-    ),
-    Mutant(
-        "lost answer of the SVM's tracker forgets pages",
-        committed_state.NAME,
-        _lost_answer_forgets,
-        ("svm.take_dirty_pages",),
-        (_INTERRUPT_AFTER,),
-    ),
-    Mutant(
-        "digest not verified, bytes changed",
-        committed_state.NAME,
-        _digest_not_verified,
-        ("to_secondary.send_pages",),
-        (Fault(Kind.SPOIL, False),),
-    ),
-    Mutant(
-        "digest not verified, batch lost",
-        committed_state.NAME,
-        _digest_not_verified,
-        ("to_secondary.send_pages",),
-        (Fault(Kind.DROP, False),),
-    ),
-    Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), faults=(_CUT,)),
-    Mutant(
-        "secondary takes over unasked",
-        client_history.NAME,
-        _skip_claim("_SECONDARY", Command.TAKE_OVER),
-        faults=(_CUT,),
-    ),
-    Mutant(
-        "what a failed first seal held stays held",
-        liveness.NAME,
-        _seal_forgotten,
-        ("output.seal",),
-        (_REFUSED_AFTER, Fault(Kind.PEER_DIES, False)),
-    ),
-    Mutant("boundary one too far", committed_state.NAME, _boundary_off(1)),
-    Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1)),
-    Mutant(
-        "staged pages applied at a discard",
-        committed_state.NAME,
-        _applied_at_discard,
-        ("to_secondary.send_pages",),
-        (Fault(Kind.SPOIL, False),),
-    ),
-    Mutant(
-        "pages applied ahead of a commit that is not the first",
-        committed_state.NAME,
-        _always_ahead,
-        ("to_secondary.send_pages",),
-        (Fault(Kind.SPOIL, False),),
-    ),
-    Mutant(
-        "roll-forward not repeated",
-        client_history.NAME,
-        _roll_forward_once,
-        ("svm.stop_for_load",),
-        (_INTERRUPT_AFTER,),
-    ),
-    Mutant(
-        "set back after the feed started",
-        client_history.NAME,
-        _set_back_when_fed,
-        ("feed.start_feed",),
-        (_INTERRUPT_AFTER,),
-    ),
-    Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten),
-    Mutant("epoch number reused", committed_state.NAME, _epoch_reused, ("pvm.save_device_state",), (_REFUSED_AFTER,)),
-    Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored),
+    Mutant("release before the commit", client_history.NAME, _release_before_commit, 0),
+    Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, 0),
+    Mutant("lost answer of a tracker forgets pages", committed_state.NAME, _lost_answer_forgets, 0),
+    Mutant("digest not verified", committed_state.NAME, _digest_not_verified, 0),
+    Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), 0),
+    Mutant("secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), 0),
+    Mutant("no answer is a yes", client_history.NAME, _no_answer_is_a_yes, 0),
+    Mutant("the claim is granted to everybody", client_history.NAME, _claim_for_everybody, 0),
+    Mutant("what a failed first seal held stays held", liveness.NAME, _seal_forgotten, 0),
+    Mutant("boundary one too far", committed_state.NAME, _boundary_off(1), 0),
+    Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1), 0),
+    Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 0),
+    Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 0),
+    Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 0),
+    Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 0),
+    Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten, 0),
+    Mutant("epoch number reused", committed_state.NAME, _epoch_reused, 0),
+    Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored, 0),
     *DISK_MUTANTS,
+    *PACKET_MUTANTS,
 )

@@ -8,20 +8,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pycolo.core.arbitration import ClaimAnswer
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
-from .agents import PrimaryAgent, SecondaryAgent
+from .agents import Agent
 from .faults import Fault, Kind, Plan
 from .guest import Guest
 from .history import Cut, History, Image, Load
-from .network import Arbiter, LinkEnd, Verdict
+from .links import LinkEnd, Message, Verdict
+from .network import Arbiter
 from .scheduler import Host, HostDied, Scheduler
 
 T = TypeVar("T")
 FREEZE_US = 45_000
 SLOW_US = 40_000
+SHORT_US = 2_000
+LATE_US = 30_000
+CLOCK_US_MAX = 90_000
 OP_US = (20, 200)
 LONG_US = (200, 3_000)
 LONG_SHARE = 0.05
@@ -31,14 +36,22 @@ class ClaimUnanswered(Exception):
     """The arbiter gave no answer; the claim may have been granted all the same."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Side:
-    """One host with what runs on it."""
+    """A copy of the VM with all that belongs to it; `link` and `partner` are those of its present or last pair."""
 
+    name: str
     host: Host
     guest: Guest
-    link: LinkEnd
+    agent: Agent
+    link: LinkEnd | None = None
+    partner: Side | None = None
     host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
+
+    def linked(self) -> LinkEnd:
+        """The link of a pair."""
+        assert self.link is not None
+        return self.link
 
 
 class Gate:
@@ -49,6 +62,8 @@ class Gate:
         self._random = random.Random(seed)
         self.sides: list[Side] = []
         self.trace: Callable[[str], None] = lambda _: None
+        self.outside = Host("arbiter")
+        self.late_claims = 0
 
     async def operate(self, host: Host, port: str, effect: Callable[[], Awaitable[T]], *, vm: bool = False) -> T:
         """One call of a port: half of its time, the effect, the other half; a fault before or after the effect."""
@@ -80,18 +95,15 @@ class Gate:
     def _own(self, host: Host) -> Side:
         return next(side for side in self.sides if side.host is host)
 
-    def _peer(self, host: Host) -> Side:
-        return next(side for side in self.sides if side.host is not host)
-
     async def _strike(self, host: Host, port: str, fault: Fault) -> None:
         self.history.faults.append(f"{fault} {port} on {host.name}")
         self.trace(f"{host.name}: fault {fault} {port}")
-        own, peer = self._own(host), self._peer(host)
+        own = self._own(host)
         match fault.kind:
             case Kind.VM_LOST:
                 raise VmLost(f"injected at {port}")
             case Kind.PEER_LOST:  # a link that lost its peer once never finds it again
-                own.link.lose()
+                own.linked().lose()
                 raise PeerLost(f"injected at {port}")
             case Kind.REFUSED:
                 raise CheckpointFailed(f"injected at {port}")
@@ -100,39 +112,63 @@ class Gate:
             case Kind.DIE:
                 self.kill(own)
                 raise HostDied(host.name)
-            case Kind.PEER_DIES:
-                self.kill(peer)
             case Kind.SLOW:
                 await self.scheduler.sleep(SLOW_US, host)
                 self._check(host, False)
+            case Kind.NO_ARBITER_HERE | Kind.NO_ARBITER | Kind.LATE_CLAIM:
+                self._disturb_arbiter(host, fault.kind)
             case _:
-                self._disturb(own, peer, fault.kind)
+                self._disturb(own, fault.kind)
+                if own.link is not None and own.partner is not None and own.partner.link is not None:
+                    self._disturb_pair(own.link, own.partner.link, fault.kind)
 
-    def _disturb(self, own: Side, peer: Side, kind: Kind) -> None:
-        thaw_us = self.scheduler.now_us + FREEZE_US
+    def _disturb_arbiter(self, host: Host, kind: Kind) -> None:
+        match kind:
+            case Kind.LATE_CLAIM:
+                self.late_claims += 1
+            case Kind.NO_ARBITER_HERE:
+                self.arbiter.unreachable.add(host.name)
+            case Kind.NO_ARBITER:
+                self.arbiter.unreachable |= {side.host.name for side in self.sides}
+
+    def _disturb(self, own: Side, kind: Kind) -> None:
+        host = own.host
         match kind:
             case Kind.GUEST_DIES:
                 own.guest.kill()
-            case Kind.CUT | Kind.CUT_OUT | Kind.CUT_IN:
-                if kind is not Kind.CUT_IN:
-                    own.link.cut()
-                if kind is not Kind.CUT_OUT:
-                    peer.link.cut()
-            case Kind.CUT_DISK:
-                own.link.end_channel("disk")
-                peer.link.end_channel("disk")
+            case Kind.PEER_DIES if own.partner is not None:
+                self.kill(own.partner)
             case Kind.FREEZE:
-                own.host.frozen_until_us = thaw_us
+                host.frozen_until_us = self.scheduler.now_us + FREEZE_US
+            case Kind.SUSPEND:
+                host.suspended_us += FREEZE_US
+                host.frozen_until_us = self.scheduler.now_us + SHORT_US
+            case Kind.CLOCK:
+                host.clock_ahead_us += self._random.randint(-CLOCK_US_MAX, CLOCK_US_MAX)
+
+    def _disturb_pair(self, own: LinkEnd, peer: LinkEnd, kind: Kind) -> None:
+        match kind:
+            case Kind.CUT:
+                own.cut()
+                peer.cut()
+            case Kind.CUT_OUT:
+                own.cut()
+            case Kind.CUT_IN:
+                peer.cut()
+            case Kind.CLOG:
+                own.clog()
+            case Kind.CUT_DISK | Kind.CUT_PACKETS:
+                for end in (own, peer):
+                    end.end_channel("disk" if kind is Kind.CUT_DISK else "packets")
             case Kind.PEER_FREEZES:
-                peer.host.frozen_until_us = thaw_us
+                peer.host.frozen_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SPOIL | Kind.DROP:
-                own.link.damage = _spoiled if kind is Kind.SPOIL else lambda _: None
-            case _:
-                self.arbiter.unreachable |= {own.host.name, *([peer.host.name] if kind is Kind.NO_ARBITER else [])}
+                own.damage = _spoiled if kind is Kind.SPOIL else lambda _: None
 
     def kill(self, side: Side) -> None:
         """A host dies, whatever it was doing."""
-        side.link.host_died(seen=self._random.random() < 0.5)
+        if side.link is not None:
+            side.link.host_died(seen=self._random.random() < 0.5)
         side.guest.kill()
         if side.host.alive:
             side.host_dies()
@@ -155,8 +191,10 @@ async def now(effect: Callable[[], T]) -> T:
 class PvmPort:
     """PrimaryVm."""
 
-    def __init__(self, gate: Gate, guest: Guest, agent: PrimaryAgent) -> None:
-        self._gate, self._guest, self._agent = gate, guest, agent
+    def __init__(self, gate: Gate, guest: Guest, epoch: Callable[[], int]) -> None:
+        """`epoch`: the one that was sealed last."""
+        self._gate, self._guest, self._epoch = gate, guest, epoch
+        self.frames_before = 0  # how many of the guest's frames came before the first of this pair
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._guest.host, f"pvm.{name}", lambda: now(effect), vm=True)
@@ -182,18 +220,20 @@ class PvmPort:
         return await self._call("save_device_state", self._save)
 
     def _save(self) -> bytes:
-        guest, epoch = self._guest, self._agent.epoch
+        guest, epoch = self._guest, self._epoch()
         state = guest.device_state()
         if not guest.running:
-            self._gate.history.cuts[epoch] = Cut(epoch, guest.taken, guest.ram.copy(), state, guest.disk.content)
+            boundary = guest.taken - self.frames_before
+            self._gate.history.cuts[epoch] = Cut(epoch, boundary, guest.ram.copy(), state, guest.disk.content)
         return state
 
 
 class OutputPort:
     """PrimaryOutput."""
 
-    def __init__(self, gate: Gate, agent: PrimaryAgent) -> None:
+    def __init__(self, gate: Gate, agent: Agent) -> None:
         self._gate, self._agent = gate, agent
+        self.epoch = 0
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._agent.host, f"output.{name}", lambda: now(effect))
@@ -212,6 +252,7 @@ class OutputPort:
 
     def _seal(self, epoch: int) -> None:
         self._gate.history.sealed_epochs.append(epoch)
+        self.epoch = epoch
         self._agent.seal(epoch)
 
     async def commit(self, epoch: int) -> None:
@@ -237,16 +278,16 @@ class ToSecondary:
         damage, self._link.damage = self._link.damage, None
         arriving = damage(batch) if damage else batch
         if arriving is not None:
-            self._send((epoch, arriving))
+            self._say((epoch, arriving))
 
     async def send_stage(self, stage: Stage) -> None:
         """See SecondaryLink."""
-        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: now(lambda: self._send(stage)))
+        await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: now(lambda: self._say(stage)))
 
-    def _send(self, message: tuple[int, PageBatch] | Stage) -> None:
+    def _say(self, message: Message) -> None:
         if self._link.lost:
             raise PeerLost("the secondary is lost")
-        self._link.send("control", message)
+        self._link.say(message)
 
     async def committed(self, epoch: int) -> None:
         """See SecondaryLink."""
@@ -301,7 +342,7 @@ class SvmPort:
 class FeedPort:
     """SecondaryFeed."""
 
-    def __init__(self, gate: Gate, agent: SecondaryAgent) -> None:
+    def __init__(self, gate: Gate, agent: Agent) -> None:
         self._gate, self._agent = gate, agent
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
@@ -309,7 +350,7 @@ class FeedPort:
 
     async def stop_feed(self) -> None:
         """See SecondaryFeed."""
-        await self._gate.operate(self._agent.host, "feed.stop_feed", self._agent.stop_feed)
+        await self._call("stop_feed", self._agent.stop_feed)
 
     async def drop_output(self) -> None:
         """See SecondaryFeed."""
@@ -321,7 +362,7 @@ class FeedPort:
 
     async def take_over(self) -> None:
         """The command TAKE_OVER, after the roll-forward."""
-        await self._call("take_over", self._agent.take_over)
+        await self._gate.operate(self._agent.host, "feed.take_over", self._agent.take_over)
 
 
 def _applied(cache: MemoryCache) -> Contents:
@@ -373,7 +414,7 @@ class ToPrimary:
         if self._link.lost:
             raise PeerLost("the primary is lost")
         if verdict is not None:
-            self._link.send("control", verdict)
+            self._link.say(verdict)
 
 
 class ArbiterPort:
@@ -382,11 +423,22 @@ class ArbiterPort:
     def __init__(self, gate: Gate, host: Host) -> None:
         self._gate, self._host = gate, host
 
-    async def claim(self, term: int) -> bool:
-        """Whether the claim is granted; raises ClaimUnanswered."""
-        return await self._gate.operate(self._host, "arbiter.claim", lambda: now(lambda: self._claim(term)))
+    async def claim(self, term: int, claim_id: str) -> ClaimAnswer:
+        """The arbiter's answer; raises ClaimUnanswered, also when it can decide nothing."""
+        return await self._gate.operate(self._host, "arbiter.claim", lambda: now(lambda: self._claim(term, claim_id)))
 
-    def _claim(self, term: int) -> bool:
-        if self._host.name in self._gate.arbiter.unreachable:
+    def _claim(self, term: int, claim_id: str) -> ClaimAnswer:
+        gate = self._gate
+        if self._host.name in gate.arbiter.unreachable:
             raise ClaimUnanswered
-        return self._gate.arbiter.claim(self._host.name, term)
+        if gate.late_claims:  # the question arrives when nobody waits for its answer any more
+            gate.late_claims -= 1
+            gate.scheduler.call_later(LATE_US, gate.outside, lambda: self._arrive_late(term, claim_id))
+            raise ClaimUnanswered
+        answer = gate.arbiter.claim(self._host.name, term, claim_id)
+        if not answer.usable:
+            raise ClaimUnanswered
+        return answer
+
+    def _arrive_late(self, term: int, claim_id: str) -> None:
+        self._gate.arbiter.claim(self._host.name, term, claim_id)

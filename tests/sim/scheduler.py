@@ -25,7 +25,17 @@ class Host:
         self.name = name
         self.alive = True
         self.frozen_until_us = 0
+        self.clock_ahead_us = 0  # of its wall clock; somebody may set it
+        self.suspended_us = 0  # by so much its other clock has jumped forward
         self.tasks: list[Task[Any]] = []
+
+    def wall_us(self, now_us: int) -> int:
+        """What its wall clock says."""
+        return 10_000_000 + now_us + self.clock_ahead_us
+
+    def now_ms(self, now_us: int) -> float:
+        """What its clock says that nobody sets: it never goes back."""
+        return (now_us + self.suspended_us) / 1000
 
 
 class Future(Generic[T]):
@@ -131,6 +141,7 @@ class Scheduler:
         self.now_us = 0
         self.steps = 0
         self.failed: list[Task[Any]] = []
+        self.current = Host("nobody")  # on which something happens now
         self._order = 0
         self._queue: list[tuple[int, int, Host, Callable[[], None]]] = []
 
@@ -169,6 +180,7 @@ class Scheduler:
                 continue
             self.now_us = time_us
             self.steps += 1
+            self.current = host
             call()
             if stop():
                 return True

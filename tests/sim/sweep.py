@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .faults import Exactly, Fault, Plan, faults_of
+from .faults import Exactly, Plan, faults_of
 from .world import Scenario, play
 
 
@@ -20,10 +20,3 @@ def one_fault_plans(scenario: Scenario) -> Iterator[tuple[str, Plan]]:
     for number, port in enumerate(awaits_of(scenario)):
         for fault in faults_of(port):
             yield f"{fault} {port} (await {number})", Exactly({number: fault})
-
-
-def plans_with(scenario: Scenario, ports: tuple[str, ...], faults: tuple[Fault, ...]) -> Iterator[Plan]:
-    """`faults` one after the other, starting at each await of one of `ports`."""
-    for number, port in enumerate(awaits_of(scenario)):
-        if port in ports:
-            yield Exactly({number + later: fault for later, fault in enumerate(faults)})

@@ -1,11 +1,11 @@
-"""One run: two hosts, two guests, clients, an arbiter and a plan of faults; first faults, then heal, then a last act.
+"""One run: two or three hosts, copies of the guest, clients, an arbiter and a plan of faults; faults, heal, last acts.
 
 A run is a function of its seed, its plan and the commit: the same three give the same trace, line by line.
 
-1. Faults strike for `steps` steps of the scheduler.
-2. Heal: no new faults, the arbiter answers everybody; a link once cut stays dead, as its streams have lost messages.
-   The clients ask some more; within BOUND_US everything must settle.
-3. The last act: when the pair still stands, the primary (or for some seeds the secondary) is killed, and it must settle
+1. Faults strike for `steps` steps of the scheduler. A copy that is left alone gets a new partner, if there is a host.
+2. Heal: no new faults, the arbiter answers everybody, the clients' network loses nothing; a link once cut stays dead,
+   as its streams have lost messages. The clients ask some more; within BOUND_US everything must settle.
+3. The last acts: while a pair stands, the primary (or for some seeds the secondary) is killed, and it must settle
    again.
 """
 
@@ -15,26 +15,32 @@ import random
 from dataclasses import dataclass, field
 
 from pycolo.core.arbitration import ClaimRecord
-from pycolo.core.failover import State
+from pycolo.core.failover import Role, State
 from pycolo.core.memory_cache import MemoryCache
 
-from .agents import PrimaryAgent, SecondaryAgent
+from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
 from .faults import Drawn, Plan
-from .guest import RESPONSE, Disk, Guest
-from .history import Ending, History
-from .managers import Manager, PrimaryManager, SecondaryManager, Surroundings
-from .network import Arbiter, ClientNetwork, LinkEnd, connect
-from .ports import FeedPort, Gate, Side
+from .frames import client_of
+from .guest import Disk, Guest
+from .history import Ending, History, Leaving
+from .links import LinkEnd, connect
+from .managers import Manager, PrimaryStory, SecondaryStory, Surroundings
+from .network import CALM, Arbiter, ClientNetwork, Weather
+from .ports import Gate, Side
 from .scheduler import Host, Scheduler
 
 PAGES = 10
 CLIENTS = 3
+UDP_CLIENTS = (2,)
 VM = "vm"
-BOUND_US = 700_000
+FIRST_TERM = 1
+BOUND_US = 900_000
 REQUESTS_AFTER = 2
-STEPS = 2_000
+STEPS = 6_000
+PROTECT_US = 4_000
+REBOOT_US = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,14 @@ class Scenario:
 
     seed: str
     steps: int = STEPS
-    requests: int = 1_000
+    requests: int = 400
     kill_primary_last: bool = True
     interrupts: bool = True  # whether the failure detector ends the follower's task where it is
+    hosts: int = 2
+    pairs_max: int = 1  # a copy that is left alone after that stays alone
+    last_acts: int = 1
+    weather: Weather = CALM
+    compiled: bool = False  # whether the agents compare with the compiled engine
 
 
 @dataclass(slots=True)
@@ -54,6 +65,26 @@ class Run:
 
     history: History
     trace: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Copy:
+    """One copy of the VM; `disk` is its own while it follows, `committed` what it could take over with."""
+
+    side: Side
+    manager: Manager
+    disk: SvmDisk | None = None
+    cache: MemoryCache | None = None
+    story: SecondaryStory | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return self.side.host.alive and not self.manager.failover.ended
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether there is, or was, something to speak with."""
+        return self.cache is None or self.cache.committed is not None
 
 
 class World:
@@ -65,50 +96,114 @@ class World:
         history = self.run.history
         self.scheduler = scheduler = Scheduler()
         self._outside = Host("outside")
-        self._network = ClientNetwork(scheduler, self._outside, history, f"{seed} network")
-        self._arbiter = Arbiter(VM, ClaimRecord(VM, 0, "nobody") if len(seed) % 2 else None)
+        self._network = ClientNetwork(scheduler, self._outside, history, scenario.weather, f"{seed} network")
+        self._arbiter = Arbiter(VM, ClaimRecord(VM, FIRST_TERM, "alpha", "first"))
         self._gate = Gate(scheduler, plan, history, self._arbiter, f"{seed} gate")
         self._gate.trace = self._trace
-        self._make_sides()
-        self._gate.sides = [self._primary, self._secondary]
-        connect(self._primary.link, self._secondary.link)
-        self._cache = MemoryCache(PAGES)
-        self.managers = self._start_managers()
-        for side, manager in zip(self._gate.sides, self.managers, strict=True):
-            scheduler.spawn(side.host, manager.run())
+        self._hosts = {name: Host(name) for name in ("alpha", "beta", "gamma")[: scenario.hosts]}
+        self._dead_since_us: dict[str, int] = {}
+        self.copies: list[Copy] = []
+        self._pair_disk: PvmDisk | None = None
+        self._run_first()
+        self._pair(self.copies[0], self._hosts["beta"])
+        scheduler.call_later(PROTECT_US, self._outside, self._protect)
         self._clients = self._make_clients()
 
-    def _make_sides(self) -> None:
-        one, two = Host("alpha"), Host("beta")
-        seed, scheduler = self._scenario.seed, self.scheduler
-        links = [LinkEnd(scheduler, host, f"{seed} link {host.name}") for host in (one, two)]
-        self._pvm_disk = PvmDisk(links[0])
-        self._svm_disk = SvmDisk(scheduler, two, links[1], self.run.history, f"{seed} disk")
-        self._primary = Side(one, self._guest(one, self._pvm_disk), links[0])
-        self._secondary = Side(two, self._guest(two, self._svm_disk), links[1], self._svm_disk.host_dies)
+    # ---- copies
 
-    def _guest(self, host: Host, disk: Disk) -> Guest:
-        return Guest(self.scheduler, host, disk, PAGES, CLIENTS, f"{self._scenario.seed} guest {host.name}")
+    def _new_copy(self, host: Host, disk: Disk, role: Role, term: int, link: LinkEnd | None) -> Copy:
+        name = f"{host.name}/{len(self.copies)}"
+        seed = f"{self._scenario.seed} {name}"
+        guest = Guest(self.scheduler, host, disk, PAGES, CLIENTS, f"{seed} guest")
+        agent = Agent(self.scheduler, guest, self._network, name, f"{seed} agent", primary=role is Role.PRIMARY)
+        side = Side(name, host, guest, agent, link)
+        copy = Copy(side, Manager(Surroundings(self._gate, side, self._trace), role, term))
+        self.copies.append(copy)
+        self._gate.sides = [one.side for one in self.copies if one.goes_on or one is copy]
+        return copy
 
-    def _start_managers(self) -> tuple[PrimaryManager, SecondaryManager]:
-        one, two = (Surroundings(self._gate, side, self._network, self._trace) for side in self._gate.sides)
-        network, scheduler = self._network, self.scheduler
-        primary_agent = PrimaryAgent(scheduler, one.side.guest, network, one.side.link)
-        secondary_agent = SecondaryAgent(scheduler, two.side.guest, network, two.side.link)
-        network.owner = one.side.host
-        one.side.guest.resume()
-        primary = PrimaryManager(one, primary_agent, self._pvm_disk, PAGES)
-        feed = FeedPort(self._gate, secondary_agent)
+    def _run_first(self) -> None:
+        copy = self._new_copy(self._hosts["alpha"], PvmDisk(None), Role.PRIMARY, FIRST_TERM, None)
+        around = Surroundings(self._gate, copy.side, self._trace)
+        copy.manager.story = PrimaryStory(around, copy.manager, PAGES, 0)
+        copy.side.guest.resume()
+        self.scheduler.spawn(copy.side.host, copy.manager.run())
+
+    def _pair(self, primary: Copy, host: Host) -> None:
+        """A secondary begins on `host`, and the primary finds it."""
+        self._check_leaving()
+        seed, scheduler, side = f"{self._scenario.seed} pair {len(self.copies)}", self.scheduler, primary.side
+        links = (
+            LinkEnd(scheduler, side.host, f"{seed} one", of_primary=True),
+            LinkEnd(scheduler, host, f"{seed} two", of_primary=False),
+        )
+        connect(*links)
+        content = primary.disk.retire() if primary.disk else side.guest.disk.content
+        primary.disk = None
+        side.guest.disk = self._pair_disk = PvmDisk(links[0], content)
+        disk = SvmDisk(scheduler, host, links[1], self.run.history, content, f"{seed} disk")
+        second = self._new_copy(host, disk, Role.SECONDARY, primary.manager.term, links[1])
+        second.disk, second.cache = disk, MemoryCache(PAGES)
+        second.side.host_dies = disk.host_dies
+        around = Surroundings(self._gate, second.side, self._trace)
         interrupts = self._scenario.interrupts
-        return primary, SecondaryManager(two, feed, self._svm_disk, self._cache, interrupts=interrupts)
+        second.story = SecondaryStory(around, second.manager, disk, second.cache, interrupts=interrupts)
+        second.manager.story = second.story
+        side.link, side.partner, second.side.partner = links[0], second.side, side
+        assert isinstance(primary.manager.story, PrimaryStory)
+        primary.manager.story.join(links[0], self._pair_disk)
+        self.run.history.pairs += 1
+        self._trace(f"{side.name} and {second.side.name} are to be a pair")
+        scheduler.spawn(host, second.manager.run())
+
+    def _protect(self) -> None:
+        """Dead hosts come back, and a copy that is alone gets a partner."""
+        now_us = self.scheduler.now_us
+        for name, host in self._hosts.items():
+            if not host.alive and now_us - self._dead_since_us.setdefault(name, now_us) > REBOOT_US:
+                self._hosts[name] = Host(name)
+                del self._dead_since_us[name]
+        alone = self._alone()
+        if alone is not None and self.run.history.pairs < self._scenario.pairs_max:
+            busy = {copy.side.host for copy in self.copies if copy.goes_on}
+            free = [host for host in self._hosts.values() if host.alive and host not in busy]
+            if free:
+                self._pair(alone, random.Random(f"{self._scenario.seed} {now_us}").choice(free))
+        self.scheduler.call_later(PROTECT_US, self._outside, self._protect)
+
+    def _alone(self) -> Copy | None:
+        """The only copy that goes on, when it speaks and needs nobody's leave to."""
+        going = [copy for copy in self.copies if copy.goes_on]
+        if len(going) != 1 or going[0].manager.state is not State.SOLO or going[0].side.guest.dead:
+            return None
+        return going[0] if isinstance(going[0].manager.story, PrimaryStory) else None
+
+    def _check_leaving(self) -> None:
+        """The last pair is over: what a returning secondary would bring along, if its side never took over."""
+        second = next((copy for copy in reversed(self.copies) if copy.disk is not None), None)
+        if second is None or second.disk is None or second.disk.taken_over or self._pair_disk is None:
+            return
+        if second.side.host.alive:
+            second.disk.host_dies()
+        if second.disk.last_image is not None:
+            disk = self._pair_disk
+            self.run.history.leavings.append(Leaving(disk.content, disk.marked, second.disk.last_image))
 
     def _make_clients(self) -> list[Client]:
         history, network, seed = self.run.history, self._network, self._scenario.seed
         clients = [
-            Client(number, self.scheduler, self._outside, network, history, f"{seed} client {number}")
+            Client(
+                number,
+                self.scheduler,
+                self._outside,
+                network.request,
+                history,
+                f"{seed} client {number}",
+                by_udp=number in UDP_CLIENTS,
+            )
             for number in range(CLIENTS)
         ]
-        network.on_response = lambda response: clients[RESPONSE.unpack(response)[0]].receive(response)
+        network.on_frame = lambda port, frame: clients[client_of(port)].receive(frame)
         return clients
 
     def _trace(self, line: str) -> None:
@@ -124,13 +219,18 @@ class World:
         scheduler.run(10_000_000, lambda: scheduler.steps >= steps or self._over())
         self._plan.heal()
         self._arbiter.unreachable.clear()
+        self._network.calm = True
+        self._gate.late_claims = 0
         self._trace("heal")
         self._settle()
-        if self._pair():
-            last = self._primary if self._scenario.kill_primary_last else self._secondary
-            self._trace(f"last act: {last.host.name} dies")
-            self.run.history.faults.append(f"last act: {last.host.name} dies")
-            self._gate.kill(last)
+        for _ in range(self._scenario.last_acts):
+            pair = self._whole_pair()
+            if pair is None:
+                break
+            last = pair[0] if self._scenario.kill_primary_last else pair[1]
+            self._trace(f"last act: {last.side.name} dies")
+            self.run.history.faults.append(f"last act: {last.side.name} dies")
+            self._gate.kill(last.side)
             self._settle()
         self._finish()
         return self.run
@@ -143,15 +243,19 @@ class World:
 
     def _over(self) -> bool:
         crashed = bool(self.scheduler.failed and self._crashes())
-        return crashed or not (self._goes_on(0) or self._goes_on(1))
+        return crashed or not any(copy.goes_on for copy in self.copies)
 
-    def _goes_on(self, number: int) -> bool:
-        return self._gate.sides[number].host.alive and not self.managers[number].failover.ended
-
-    def _pair(self) -> bool:
-        protected = all(manager.state is State.PROTECTED for manager in self.managers)
-        whole = not any(side.link.lost or side.link.broken or side.guest.dead for side in self._gate.sides)
-        return protected and whole and all(map(self._goes_on, range(2)))
+    def _whole_pair(self) -> tuple[Copy, Copy] | None:
+        """The primary and the secondary, when there is nothing wrong with them."""
+        going = [copy for copy in self.copies if copy.goes_on]
+        if len(going) != 2 or any(copy.manager.state is not State.PROTECTED for copy in going):
+            return None
+        whole = all(
+            copy.side.link and not copy.side.link.lost and not copy.side.link.broken and not copy.side.guest.dead
+            for copy in going
+        )
+        going.sort(key=lambda copy: copy.manager.failover.role is Role.SECONDARY)
+        return (going[0], going[1]) if whole else None
 
     def _settled(self) -> bool:
         """A protected pair or one survivor, with every client answered; or nobody is left."""
@@ -159,11 +263,8 @@ class World:
             return True
         if not all(client.quiet for client in self._clients):
             return False
-        return self._pair() or self._survivor() is not None
-
-    def _survivor(self) -> int | None:
-        going = [number for number in range(2) if self._goes_on(number)]
-        return going[0] if len(going) == 1 and self.managers[going[0]].state is State.SOLO else None
+        more = self.run.history.pairs < self._scenario.pairs_max
+        return self._whole_pair() is not None or (self._alone() is not None and not more)
 
     def _crashes(self) -> list[str]:
         return [task.crash for task in self.scheduler.failed if task.crash]
@@ -172,44 +273,55 @@ class World:
         history = self.run.history
         history.crashes = self._crashes()
         history.holder = self._arbiter.record.holder if self._arbiter.record else None
-        history.endings = [
-            self._ending(side, manager) for side, manager in zip(self._gate.sides, self.managers, strict=True)
-        ]
+        history.endings = [self._ending(copy) for copy in self.copies]
         history.unanswered = [number for number, client in enumerate(self._clients) if client.waiting]
-        history.committed_before_end = self._cache.committed is not None
-        if self._secondary.host.alive:
-            self.managers[1].to_primary.look("end")
-            self._svm_disk.host_dies()
-        history.primary_disk, history.primary_marked = self._pvm_disk.content, self._pvm_disk.marked
-        history.secondary_image = self._svm_disk.last_image
-        survivor = self._survivor()
+        newest = self.copies[-1]
+        history.committed_before_end = newest.may_speak
+        if newest.story is not None and newest.side.host.alive:
+            newest.story.to_primary.look("end")
+        pair = self._whole_pair()
+        survivor = pair[0] if pair else self._alone()
         if survivor is not None:
-            side = self._gate.sides[survivor]
-            history.survivor, history.survivor_ram = side.host.name, side.guest.ram.copy()
-            history.survivor_disk = history.survivor_disk_written = side.guest.disk.content
-            if side is self._secondary:
-                history.survivor_disk_written = bytes(self._svm_disk.written)
-        for host in (*(side.host for side in self._gate.sides), self._outside):
+            guest = survivor.side.guest
+            history.survivor, history.survivor_ram = survivor.side.name, guest.ram.copy()
+            history.survivor_disk = history.survivor_disk_written = guest.disk.content
+            if survivor.disk is not None:
+                history.survivor_disk_written = bytes(survivor.disk.written)
+        self._check_leaving()
+        for host in (*{copy.side.host for copy in self.copies}, self._outside):
             self.scheduler.kill(host)
 
-    def _ending(self, side: Side, manager: Manager) -> Ending:
+    def _ending(self, copy: Copy) -> Ending:
         cause = ""
-        if not side.host.alive:
+        if not copy.side.host.alive:
             cause = "died"
-        elif manager.vm_lost_by_fault:
+        elif copy.manager.vm_lost_by_fault:
             cause = "vm-lost"
-        elif manager.failover.ended:
-            cause = str(manager.state)
-        return Ending(side.host.name, str(manager.state), cause)
+        elif copy.manager.failover.ended:
+            cause = str(copy.manager.state)
+        return Ending(copy.side.name, copy.side.host.name, str(copy.manager.state), cause, copy.may_speak)
 
 
 def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
     """The scenario and the plan of a seed."""
     dice = random.Random(f"scenario {seed}")
-    scenario = Scenario(str(seed), steps, 1_000, dice.random() < 0.7, dice.random() < 0.7)
+    weather = dice.choice((CALM, Weather(0.01, 0.01, 0.02), Weather(0.05, 0.03, 0.1)))
+    scenario = Scenario(
+        str(seed),
+        steps,
+        kill_primary_last=dice.random() < 0.7,
+        interrupts=dice.random() < 0.7,
+        hosts=dice.choice((2, 3)),
+        pairs_max=dice.choice((1, 2, 3, 4)),
+        last_acts=dice.choice((1, 2)),
+        weather=weather,
+        compiled=dice.random() < 0.5,
+    )
     return scenario, Drawn(f"plan {seed}", dice.choice((0.005, 0.02, 0.06)), dice.choice((1, 2, 2, 3, 5)))
 
 
 def play(scenario: Scenario, plan: Plan) -> Run:
     """Run a scenario under a plan."""
-    return World(scenario, plan).play()
+    world = World(scenario, plan)
+    with in_virtual_time(world.scheduler, compiled=scenario.compiled):
+        return world.play()

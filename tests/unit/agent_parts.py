@@ -56,14 +56,27 @@ class Peer:
     """A packet channel and its far end; `secondary` says what the far end is."""
 
     def __init__(self, nics: int, *, secondary: bool) -> None:
+        self._heard: list[Incoming] = []
         near, far = tcp_pair()
         self.near, self.far = (
             open_channel(end, nics, primary) for end, primary in ((near, secondary), (far, not secondary))
         )
 
+    def grant(self) -> None:
+        """Read what has come, and grant the leases that were asked for."""
+        if self.far.fileno() < 0:
+            return
+        for message in self.far.receive():
+            if isinstance(message, wire.AskLease):
+                self.far.send(wire.GrantLease(message.number))
+            else:
+                self._heard.append(message)
+
     def hears(self) -> list[Incoming]:
-        """What it has been told since the last call."""
-        return self.far.receive()
+        """What it has been told since the last call, but for questions for leases."""
+        self.grant()
+        heard, self._heard = self._heard, []
+        return heard
 
 
 def open_channel(end: socket.socket, nics: int, receiver_is_primary: bool) -> PacketChannel:

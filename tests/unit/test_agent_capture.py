@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_agent_primary import Host, freeze
+from test_agent_primary import BRIEF_LEASE_MS, Host, freeze
 from test_recorder import written
 
 from pycolo.agent import protocol
@@ -18,7 +18,7 @@ from tcp_frames import arp, udp
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    host = Host()
+    host = Host(lease_ms=BRIEF_LEASE_MS)
     yield host
     host.close()
 
@@ -128,7 +128,7 @@ def test_a_frozen_agent_writes_what_it_sent_and_no_more(
     def one_and_freeze(packed: Packed, deadline_s: float) -> tuple[int, int]:
         at, _ = measure(packed, 0, 1)
         sent = send(packed[:at], deadline_s)
-        freeze(host, alone=True)
+        freeze()
         return sent
 
     monkeypatch.setattr(host.tap, "send", one_and_freeze)

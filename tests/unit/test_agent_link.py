@@ -16,7 +16,7 @@ from pycolo.edge.nic import nic_pair
 from pycolo.errors import EnvironmentFault, VmLost
 
 PORT = protocol.Port("52:54:00:00:00:02", "colotest0", "no-such-bridge")
-START = protocol.Start("primary", (PORT,), "127.0.0.1", "", 50, 1000, protocol.Terms(1, [], [], True), None)
+START = protocol.Start("primary", (PORT,), "127.0.0.1", "", 50, 1000, 200.0, protocol.Terms(1, [], [], True), None)
 
 
 @contextlib.asynccontextmanager

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 from agent_parts import Peer, Place, comparing
 
-from pycolo.agent import protocol
-from pycolo.agent.primary import FROZEN_S, UNUSED_MS_MAX, PrimarySide
+from pycolo.agent import primary, protocol
+from pycolo.agent.primary import UNUSED_MS_MAX, PrimarySide
 from pycolo.agent.side import BATCH_FRAMES_MAX
 from pycolo.core import wire
 from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.compare_policy import CHECKPOINT, Policy, Rule
 from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
+from pycolo.core.lease import LEASE_MS_MAX
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.core.packed import Packed, batch_of, measure, pack, unpack
@@ -25,11 +26,15 @@ from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 from tcp_frames import arp, udp
 
+BRIEF_LEASE_MS = 100.0
+
 
 class Host:
     """A protected primary: its agent's side, and for each card its QEMU's end and its uplink; and the peer's end."""
 
-    def __init__(self, cards: int = 1, limits: DataplaneLimits | None = None) -> None:
+    def __init__(
+        self, cards: int = 1, limits: DataplaneLimits | None = None, *, lease_ms: float = LEASE_MS_MAX
+    ) -> None:
         self.places = [Place(number) for number in range(cards)]
         self.tap = self.places[0].tap
         self.notices: list[protocol.Notice] = []
@@ -39,6 +44,7 @@ class Host:
             limits or DataplaneLimits(),
             DEFAULT_TERMS,
             comparing(),
+            lease_ms,
         )
         self._twin_nos = [0] * cards
         self.pair_up()
@@ -48,6 +54,8 @@ class Host:
         self.side.attach(self.peer.near, 0.0)
         self.seal(1, 0.0)
         self.side.commit(1, 0.0)
+        self.peer.grant()
+        self.side.on_channel(0.0)
 
     def seal(self, epoch: int, now_ms: float) -> None:
         """The PVM is copied."""
@@ -69,6 +77,7 @@ class Host:
             for number in range(len(self.places)):
                 if self.side.reads_nic(number):
                     self.side.on_nic(number, 1.0)
+            self.peer.grant()
             if self.side.channel is not None:
                 self.side.on_channel(1.0)
         except PeerLost:
@@ -100,6 +109,14 @@ def two() -> Iterator[Host]:
     host.close()
 
 
+@pytest.fixture
+def brief() -> Iterator[Host]:
+    """With two network cards, and leases that do not last long."""
+    host = Host(2, lease_ms=BRIEF_LEASE_MS)
+    yield host
+    host.close()
+
+
 def test_a_frame_leaves_once_its_twin_has_come(host: Host) -> None:
     host.pvm(udp(b"one"))
     host.turn()
@@ -110,14 +127,19 @@ def test_a_frame_leaves_once_its_twin_has_come(host: Host) -> None:
 
 
 @pytest.mark.parametrize("order", ["twin first", "frame first"])
-def test_a_twin_that_the_peer_said_before_it_left_frees_nothing(host: Host, order: str) -> None:
+def test_what_the_peer_said_before_it_left_counts_and_after_that_nothing(host: Host, order: str) -> None:
+    """It does not speak before our lease is over, or we have closed our end."""
     if order == "frame first":
         host.pvm(udp(b"one"))
         host.turn()
     host.svm(udp(b"one"))
-    host.peer.far.close()
-    host.pvm(udp(b"one"), arp())
+    host.peer.far.send(wire.EndLeases())
+    if order == "twin first":
+        host.pvm(udp(b"one"))
     host.turn()
+    assert host.tap.heard() == [udp(b"one")]
+    assert host.side.channel is None
+    host.pvm(udp(b"two"), arp())
     host.turn()
     assert host.tap.heard() == []
 
@@ -148,16 +170,14 @@ def test_what_a_seal_frees_after_the_loss_waits_for_the_claim(host: Host) -> Non
     assert host.tap.heard() == [udp(b"one")]
 
 
-def test_a_commit_after_the_loss_frees_nothing_and_loses_nothing(host: Host) -> None:
+def test_a_commit_after_leaving_frees_nothing_and_loses_nothing(host: Host) -> None:
     host.pvm(udp(b"held"))
     host.turn()
     host.side.pause_feed(0)
     host.side.seal(2, host.side.drain(), 1.0)
     host.side.resume_feed(0)
-    host.peer.far.close()
-    with pytest.raises(PeerLost):
-        host.side.commit(2, 2.0)
     host.side.leave_pair()
+    host.side.commit(2, 2.0)
     assert host.tap.heard() == []
     assert host.side.go_solo() == 1
     assert host.tap.heard() == [udp(b"held")]
@@ -276,20 +296,18 @@ def test_a_channel_that_breaks_between_two_cards_loses_nothing(two: Host, monkey
     assert two.heard() == [[udp(b"0")], [udp(b"1")]]
 
 
-def freeze(host: Host, *, alone: bool) -> None:
-    """The process stands still; `alone`: its partner has left the pair meanwhile."""
-    if alone:
-        host.peer.far.close()
-    time.sleep(FROZEN_S + 0.01)
+def freeze() -> None:
+    """The process stands still, longer than any of its brief leases lasts."""
+    time.sleep((BRIEF_LEASE_MS + 10) / 1000)
 
 
-def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch, *, alone: bool) -> None:
+def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right behind what it sends on this card."""
     send = host.places[card].tap.send
 
     def and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
         sent = send(packed, deadline_s)
-        freeze(host, alone=alone)
+        freeze()
         return sent
 
     monkeypatch.setattr(host.places[card].tap, "send", and_freeze)
@@ -305,129 +323,141 @@ class Doubling(TranslatorChain):
         return pack(frame * 2 for frame in unpack(packed))
 
 
-def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("then", ["goes on", "alone"])
+def test_a_frozen_agent_keeps_what_it_has_not_sent_of_any_card(
+    brief: Host, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Until its partner lends it the leave to speak again, or the claim is its own."""
     for card in (0, 1):
-        two.pvm(udp(b"%d" % card), card=card)
-    two.turn()
-    two.seal(2, 1.0)
-    freeze_behind(two, 0, monkeypatch, alone=True)
-    two.side.commit(2, 2.0)
-    assert two.heard() == [[udp(b"0")], []]
+        brief.pvm(udp(b"%d" % card), card=card)
+    brief.turn()
+    brief.seal(2, 1.0)
+    freeze_behind(brief, 0, monkeypatch)
+    brief.side.commit(2, 2.0)
+    assert brief.heard() == [[udp(b"0")], []]
     monkeypatch.undo()
-    two.side.leave_pair()
-    two.side.go_solo()
-    assert two.heard() == [[], [udp(b"1")]]
+    if then == "goes on":
+        brief.turn()
+    else:
+        brief.side.leave_pair()
+        brief.side.go_solo()
+    assert brief.heard() == [[], [udp(b"1")]]
 
 
 def test_a_frozen_agent_keeps_the_rest_of_a_batch_as_the_guest_said_it(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+    brief: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients' numbers have other bytes than the guest's; what is kept is translated when it leaves, and once."""
     said = [udp(b"%d" % number) for number in range(5)]
-    monkeypatch.setattr(host.side.cards[0], "chain", Doubling())
-    host.pvm(*said)
-    host.turn()
-    host.seal(2, 1.0)
-    send = host.tap.send
+    monkeypatch.setattr(brief.side.cards[0], "chain", Doubling())
+    brief.pvm(*said)
+    brief.turn()
+    brief.seal(2, 1.0)
+    send = brief.tap.send
 
     def two_and_freeze(packed: Packed, deadline_s: float = math.inf) -> tuple[int, int]:
         at, _ = measure(packed, 0, 2)
         send(packed[:at])
         if deadline_s == math.inf:
             return send(packed[at:])[0] + at, 0
-        freeze(host, alone=True)
+        freeze()
         return at, 0
 
-    monkeypatch.setattr(host.tap, "send", two_and_freeze)
-    host.side.commit(2, 2.0)
-    assert host.tap.heard() == [one * 2 for one in said[:2]]
-    host.side.leave_pair()
-    assert host.side.go_solo() == 3
-    assert host.tap.heard() == [one * 2 for one in said[2:]]
+    monkeypatch.setattr(brief.tap, "send", two_and_freeze)
+    brief.side.commit(2, 2.0)
+    assert brief.tap.heard() == [one * 2 for one in said[:2]]
+    brief.side.leave_pair()
+    assert brief.side.go_solo() == 3
+    assert brief.tap.heard() == [one * 2 for one in said[2:]]
 
 
 class Slow(Doubling):
-    """Takes so long for each batch that all of them together are late."""
+    """Takes so long for each batch that all of them together outlast a lease."""
 
     def outbound_packed(self, packed: Packed) -> Packed:
-        time.sleep(FROZEN_S / 2)
+        time.sleep(BRIEF_LEASE_MS / 2000)
         return super().outbound_packed(packed)
 
 
 @pytest.mark.parametrize("step", ["compare", "seal", "commit", "twin"])
-def test_an_agent_frozen_behind_its_look_at_the_peer_says_nothing(
-    host: Host, monkeypatch: pytest.MonkeyPatch, step: str
+def test_an_agent_says_nothing_after_its_lease_wherever_it_was_frozen(
+    brief: Host, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Wherever it stood still between looking whether its partner is there and telling the clients something."""
+    """And though nothing tells it that its partner has left: the link is cut as well."""
     if step == "twin":
-        host.pvm(udp(b"one"))
-        host.turn()
-        host.svm(udp(b"one"))
+        brief.pvm(udp(b"one"))
+        brief.turn()
+        brief.svm(udp(b"one"))
     else:
-        host.svm(udp(b"one"))
-        host.turn()
-        host.pvm(udp(b"one"))
-    dataplane = host.side.cards[0].dataplane
+        brief.svm(udp(b"one"))
+        brief.turn()
+        brief.pvm(udp(b"one"))
+    dataplane = brief.side.cards[0].dataplane
     assert dataplane is not None
     name = {"compare": "pvm_packed", "seal": "pvm_packed", "commit": "commit", "twin": "svm_packed"}[step]
     method = getattr(dataplane, name)
 
     def and_freeze(*arguments: object) -> object:
         freed = method(*arguments)
-        freeze(host, alone=True)
+        freeze()
         return freed
 
     if step == "commit":
-        host.pvm(udp(b"two"))
-        host.turn()
-        host.tap.heard()
-        host.seal(2, 1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(dataplane, name, and_freeze)
-        if step == "seal":
-            with pytest.raises(PeerLost):  # there is nobody to confirm anything to
-                host.seal(2, 1.0)
-            host.side.leave_pair()
-            host.side.resume_feed(1.0)
-        elif step == "commit":
-            host.side.commit(2, 2.0)
-        else:
-            host.turn()
-    host.turn()
-    assert host.tap.heard() == []
-    assert host.side.channel is None
-    host.side.go_solo()
-    assert host.tap.heard() == [udp(b"two" if step == "commit" else b"one")]
-
-
-def test_an_agent_that_was_frozen_beside_its_partner_goes_on(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it reads when it looks again is dealt with as well."""
-    for card in (0, 1):
-        two.pvm(udp(b"%d" % card), card=card)
-    two.turn()
-    two.seal(2, 1.0)
-    two.pvm(udp(b"next"))
-    freeze_behind(two, 0, monkeypatch, alone=False)
-    two.svm(udp(b"0"), udp(b"next"))
-    two.side.commit(2, 2.0)
-    assert two.heard() == [[udp(b"0")], [udp(b"1")]]
+        brief.pvm(udp(b"two"))
+        brief.turn()
+        brief.tap.heard()
+        brief.seal(2, 1.0)
+    monkeypatch.setattr(brief.peer, "grant", lambda: None)
+    monkeypatch.setattr(dataplane, name, and_freeze)
+    if step == "seal":
+        brief.seal(2, 1.0)
+    elif step == "commit":
+        brief.side.commit(2, 2.0)
+    else:
+        brief.turn()
     monkeypatch.undo()
-    channel = two.side.open_channel()
-    assert channel.unheard
-    two.turn()
-    assert not channel.unheard
+    assert brief.tap.heard() == []
+    brief.turn()
+    assert brief.tap.heard() == [udp(b"two" if step == "commit" else b"one")]
 
 
-def test_what_takes_long_to_translate_leaves_in_parts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_long_to_translate_leaves_in_parts(brief: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would leave, and there would be more to translate the next time."""
     said = [udp(b"%d" % number) for number in range(4 * BATCH_FRAMES_MAX)]
-    monkeypatch.setattr(host.side.cards[0], "chain", Slow())
+    monkeypatch.setattr(brief.side.cards[0], "chain", Slow())
     for start in range(0, len(said), BATCH_FRAMES_MAX):
-        host.pvm(*said[start : start + BATCH_FRAMES_MAX])
+        brief.pvm(*said[start : start + BATCH_FRAMES_MAX])
+        brief.turn()
+    brief.seal(2, 1.0)
+    brief.side.commit(2, 2.0)
+    heard = brief.tap.heard()
+    assert BATCH_FRAMES_MAX <= len(heard) < len(said)
+    for _ in range(4):
+        brief.turn()
+    assert heard + brief.tap.heard() == [one * 2 for one in said]
+
+
+def test_an_agent_without_a_lease_takes_no_more_than_it_may_keep(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primary, "UNSPOKEN_BYTES_MAX", 100)
+    monkeypatch.setattr(host.peer, "grant", lambda: None)
+    monkeypatch.setattr(host.side._lease, "until_ms", 0.0)
+    for _ in range(5):
+        host.pvm(arp())
         host.turn()
-    host.seal(2, 1.0)
-    host.side.commit(2, 2.0)
-    assert host.tap.heard() == [one * 2 for one in said]
+    assert host.tap.heard() == []
+    assert not host.side.reads_nic(0)
+    assert len(unpack(bytes(host.side.cards[0].unspoken))) == 3
+    monkeypatch.undo()
+    host.turn()
+    assert host.side.reads_nic(0)
+    host.turn()
+    assert host.tap.heard() == [arp()] * 5
+
+
+def test_a_partner_that_says_that_it_leaves_is_lost(host: Host) -> None:
+    host.peer.far.send(wire.EndLeases())
+    with pytest.raises(PeerLost, match="left the pair"):
+        host.side.on_channel(1.0)
 
 
 def test_news_of_a_translation_names_its_card(two: Host, monkeypatch: pytest.MonkeyPatch) -> None:

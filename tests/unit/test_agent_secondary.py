@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from agent_parts import Peer, Place, comparing
 
-from pycolo.agent import protocol
+from pycolo.agent import protocol, secondary
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.core import wire
@@ -17,7 +17,15 @@ from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import Batch, batch_of, unpack
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
+from pycolo.edge.transport import PlainTransport
+from pycolo.errors import PeerLost
 from tcp_frames import udp
+
+
+class Clock:
+    """The host's clock, which the test moves."""
+
+    now_s = 1000.0
 
 
 class NoDoor:
@@ -64,6 +72,7 @@ class Host:
 
     def close(self) -> None:
         self.side.leave_pair()
+        self.peer.near.close()
         self.peer.far.close()
         for place in self.places:
             place.close()
@@ -129,13 +138,69 @@ def test_a_takeover_speaks_on_all_cards(host: Host) -> None:
     assert frames_of(released) == [[udp(b"not confirmed")], [udp(b"lost with the primary")]]
     assert frames_of(missed) == [[], inbound(b"said to the dead")]
 
-    primary = PrimarySide(host.side.cards, host.notices.append, host.limits, DEFAULT_TERMS, comparing())
+    primary = PrimarySide(host.side.cards, host.notices.append, host.limits, DEFAULT_TERMS, comparing(), 100.0)
     assert primary.take_over(released, missed) == 2
     assert [place.tap.heard() for place in host.places] == frames_of(released)
     assert host.guest_hears() == frames_of(missed)
     host.places[1].qemu.send(udp(b"free"))
     primary.on_nic(1, 3.0)
     assert host.places[1].tap.heard() == [udp(b"free")]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(secondary, "boottime_s", lambda: clock.now_s)
+    return clock
+
+
+def test_it_does_not_speak_while_a_lease_runs(host: Host, clock: Clock) -> None:
+    assert host.side.may_speak()
+    host.peer.far.send(wire.AskLease(7, 100.0))
+    host.side.on_channel(1.0)
+    assert host.peer.hears() == [wire.GrantLease(7)]
+    host.side.leave_pair()
+    assert host.peer.hears() == [wire.EndLeases()]
+    clock.now_s += 0.1
+    assert not host.side.may_speak()
+    clock.now_s += 0.02
+    assert host.side.may_speak()
+
+
+def test_it_speaks_at_once_when_the_primary_has_closed_its_end(host: Host, clock: Clock) -> None:
+    host.peer.far.send(wire.AskLease(1, 100.0))
+    host.side.on_channel(1.0)
+    host.side.leave_pair()
+    assert not host.side.may_speak()
+    host.peer.far.close()
+    assert host.side.may_speak()
+
+
+def test_a_primary_whose_end_is_closed_before_we_leave_has_no_lease(host: Host, clock: Clock) -> None:
+    host.peer.far.send(wire.AskLease(1, 100.0))
+    host.side.on_channel(1.0)
+    host.peer.hears()
+    host.peer.far.close()
+    with pytest.raises(PeerLost):
+        host.side.on_channel(1.0)
+    host.side.leave_pair()
+    assert host.side.may_speak()
+
+
+def test_a_link_that_breaks_ends_no_lease(host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.peer.far.send(wire.AskLease(1, 100.0))
+    host.side.on_channel(1.0)
+
+    def times_out(self: PlainTransport) -> bytes:
+        raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(PlainTransport, "receive", times_out)
+    with pytest.raises(PeerLost):
+        host.side.on_channel(1.0)
+    host.side.leave_pair()
+    assert not host.side.may_speak()
+    clock.now_s += 0.12
+    assert host.side.may_speak()
 
 
 def test_each_card_translates_for_itself(host: Host) -> None:

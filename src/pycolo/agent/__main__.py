@@ -21,6 +21,7 @@ from pycolo.agent.side import Card, Side
 from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.compare_policy import Policy
 from pycolo.core.compare_terms import CompareTerms
+from pycolo.core.lease import LEASE_MS_MAX
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.core.secondary import advance_ticks
@@ -38,6 +39,7 @@ from pycolo.edge.transport import wrap_accepted, wrap_dialled
 from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted, WrongState
 
 CONNECT_MS_MAX = 1000.0
+LEASE_WAIT_MS_MAX = 2 * LEASE_MS_MAX  # it is over before
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
 NICE = -10
 
@@ -75,9 +77,6 @@ class Agent:
             if due_ms is not None:
                 wait_ms = max(0.0, min(wait_ms, due_ms - now_ms()))
             self._set_watches(side)
-        if side is not None and side.channel is not None and side.channel.unheard:
-            self._on_channel()
-            wait_ms = 0.0
         for fd, _ in self._epoll.poll(wait_ms / 1000.0):
             handler = self._handlers.get(fd)
             if handler is not None:
@@ -90,10 +89,13 @@ class Agent:
             backlog = select.EPOLLOUT if card.nic.backlog else 0
             events = (select.EPOLLIN if side.reads_nic(number) else 0) | backlog
             self._want(card.nic.fileno(), self._on_nics[number], events)
-        if side.channel is not None:
-            if side.channel is not self._watched_channel:  # a closed one's number may have come back
-                self._watched_channel = side.channel
+        if side.channel is not self._watched_channel:
+            before, self._watched_channel = self._watched_channel, side.channel
+            if before is not None and before.fileno() >= 0:  # left, but not closed yet
+                self.unwatch(before.fileno())
+            if side.channel is not None:  # a closed one's number may have come back
                 self._wanted.pop(side.channel.fileno(), None)
+        if side.channel is not None:
             waiting = select.EPOLLOUT if side.channel.waiting else 0
             self._want(side.channel.fileno(), self._on_channel, select.EPOLLIN | waiting)
 
@@ -236,7 +238,7 @@ class Agent:
     def _start(self, command: protocol.Start) -> protocol.Started:
         whole = DataplaneLimits(hold_ms_min=command.hold_ms_min, hold_ms_max=command.hold_ms_max)
         limits = self._limits = whole.shared_by(len(command.ports))
-        self._terms = command.terms
+        self._terms, self._lease_ms = command.terms, command.lease_ms
         cards = self._cards(command.ports)
         if command.role == "primary":
             self._side = self._primary(cards)
@@ -273,13 +275,15 @@ class Agent:
         plain = self._terms
         policy, tolerances = Policy.decode(plain.default, plain.rules), Tolerances.decode(plain.tolerances)
         pace = CheckpointPace(AdaptiveLimits(enabled=plain.adaptive), now_ms())
-        return PrimarySide(cards, self._daemon.say, self._limits, CompareTerms(policy, tolerances), pace)
+        terms = CompareTerms(policy, tolerances)
+        return PrimarySide(cards, self._daemon.say, self._limits, terms, pace, self._lease_ms)
 
     def _on_refused(self, why: str) -> None:
         self._daemon.say(protocol.Refused(why))
 
     def _take_over(self, secondary: SecondarySide) -> int:
         """The secondary's side ends, a primary's begins, with the same sockets."""
+        self._turn_until(secondary.may_speak, LEASE_WAIT_MS_MAX)
         released, missed = secondary.take_over(now_ms())
         side = self._primary(secondary.cards)
         side.counters = secondary.counters

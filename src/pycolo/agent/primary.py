@@ -4,8 +4,8 @@ Where the PVM has been taken over, each card's `chain` stands between the client
 compared is in the guest's numbers. The peer gets client frames as they came, and beforehand what it needs to translate
 them alike. All cards share one numbering of client frames, so that a checkpoint has one boundary.
 
-Guarantees: in protected mode the only way to a client is what `PrimaryDataplane` releases (rule 1). After the pair is
-left everything stays held until `go_solo` (rule 5).
+Guarantees: in protected mode the only way to a client is what `PrimaryDataplane` releases (rule 1), and only under a
+lease of the secondary's (`core/lease`). After the pair is left everything stays held until `go_solo` (rule 5).
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.divergence import Divergence
 from pycolo.core.engines import primary_dataplane
+from pycolo.core.lease import Lease
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.core.packed import Batch, Packed, joined, measure, pack, unpack
+from pycolo.edge.boottime import boottime_s
 from pycolo.edge.packet_channel import PacketChannel
-from pycolo.errors import WrongState
+from pycolo.errors import PeerLost, WrongState
 
 DIVERGENCES_MAX = 8  # told with one request for a checkpoint
-FROZEN_S = 0.2  # who last saw its partner that long ago looks again before a client hears anything
+UNSPOKEN_BYTES_MAX = 16 << 20  # of a card
 QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
 KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
@@ -41,7 +43,7 @@ KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the gue
 class PrimaryCard(Card):
     """A card and what it holds; `dataplane` is None while the VM runs solo and output flows freely.
 
-    `unspoken` is free to go, but has not been sent: whether the peer speaks was not known then.
+    `unspoken` is free to go, but has not been sent for want of a lease.
     """
 
     def __init__(self, card: Card) -> None:
@@ -54,7 +56,7 @@ class PrimaryCard(Card):
     @property
     def full(self) -> bool:
         """Whether it may hold no more."""
-        return self.dataplane is not None and self.dataplane.full
+        return self.dataplane is not None and (self.dataplane.full or len(self.unspoken) > UNSPOKEN_BYTES_MAX)
 
     def feed(self, batch: Batch) -> None:
         """Client frames, in the guest's numbers."""
@@ -67,7 +69,8 @@ class PrimaryCard(Card):
         What is behind it may be said again later: to the translation it is as if the guest had repeated it.
         """
         at = 0
-        while at < len(packed):  # a part at a time: the clock must not run while all the others are being translated
+        while at < len(packed) and (deadline_s == math.inf or boottime_s() <= deadline_s):
+            # A part at a time: the clock must not run while all the others are being translated.
             end, _ = measure(packed, at, BATCH_FRAMES_MAX)
             said = self.chain.outbound_packed(packed[at:end])
             reached, _ = self.tap.send(said, deadline_s)
@@ -109,12 +112,14 @@ class PrimarySide(Side):
         limits: DataplaneLimits,
         terms: CompareTerms,
         pace: CheckpointPace,
+        lease_ms: float,
     ) -> None:
-        """`limits` are those of one card."""
+        """`limits` are those of one card; `lease_ms`: see `core/lease`."""
         super().__init__(notify)
         self._terms, self._pace = terms, pace
         self.cards: list[PrimaryCard] = [PrimaryCard(card) for card in cards]
         self._limits = limits
+        self._lease = Lease(lease_ms)
         self._input_no = 0
         self._feeding = True
         self._cutting = False
@@ -130,7 +135,7 @@ class PrimarySide(Side):
 
     def attach(self, channel: PacketChannel, now_ms: float) -> None:
         """From the next boundary on client frames go to the peer too."""
-        self.channel = channel
+        self.channel, self._lease = channel, Lease(self._lease.lease_ms)
         for dataplane in self._dataplanes:  # a reunion: its commit shows that the peer is our secondary still
             dataplane.hold_until_commit()
         for card in self.cards:
@@ -171,16 +176,16 @@ class PrimarySide(Side):
             self.channel.send_frames(number, 0, self._input_no, arrived)
             self._input_no += arrived.count
             self._tell_changes(card)
+            self._ask_lease()
 
     def on_nic(self, number: int, now_ms: float) -> None:
         card = self.cards[number]
-        if card.dataplane is not None:
-            self.on_channel(now_ms)  # a peer that has left may speak by now: nothing is released before we know
+        self._ask_lease()
         self._speak([(card, self._put_out(card, card.nic.receive(BATCH_FRAMES_MAX), now_ms))], now_ms)
         self._confirm()
 
     def on_channel(self, now_ms: float) -> None:
-        for message in self.open_channel().receive_all():
+        for message in self.open_channel().receive():
             if isinstance(message, tuple):
                 number, epoch, first_no, batch = message
                 card = self.cards[number]
@@ -188,6 +193,11 @@ class PrimarySide(Side):
                     self._recorder.secondary(number, epoch, unpack(batch.packed), now_ms)
                 if card.dataplane is not None:
                     self._speak([(card, card.dataplane.svm_packed(epoch, first_no, batch.packed, now_ms))], now_ms)
+            elif isinstance(message, wire.GrantLease):
+                self._lease.granted(message.number)
+                self._speak([(card, b"") for card in self.cards], now_ms)
+            elif isinstance(message, wire.EndLeases):
+                raise PeerLost("the secondary's agent has left the pair")
         self._confirm()
 
     def on_time(self, now_ms: float) -> float | None:
@@ -231,7 +241,7 @@ class PrimarySide(Side):
         return batch.packed
 
     def _speak(self, out: Sequence[tuple[PrimaryCard, Packed]], now_ms: float, *, committed: int = 0) -> None:
-        """Release frames, first what is unspoken. After the pair is left all wait for `go_solo`: the peer may speak.
+        """Release frames, first what is unspoken; without a lease they wait, and after the pair is left for `go_solo`.
 
         All of them before any news for the peer, as the channel may break. `committed`: by that checkpoint. Raises
         PeerLost.
@@ -240,7 +250,7 @@ class PrimarySide(Side):
             packed = card.unspoken + free if card.unspoken else free
             if not packed:
                 continue
-            at = card.speak(packed, math.inf) if card.dataplane is None else self._speak_while_seen(card, packed)
+            at = card.speak(packed, math.inf if card.dataplane is None else self._leave_until_s())
             card.unspoken = bytes(packed[at:])
             if self._recorder is not None:
                 self._find_divergences()
@@ -248,20 +258,19 @@ class PrimarySide(Side):
                 self._recorder.left(card.number, sent, now_ms, committed=committed, solo=solo)
         for card, _ in out:
             self._tell_changes(card)
+        if any(card.unspoken for card, _ in out):
+            self._ask_lease()
 
-    def _speak_while_seen(self, card: PrimaryCard, packed: Packed) -> int:
-        """Send frames as long as the peer is known to be in the pair; returns the place reached.
+    def _leave_until_s(self) -> float:
+        """Until when we may release output: a time of `boottime_s`."""
+        return -math.inf if self.channel is None else self._lease.until_ms / 1000
 
-        It may have left, and speak, when this process was frozen somewhere since it looked last: so the clock is looked
-        at right before each frame is written, and after too long a time the peer.
-        """
-        at = 0
-        while self.channel is not None and at < len(packed):
-            deadline_s = self.channel.seen_until_s(FROZEN_S)
-            if time.monotonic() > deadline_s:
-                break
-            at += card.speak(packed[at:], deadline_s)
-        return at
+    def _ask_lease(self) -> None:
+        """Whenever something comes that output may follow: an idle VM needs no lease."""
+        if self.channel is not None and self._dataplanes:
+            number = self._lease.ask(boottime_s() * 1000)
+            if number is not None:
+                self.channel.send(wire.AskLease(number, self._lease.lease_ms))
 
     def _tell_changes(self, card: PrimaryCard) -> None:
         """Before the next client frame, which may need them."""
@@ -336,7 +345,7 @@ class PrimarySide(Side):
         if not self._dataplanes:
             return 0
         self._pace.committed(now_ms)
-        self.on_channel(now_ms)  # as in on_nic
+        self._ask_lease()
         freed = []
         for card in self.cards:
             assert card.dataplane is not None

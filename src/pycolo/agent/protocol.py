@@ -45,6 +45,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     token: str
     hold_ms_min: int
     hold_ms_max: int
+    lease_ms: float
     terms: Terms
     tls: TlsFiles | None
 

@@ -1,6 +1,7 @@
 """The agent beside the SVM: client frames come from the peer, the SVM's output goes to the peer and to nobody else.
 
-Guarantees: nothing reaches a client from here (rule 5): at a takeover a `PrimarySide` takes the place. The SVM sees
+Guarantees: nothing reaches a client from here (rule 5): at a takeover, and not before `may_speak`, a `PrimarySide`
+takes the place. The SVM sees
 every client frame from the boundary of its checkpoint on, or a further checkpoint is asked for.
 """
 
@@ -8,16 +9,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pycolo.agent import protocol
 from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import engines, wire
+from pycolo.core.lease import Promise
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import Batch, Packed, batch_of, measure
 from pycolo.core.replay import ReplayLog
+from pycolo.edge.boottime import boottime_s
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.message_stream import MessageStream
-from pycolo.edge.packet_channel import PacketChannel
+from pycolo.edge.packet_channel import Incoming, PacketChannel
+from pycolo.errors import PeerClosed, PeerLost
 
 REPLAY_BYTES_MAX = 64 << 20
 
@@ -62,6 +67,8 @@ class SecondarySide(Side):
         self._epoch = 0
         self._feeding = False
         self._asked = False
+        self._promise = Promise()
+        self._left: PacketChannel | None = None  # we have left, and the primary may not know it
 
     @property
     def packet_port(self) -> int:
@@ -71,6 +78,7 @@ class SecondarySide(Side):
     def listen(self) -> int:
         """The channel is lost: open another way in, and return its port."""
         self.leave_pair()
+        self._close_left()
         self._doorway = self._open_doorway(self._greeted)
         return self.packet_port
 
@@ -100,7 +108,7 @@ class SecondarySide(Side):
         self._feed_packed(card, card.dataplane.take_freed())
 
     def on_channel(self, now_ms: float) -> None:
-        for message in self.open_channel().receive():
+        for message in self._receive(self.open_channel()):
             if isinstance(message, tuple):
                 number, _, first_no, batch = message
                 self._client_frames(self.cards[number], first_no, batch, now_ms)
@@ -108,8 +116,19 @@ class SecondarySide(Side):
                 self._replay.mark(message.input_no)
             elif isinstance(message, wire.Translations):
                 self.cards[message.nic].chain.adopt(message, now_ms)
-            else:
+            elif isinstance(message, wire.Confirm):
                 self.cards[message.nic].dataplane.confirm(message.numbers)
+            elif isinstance(message, wire.AskLease):
+                self._promise.grant(message.lease_ms, boottime_s() * 1000)
+                self.open_channel().send(wire.GrantLease(message.number))
+
+    def _receive(self, channel: PacketChannel) -> list[Incoming]:
+        """A primary's agent that closes its end gives up its leases. Raises PeerLost."""
+        try:
+            return channel.receive()
+        except PeerClosed:
+            self._promise.void()
+            raise
 
     def on_time(self, now_ms: float) -> float | None:
         left_s = self._doorway.turn(now_ms / 1000)
@@ -146,6 +165,20 @@ class SecondarySide(Side):
             self.notify(protocol.Wanted("replay"))
         return replay.count
 
+    def may_speak(self) -> bool:
+        """After the pair is left: whether no lease of the primary's can run any more."""
+        if self._left is not None:
+            try:
+                self._receive(self._left)  # its end is what matters
+            except PeerLost:
+                self._close_left()
+        return self._promise.is_free(boottime_s() * 1000)
+
+    def _close_left(self) -> None:
+        if self._left is not None:
+            self._left.close()
+            self._left = None
+
     def take_over(self, now_ms: float) -> tuple[list[Batch], list[Batch]]:
         """We hold the claim: what clients may still miss, in their numbers, and what they said to the dead host.
 
@@ -155,6 +188,7 @@ class SecondarySide(Side):
             while packed := card.tap.receive(BATCH_FRAMES_MAX).packed:
                 card.overheard.overhear(packed, now_ms)
         self.leave_pair()
+        self._close_left()
         released = [batch_of(card.chain.outbound(card.dataplane.take_over())) for card in self.cards]
         for card in self.cards:
             card.feed(card.dataplane.take_freed())
@@ -162,7 +196,12 @@ class SecondarySide(Side):
         return released, [card.overheard.missed(now_ms) for card in self.cards]
 
     def leave_pair(self) -> None:
-        super().leave_pair()
+        """Grant no lease any more. The channel stays open, as the primary's end of it tells when it has none."""
+        if self.channel is not None:
+            with suppress(PeerLost):
+                self.channel.send(wire.EndLeases())
+            self._close_left()
+            self._left, self.channel = self.channel, None
         self._doorway.close()
 
     def stats(self) -> protocol.Stats:

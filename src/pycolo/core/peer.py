@@ -35,7 +35,7 @@ _TO_SECONDARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
     (Phase.GREETING, Channel.BULK): (wire.Hello,),
     (Phase.OPEN, Channel.CONTROL): (wire.Heartbeat, wire.Bye, wire.Dismiss, wire.Rebase),
     (Phase.OPEN, Channel.BULK): (wire.StageMessage, tuple),
-    (Phase.OPEN, Channel.PACKETS): (tuple, wire.Boundary, wire.Translations, wire.Confirm),
+    (Phase.OPEN, Channel.PACKETS): (tuple, wire.Boundary, wire.Translations, wire.Confirm, wire.AskLease),
 }
 _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
     (Phase.GREETING, Channel.CONTROL): (wire.Welcome, wire.Refused),
@@ -50,7 +50,7 @@ _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
         wire.Bye,
     ),
     (Phase.OPEN, Channel.BULK): (),
-    (Phase.OPEN, Channel.PACKETS): (tuple,),
+    (Phase.OPEN, Channel.PACKETS): (tuple, wire.GrantLease, wire.EndLeases),
 }
 
 

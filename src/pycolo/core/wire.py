@@ -18,13 +18,14 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from pycolo.core.lease import LEASE_MS_MAX
 from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.packed import Batch, measure
 from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 5  # the newest that we speak
-PROTOCOL_VERSION_MIN = 5  # the oldest
+PROTOCOL_VERSION = 6  # the newest that we speak
+PROTOCOL_VERSION_MIN = 6  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
@@ -237,6 +238,23 @@ class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=
     numbers: list[_Whole]
 
 
+class AskLease(msgspec.Struct, frozen=True, tag="ask-lease", forbid_unknown_fields=True):
+    """Packet channel: we want to release output for so long from when we asked this."""
+
+    number: _Whole
+    lease_ms: Annotated[float, msgspec.Meta(ge=0.0, le=LEASE_MS_MAX)]
+
+
+class GrantLease(msgspec.Struct, frozen=True, tag="grant-lease", forbid_unknown_fields=True):
+    """Packet channel: the answer. The secondary does not speak before that is over."""
+
+    number: _Whole
+
+
+class EndLeases(msgspec.Struct, frozen=True, tag="end-leases", forbid_unknown_fields=True):
+    """Packet channel: the secondary leaves the pair, and grants nothing any more."""
+
+
 Control = (
     Hello
     | Welcome
@@ -255,6 +273,9 @@ Control = (
     | Boundary
     | Translations
     | Confirm
+    | AskLease
+    | GrantLease
+    | EndLeases
 )
 Message = Control | tuple[int, PageBatch]
 

@@ -11,7 +11,7 @@ from libc.errno cimport EAGAIN, ECONNABORTED, ECONNREFUSED, ECONNRESET, EINTR, E
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport clock_gettime, timespec
 from posix.unistd cimport read, write
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -27,6 +27,9 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int recvmmsg(int fd, mmsghdr* heads, unsigned int count, int flags, timespec* timeout)
     int sendmmsg(int fd, mmsghdr* heads, unsigned int count, int flags)
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_BOOTTIME
 
 include "../core/_packed.pxi"
 
@@ -193,7 +196,7 @@ def write_frames(int fd, const uint8_t[::1] packed, double deadline_s):
             if length < 0:
                 at = size
                 break
-            clock_gettime(CLOCK_MONOTONIC, &now)
+            clock_gettime(CLOCK_BOOTTIME, &now)
             if now.tv_sec + now.tv_nsec * 1e-9 > deadline_s:
                 break
             went = write(fd, &packed[0] + at + PREFIX, <size_t>length)

@@ -8,10 +8,10 @@ returned, as the error comes again.
 
 from __future__ import annotations
 
-import time
 from os import read, write
 
 from pycolo.core.packed import FRAME_BYTES_MAX, PREFIX_BYTES, Packed, measure, pack
+from pycolo.edge.boottime import boottime_s
 
 CALL_FRAMES_MAX = 64
 
@@ -65,7 +65,7 @@ def read_frames(fd: int, frames_max: int) -> tuple[bytes, int]:
 def write_frames(fd: int, packed: Packed, deadline_s: float) -> tuple[int, int]:
     """Write frames into a tap: (the place reached, how many the kernel would not take).
 
-    The place is before the end when a frame's turn came after `deadline_s` (of `time.monotonic`), which is asked right
+    The place is before the end when a frame's turn came after `deadline_s` (of `boottime_s`), which is asked right
     before each frame; what is no whole frame is passed over.
     """
     at = refused = 0
@@ -73,7 +73,7 @@ def write_frames(fd: int, packed: Packed, deadline_s: float) -> tuple[int, int]:
         behind, whole = measure(packed, at, 1)
         if not whole:
             return len(packed), refused
-        if time.monotonic() > deadline_s:
+        if boottime_s() > deadline_s:
             break
         try:
             write(fd, packed[at + PREFIX_BYTES : behind])

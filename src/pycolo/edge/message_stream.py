@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 
 from pycolo.core import wire
 from pycolo.edge.transport import Transport
-from pycolo.errors import PeerLost
+from pycolo.errors import PeerClosed, PeerLost
 
-READS_MAX = 64
 BUFFERS_PER_CALL_MAX = 64
 
 Header = Callable[[bytes], tuple[int, int]]
@@ -73,23 +72,19 @@ class MessageStream:
             self._out[0] = memoryview(self._out[0])[count:]
 
     def read(self) -> bool:
-        """Take in some of what has arrived; False when nothing has."""
+        """Take in some of what has arrived; False when nothing has. Raises PeerClosed at its end."""
         try:
             data = self._transport.receive()
         except BlockingIOError:
             return False
+        except ConnectionResetError as error:
+            raise PeerClosed(f"{self.name} broke: {error.strerror}") from None
         except OSError as error:
             raise PeerLost(f"{self.name} broke: {error.strerror}") from None
         if not data:
-            raise PeerLost(f"the peer closed {self.name}")
+            raise PeerClosed(f"the peer closed {self.name}")
         self._in += data
         return True
-
-    def read_all(self) -> bool:
-        """Take in all that has arrived, and see the end of a peer that has left behind what it said last; False when
-        there was so much that its end has not come into sight.
-        """
-        return not all(self.read() for _ in range(READS_MAX))
 
     def messages(self) -> Iterator[tuple[int, bytes]]:
         """(kind, body) of each whole message that has been taken in; each is consumed when it is yielded."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-
 from pycolo.core import peer, wire
 from pycolo.core.packed import Batch, measure
 from pycolo.edge.doorway import Greeting
@@ -16,7 +13,8 @@ QUEUE_BYTES_MAX = 64 << 20
 Frames = tuple[int, int, int, Batch]
 """Network card, epoch, number of the first, frames."""
 
-Note = wire.Boundary | wire.Translations | wire.Confirm
+OfCard = wire.Translations | wire.Confirm
+Note = OfCard | wire.Boundary | wire.AskLease | wire.GrantLease | wire.EndLeases
 Incoming = Frames | Note
 
 
@@ -41,8 +39,6 @@ class PacketChannel:
         self._stream, self._nics = stream, nics
         self._table = peer.PeerTable(receiver_is_primary=receiver_is_primary)
         self._table.phase = peer.Phase.OPEN
-        self._seen_s = -math.inf
-        self.unheard = False
 
     @classmethod
     def to_secondary(cls, transport: Transport, nics: int, token: str) -> PacketChannel:
@@ -87,37 +83,11 @@ class PacketChannel:
         self._stream.read()
         return self._whole_messages()
 
-    def receive_all(self) -> list[Incoming]:
-        """As `receive`, but nothing of a peer that has left: its end is looked for behind what it said last."""
-        self._look()
-        return self._whole_messages()
-
-    def seen_until_s(self, lasts_s: float) -> float:
-        """`lasts_s` after the peer was last seen to be in the pair still, as a time of `time.monotonic`.
-
-        Looks again when half of that is over: then there may be messages, which are `unheard` until the next
-        `receive`. In the past when the peer has left, which the next `receive` raises.
-        """
-        if time.monotonic() > self._seen_s + lasts_s / 2:
-            self.unheard = True
-            try:
-                self._look()
-            except PeerLost:
-                self._seen_s = -math.inf
-        return self._seen_s + lasts_s
-
-    def _look(self) -> None:
-        """Take in what has arrived; the time is taken first, as this process may be frozen anywhere in here."""
-        now_s = time.monotonic()
-        if self._stream.read_all():
-            self._seen_s = now_s
-
     def close(self) -> None:
         """Close the connection."""
         self._stream.close()
 
     def _whole_messages(self) -> list[Incoming]:
-        self.unheard = False
         return [self._decode(wire.Kind(kind), body) for kind, body in self._stream.messages()]
 
     def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
@@ -130,7 +100,7 @@ class PacketChannel:
         message = wire.decode_control(body)
         self._table.check(peer.Channel.PACKETS, message)
         assert isinstance(message, Note)
-        if not isinstance(message, wire.Boundary):
+        if isinstance(message, OfCard):
             self._check_nic(message.nic)
         return message
 

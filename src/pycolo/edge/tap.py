@@ -51,7 +51,7 @@ class Tap:
         """Send frames to clients: (the place reached, how many the kernel would not take, as a full wire would drop
         them).
 
-        None is sent after `deadline_s` (of `time.monotonic`): the place reached is before the end then.
+        None is sent after `deadline_s` (of `boottime_s`): the place reached is before the end then.
         """
         return write_frames(self.fd, packed, deadline_s)
 

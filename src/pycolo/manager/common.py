@@ -19,6 +19,7 @@ from pycolo.config import CopyConfig, VmConfig
 from pycolo.core import peer, wire
 from pycolo.core.arbitration import ClaimRecord
 from pycolo.core.failover import Command, Event, Failover, Role, State
+from pycolo.core.lease import lease_ms_of
 from pycolo.disk import protocol as disk_protocol
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.arbiter import make_arbiter
@@ -367,6 +368,7 @@ class VmCopy:
                 self.packet_token,
                 protection.hold_ms_min,
                 protection.hold_ms_max,
+                lease_ms_of(protection.heartbeat_ms * protection.heartbeat_lost_max),
                 compare_terms(self.vm.compare),
                 self.host.tls_files,
             )

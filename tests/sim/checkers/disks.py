@@ -18,10 +18,10 @@ def check(history: History) -> list[str]:
     ]
     if history.survivor_disk != history.survivor_disk_written:
         problems.append(f"the survivor {history.survivor} does not find on its disk what it wrote")
-    if history.secondary_image is not None:
-        brought_up = bytearray(history.secondary_image)
-        for offset, length in history.primary_marked:
-            brought_up[offset : offset + length] = history.primary_disk[offset : offset + length]
-        if brought_up != history.primary_disk:
+    for leaving in history.leavings:
+        brought_up = bytearray(leaving.image)
+        for offset, length in leaving.marked:
+            brought_up[offset : offset + length] = leaving.primary_disk[offset : offset + length]
+        if brought_up != leaving.primary_disk:
             problems.append("the marked chunks are not all that differs from the secondary's image")
     return problems

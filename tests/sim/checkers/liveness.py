@@ -2,8 +2,8 @@
 
 Allowed at the end, `F` being the number of faults that struck:
 * a protected pair, or one survivor that runs solo, with every client answered within the bound;
-* both sides ended, when each has its cause (its host died, its VM was lost, it was denied the claim that the other side
-  holds, it was a secondary without a commit), not both by denial, and either F >= 2 or no checkpoint was committed yet.
+* no copy at all, when each has its cause (its host died, its VM was lost, it was denied the claim that another host
+  holds, it was a secondary without a commit), not all by denial, and either F >= 2 or no checkpoint was committed yet.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ def check(history: History) -> list[str]:
     """What contradicts it, in sentences; empty when nothing does."""
     problems = [f"a task crashed: {crash}" for crash in history.crashes]
     if not all(history.converged):
-        states = ", ".join(f"{ending.host} {ending.state}" for ending in history.endings)
+        states = ", ".join(f"{ending.name} {ending.state}" for ending in history.endings)
         problems.append(f"no convergence within the bound ({states}); unanswered clients: {history.unanswered}")
     return [*problems, *_ended(history)]
 
 
 def _ended(history: History) -> list[str]:
-    primary, secondary = history.endings
-    if not (primary.cause and secondary.cause):
+    if any(not ending.cause for ending in history.endings):
         return []
+    last_pair = history.endings[-2:]
+    causes = ", ".join(ending.cause for ending in last_pair)
     if len(history.faults) < 2 and history.committed_before_end:
-        return [f"both sides ended ({primary.cause}, {secondary.cause}) after {len(history.faults)} fault(s)"]
+        return [f"all copies ended ({causes}) after {len(history.faults)} fault(s)"]
     return [
-        f"{own.host} ended without a cause: {own.cause}, while {other.host}: {other.cause}, holder {history.holder}"
-        for own, other in ((primary, secondary), (secondary, primary))
-        if not _explained(history, own, other)
+        f"{ending.name} ended without a reason: {ending.cause}, while the holder is {history.holder}: {causes}"
+        for ending in last_pair
+        if not _explained(history, ending, last_pair)
     ]
 
 
-def _explained(history: History, own: Ending, other: Ending) -> bool:
+def _explained(history: History, own: Ending, pair: list[Ending]) -> bool:
     if own.cause == "fenced":
-        return other.cause != "fenced" and history.holder == other.host
+        return history.holder != own.host and any(other.cause != "fenced" for other in pair)
     if own.cause == "stopped":
-        return not history.committed_before_end
+        return not own.committed
     return True

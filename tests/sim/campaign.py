@@ -1,0 +1,35 @@
+"""Many seeds: what each tells, and what is said of all."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+
+from .verdict import problems_of
+from .world import drawn, play
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of a seed; `faults` are those that struck, without where."""
+
+    seed: int
+    problems: list[str]
+    faults: list[str]
+
+
+def run_seed(what: tuple[int, int]) -> Told:
+    """Play a seed for so many steps; what the model or the core raises is a finding as well."""
+    seed, steps = what
+    try:
+        history = play(*drawn(seed, steps)).history
+    except Exception:  # noqa: BLE001 - whatever it is, the seed has to be told
+        return Told(seed, [f"it crashed: {traceback.format_exc()}"], [])
+    return Told(seed, problems_of(history), [fault.split()[0] for fault in history.faults])
+
+
+def said(seeds: int, steps: int, failed: int, struck: Counter[str], seconds: float) -> str:
+    """The last line of a campaign."""
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(struck.items()) if kind != "last")
+    return f"{seeds} seeds of {steps} steps in {seconds:.0f} s, {failed} with a finding; faults: {kinds or 'none'}"

@@ -1,0 +1,171 @@
+"""Mutants of what the core does with packets, and of when the agents let them go; see mutants.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pycolo.agent.primary import PrimarySide
+from pycolo.agent.secondary import SecondarySide
+from pycolo.core import dataplane as dataplane_module
+from pycolo.core.datagrams import DatagramFlow
+from pycolo.core.dataplane import PrimaryDataplane
+from pycolo.core.flow import Flow
+from pycolo.core.lease import Lease, Promise
+from pycolo.core.replay import Replay, ReplayLog
+from pycolo.core.secondary import SecondaryDataplane
+from pycolo.core.translation import Translator
+from pycolo.core.translation_chain import TranslatorChain
+from pycolo.core.twin_stream import RELEASE, TwinStream, Verdict
+from pycolo.core.wire import Translations
+
+from .checkers import client_history, liveness
+from .mutant import Mutant
+
+
+def _acknowledged_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Flow, "_acknowledged", lambda self, ack: True)
+
+
+def _payload_not_compared(patch: pytest.MonkeyPatch) -> None:
+    def judge(self: TwinStream, seq: int, payload: bytes) -> Verdict:
+        return RELEASE
+
+    patch.setattr(TwinStream, "judge", judge)
+
+
+def _datagrams_not_compared(patch: pytest.MonkeyPatch) -> None:
+    def release(self: DatagramFlow, out: list[bytes]) -> bool:
+        out += [held[2] for held in self.hold]
+        self.hold.clear()
+        return False
+
+    patch.setattr(DatagramFlow, "release", release)
+
+
+def _twins_of_other_epochs(patch: pytest.MonkeyPatch) -> None:
+    real = PrimaryDataplane.svm_frames
+
+    def svm_frames(
+        self: PrimaryDataplane, epoch: int, first_no: int, frames: Sequence[bytes], now_ms: float
+    ) -> list[bytes]:
+        return real(self, self.epoch, first_no, frames, now_ms)
+
+    patch.setattr(PrimaryDataplane, "svm_frames", svm_frames)
+
+
+def _commit_frees_all(patch: pytest.MonkeyPatch) -> None:
+    """Also what was sealed by the next checkpoint, or by none yet."""
+    real = PrimaryDataplane.commit
+
+    def commit(self: PrimaryDataplane, epoch: int, now_ms: float | None = None) -> list[bytes]:
+        freed = real(self, epoch, now_ms)
+        more = self._take_held()
+        for flow in self._waiting:
+            flow.hold.clear()
+        self._waiting.clear()
+        self._uncount(more)
+        return freed + more
+
+    patch.setattr(PrimaryDataplane, "commit", commit)
+
+
+def _compared_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    real = PrimaryDataplane.seal
+
+    def seal(self: PrimaryDataplane, epoch_next: int) -> int:
+        held = real(self, epoch_next)
+        self._awaiting_commit = False
+        return held
+
+    patch.setattr(PrimaryDataplane, "seal", seal)
+
+
+def _late_is_never_late(patch: pytest.MonkeyPatch) -> None:
+    def due(self: PrimaryDataplane, now_ms: float) -> dataplane_module.Reason | None:
+        return None
+
+    def next_due_ms(self: PrimaryDataplane, now_ms: float) -> float | None:
+        return None
+
+    patch.setattr(PrimaryDataplane, "due", due)
+    patch.setattr(PrimaryDataplane, "next_due_ms", next_due_ms)
+
+
+def _client_numbers_untranslated(patch: pytest.MonkeyPatch) -> None:
+    def client_frames(self: SecondaryDataplane, frames: Sequence[bytes]) -> list[bytes]:
+        return list(frames)
+
+    patch.setattr(SecondaryDataplane, "client_frames", client_frames)
+
+
+def _output_untranslated(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Translator, "outbound", lambda self, frames: list(frames))
+
+
+def _translation_not_told(patch: pytest.MonkeyPatch) -> None:
+    """A survivor's new secondary does not learn how clients' frames are translated."""
+
+    def whole(self: TranslatorChain, now_ms: float) -> list[Translations]:
+        return [Translations(0, [], [], afresh=True)]
+
+    patch.setattr(TranslatorChain, "whole", whole)
+    patch.setattr(TranslatorChain, "changes", lambda self: [])
+
+
+def _offsets_kept_after_a_load(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Translator, "clear", lambda self: None)
+
+
+def _replay_without_its_first(patch: pytest.MonkeyPatch) -> None:
+    real = ReplayLog.replay
+
+    def replay(self: ReplayLog, boundary: int) -> Replay:
+        replayed = real(self, boundary)
+        return Replay(replayed.batches[1:], replayed.complete)
+
+    patch.setattr(ReplayLog, "replay", replay)
+
+
+def _lease_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrimarySide, "_leave_until_s", lambda self: 0.0 if self.channel is None else float("inf"))
+
+
+def _lease_not_waited_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SecondarySide, "may_speak", lambda self: True)
+
+
+def _lease_from_the_answer(patch: pytest.MonkeyPatch) -> None:
+    """Counted from when the answer came: it may have been on its way for long."""
+
+    def granted(self: Lease, number: int) -> None:
+        asked, self._asked_ms = self._asked_ms, None
+        assert asked is not None
+        self.until_ms = asked + 10 * self.lease_ms
+
+    patch.setattr(Lease, "granted", granted)
+
+
+def _promise_void_when_the_link_breaks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Promise, "grant", lambda self, lease_ms, now_ms: None)
+
+
+PACKET_MUTANTS = (
+    Mutant("an acknowledgement leaves early", client_history.NAME, _acknowledged_early, 0),
+    Mutant("payload of streams not compared", client_history.NAME, _payload_not_compared, 0),
+    Mutant("datagrams not compared", client_history.NAME, _datagrams_not_compared, 0),
+    Mutant("output of another epoch compared", client_history.NAME, _twins_of_other_epochs, 0),
+    Mutant("a commit frees what came after its cut", client_history.NAME, _commit_frees_all, 0),
+    Mutant("compared before the commit", client_history.NAME, _compared_before_the_commit, 0),
+    Mutant("a difference asks for no checkpoint", liveness.NAME, _late_is_never_late, 0),
+    Mutant("clients' numbers not translated", client_history.NAME, _client_numbers_untranslated, 0),
+    Mutant("the survivor's numbers not translated", client_history.NAME, _output_untranslated, 0),
+    Mutant("a new secondary not told of the translation", client_history.NAME, _translation_not_told, 0),
+    Mutant("offsets kept after a load", client_history.NAME, _offsets_kept_after_a_load, 0),
+    Mutant("replay without its first batch", client_history.NAME, _replay_without_its_first, 0),
+    Mutant("a lease never ends", client_history.NAME, _lease_for_ever, 0),
+    Mutant("the lease is not waited out", client_history.NAME, _lease_not_waited_out, 0),
+    Mutant("a lease ten times as long as promised", client_history.NAME, _lease_from_the_answer, 0),
+    Mutant("nothing is promised", client_history.NAME, _promise_void_when_the_link_breaks, 0),
+)
