@@ -1,1 +1,8 @@
-"""The simulator: the production core, unchanged, in virtual time, with a fault at any await, drawn from a seed."""
+"""Deterministic simulation of a pair: see world.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(
+    str(Path(__file__).parents[1])
+)  # `python -m tests.sim` finds what all kinds of tests share, as pytest does

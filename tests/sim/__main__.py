@@ -12,6 +12,7 @@ import time
 from collections import Counter
 
 from .campaign import run_seed, said
+from .sweep import SWEPT, one_fault_plans
 from .verdict import problems_of
 from .world import STEPS, drawn, play
 
@@ -23,9 +24,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seed", type=int, help="run one seed and print its transitions")
     parser.add_argument("--seeds", metavar="A..B", help="run the seeds A to B, print only what a checker found")
+    parser.add_argument("--sweep", action="store_true", help="every fault at every await, one at a time")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the scheduler before the heal")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for --seeds")
     options = parser.parse_args()
+    if options.sweep:
+        return _sweep()
     if options.seeds:
         first, _, last = options.seeds.partition("..")
         return _campaign(range(int(first), int(last or first) + 1), options.steps, options.jobs)
@@ -38,6 +42,19 @@ def _one(seed: int, steps: int) -> int:
     problems = problems_of(run.history)
     print(*(problems or [f"seed {seed}: nothing found"]), sep="\n")
     return bool(problems)
+
+
+def _sweep() -> int:
+    runs = failed = 0
+    for scenario in SWEPT:
+        for description, plan in one_fault_plans(scenario):
+            problems = problems_of(play(scenario, plan).history)
+            runs += 1
+            failed += bool(problems)
+            for problem in problems[:3]:
+                print(f"{scenario.seed}, {description}: {problem}", flush=True)
+    print(f"{runs} runs with one fault each, {failed} with a finding")
+    return failed > 0
 
 
 def _campaign(seeds: range, steps: int, jobs: int) -> int:

@@ -69,6 +69,8 @@ _REFUSING = (
     "output.commit",
 )
 
+PORTS = (*_PVM, *_PVM_DISKS, *_OUTPUT, *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY, "arbiter.claim")
+
 # The faults that leave the port's own answer alone.
 AROUND = (
     *(_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS, _K.CLOG),
@@ -130,20 +132,24 @@ class Exactly(Plan):
         return self._faults.get(number)
 
 
-class Drawn(Plan):
-    """Up to `budget` faults, drawn from the seed, until the heal."""
+FOCUS_RATE = 0.2
 
-    def __init__(self, seed: str, rate: float, budget: int) -> None:
+
+class Drawn(Plan):
+    """Up to `budget` faults, drawn from the seed, until the heal; most of them at one port, if there is a `focus`."""
+
+    def __init__(self, seed: str, rate: float, budget: int, focus: str = "") -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._rate, self._budget = rate, budget
+        self._rate, self._budget, self._focus = rate, budget, focus
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
-        if self._budget <= 0 or self._random.random() >= self._rate:
+        rate = FOCUS_RATE if port == self._focus else self._rate
+        if self._budget <= 0 or self._random.random() >= rate:
             return None
         self._budget -= 1
-        if self._random.random() < 0.2:
+        if port != self._focus and self._random.random() < 0.2:
             return Fault(self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM)), False)
         return self._random.choice(faults_of(port))
 

@@ -15,6 +15,12 @@ def awaits_of(scenario: Scenario) -> list[str]:
     return plan.ports
 
 
+SWEPT = (
+    Scenario("sweep", steps=350),
+    Scenario("sweep the other way", steps=250, kill_primary_last=False, interrupts=False, pairs_max=2, compiled=True),
+)
+
+
 def one_fault_plans(scenario: Scenario) -> Iterator[tuple[str, Plan]]:
     """Every (description, plan) with one fault."""
     for number, port in enumerate(awaits_of(scenario)):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
@@ -14,15 +15,12 @@ from .faults import Plan
 from .history import Ending, History
 from .mutant import Mutant
 from .mutants import MUTANTS
-from .sweep import one_fault_plans
+from .sweep import SWEPT, one_fault_plans
 from .verdict import finders, problems_of
 from .world import STEPS, Scenario, drawn, play
 
 SEEDS = 300
-SWEPT = (
-    Scenario("sweep", steps=900),
-    Scenario("sweep the other way", steps=700, kill_primary_last=False, interrupts=False),
-)
+SWEEP_EVERY = 5  # `make sim ARGS=--sweep` leaves nothing out
 
 
 def test_no_seed_violates_a_rule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,11 +44,11 @@ def test_a_run_is_a_function_of_its_seed(seed: int) -> None:
 @pytest.mark.parametrize("scenario", SWEPT, ids=lambda scenario: scenario.seed)
 def test_one_fault_at_every_await(scenario: Scenario) -> None:
     runs = 0
-    for description, plan in one_fault_plans(scenario):
+    for description, plan in islice(one_fault_plans(scenario), 0, None, SWEEP_EVERY):
         problems = problems_of(play(scenario, plan).history)
         assert problems == [], description
         runs += 1
-    assert runs > 1_000
+    assert runs > 400
 
 
 @pytest.mark.parametrize("compiled", [False, True])

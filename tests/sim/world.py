@@ -21,7 +21,7 @@ from pycolo.core.memory_cache import MemoryCache
 from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
-from .faults import Drawn, Plan
+from .faults import PORTS, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
 from .history import Ending, History, Leaving
@@ -317,7 +317,9 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         weather=weather,
         compiled=dice.random() < 0.5,
     )
-    return scenario, Drawn(f"plan {seed}", dice.choice((0.005, 0.02, 0.06)), dice.choice((1, 2, 2, 3, 5)))
+    focus = dice.choice(PORTS) if dice.random() < 0.5 else ""
+    rate = dice.choice((0.001, 0.004)) if focus else dice.choice((0.005, 0.02, 0.06))
+    return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus)
 
 
 def play(scenario: Scenario, plan: Plan) -> Run:
