@@ -132,26 +132,45 @@ class Exactly(Plan):
         return self._faults.get(number)
 
 
-FOCUS_RATE = 0.2
+FOCUS_RATE = 0.3
+EARLY_RATE, EARLY_AWAITS = 0.3, 40
+BURST_RATE, BURST_AWAITS = 0.25, 12
 
 
 class Drawn(Plan):
-    """Up to `budget` faults, drawn from the seed, until the heal; most of them at one port, if there is a `focus`."""
+    """Up to `budget` faults, drawn from the seed, until the heal.
 
-    def __init__(self, seed: str, rate: float, budget: int, focus: str = "") -> None:
+    Most of them strike at one port when there is a `focus`, or at the first awaits ("early"); in `bursts` one seldom
+    comes alone.
+    """
+
+    def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
         super().__init__()
         self._random = random.Random(seed)
-        self._rate, self._budget, self._focus = rate, budget, focus
+        self._rate, self._budget, self._focus, self._bursts = rate, budget, focus, bursts
+        self._burst_until = 0
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
-        rate = FOCUS_RATE if port == self._focus else self._rate
-        if self._budget <= 0 or self._random.random() >= rate:
+        if self._budget <= 0 or self._random.random() >= self._rate_at(number, port):
             return None
         self._budget -= 1
-        if port != self._focus and self._random.random() < 0.2:
-            return Fault(self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM)), False)
-        return self._random.choice(faults_of(port))
+        if self._bursts:
+            self._burst_until = number + BURST_AWAITS
+        if port == "arbiter.claim" or self._random.random() < 0.1:
+            kind = self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM, _K.UNANSWERED))
+            if port == "arbiter.claim" or kind is not _K.UNANSWERED:
+                return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
+        faults = faults_of(port)
+        own = [fault for fault in faults if fault.kind in _own_kinds(port) + _BEFORE_ONLY.get(port, ())]
+        return self._random.choice(own if own and self._random.random() < 0.5 else faults)
+
+    def _rate_at(self, number: int, port: str) -> float:
+        if port == self._focus:
+            return FOCUS_RATE
+        if self._focus == "early" and number < EARLY_AWAITS:
+            return EARLY_RATE
+        return BURST_RATE if number < self._burst_until else self._rate
 
     def heal(self) -> None:
         """See Plan."""

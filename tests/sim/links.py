@@ -132,6 +132,7 @@ class LinkEnd:
         self.verdicts: dict[int, Verdict] = {}
         self._arrived: Future[None] = Future()
         self.on_packets: Callable[[bytes], None] = lambda _: None
+        self.on_packets_lost: Callable[[], None] = lambda: None
         self.on_disk: Callable[[DiskMessage], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
         self.damage: Callable[[PageBatch], PageBatch | None] | None = None
@@ -177,7 +178,7 @@ class LinkEnd:
     def end_channel(self, channel: str) -> None:
         """One connection of several ends; nothing of it arrives any more, and the session is lost with it."""
         self._ended_channels.add(channel)
-        ends = self.lose if channel == "disk" else lambda: self.on_packets(b"")
+        ends = self.lose if channel == "disk" else self.on_packets_lost
         self._scheduler.call_later(self._random.randint(*CHANNEL_ENDS_US), self.host, ends)
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ from itertools import islice
 import pytest
 
 from .campaign import run_seed, said
-from .faults import Plan
+from .checkers import liveness
+from .faults import Exactly, Fault, Kind, Plan
 from .history import Ending, History
 from .mutant import Mutant
-from .mutants import MUTANTS
-from .sweep import SWEPT, one_fault_plans
+from .mutants import MUTANTS, seal_forgotten
+from .sweep import SWEPT, awaits_of, one_fault_plans
 from .verdict import finders, problems_of
 from .world import STEPS, Scenario, drawn, play
 
@@ -73,6 +74,24 @@ def test_no_mutant_survives(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> 
         )
     assert caught_in is not None, f"not caught in {SEEDS} seeds"
     assert problems_of(play(*drawn(caught_in)).history) == [], "the same run must be clean without the mutant"
+
+
+def test_what_a_failed_first_seal_held_leaves_when_the_secondary_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two faults in a row, which seeds seldom draw: the first checkpoint is refused after its seal, the peer goes."""
+    scenario = Scenario("first seal", steps=400)
+    sealed = awaits_of(scenario).index("output.seal")
+    then = [(later, kind) for later in range(1, 12) for kind in (Kind.PEER_DIES, Kind.CUT)]
+
+    def problems() -> set[str]:
+        plans = [
+            Exactly({sealed: Fault(Kind.REFUSED, after=True), sealed + later: Fault(kind, after=False)})
+            for later, kind in then
+        ]
+        return set().union(*(finders(play(scenario, plan).history) for plan in plans))
+
+    assert problems() == set()
+    seal_forgotten(monkeypatch)
+    assert problems() == {liveness.NAME}
 
 
 def _ended(primary: str, secondary: str, faults: int, holder: str | None, committed: bool) -> set[str]:

@@ -115,8 +115,8 @@ class ModelTransport:
     def __init__(self, link: LinkEnd, on_readable: Callable[[], None]) -> None:
         self._link, self._on_readable = link, on_readable
         self._arrived = bytearray()
-        self._ended = self._closed = False
-        link.on_packets = self._take
+        self._ended = self._closed = self._broken = False
+        link.on_packets, link.on_packets_lost = self._take, self._break
 
     def _take(self, data: bytes) -> None:
         """Bytes arrive; none at all is the end."""
@@ -125,10 +125,15 @@ class ModelTransport:
             self._ended = self._ended or not data
             self._on_readable()
 
+    def _break(self) -> None:
+        """Nothing was acknowledged for too long: the kernel gives the connection up."""
+        self._broken = True
+        self._on_readable()
+
     @property
     def readable(self) -> bool:
         """Whether epoll would say so."""
-        return bool(self._arrived) or self._ended
+        return bool(self._arrived) or self._ended or self._broken
 
     def fileno(self) -> int:
         """See Transport; nothing watches it."""
@@ -140,6 +145,8 @@ class ModelTransport:
 
     def send(self, buffers: Sequence[bytes | memoryview]) -> int:
         """See Transport."""
+        if self._broken:
+            raise TimeoutError(110, "Connection timed out")
         if self._ended:
             raise BrokenPipeError(32, "Broken pipe")
         data = b"".join(buffers)
@@ -155,6 +162,8 @@ class ModelTransport:
             data = bytes(self._arrived)
             self._arrived.clear()
             return data
+        if self._broken:
+            raise TimeoutError(110, "Connection timed out")
         if self._ended:
             return b""
         raise BlockingIOError

@@ -317,9 +317,10 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         weather=weather,
         compiled=dice.random() < 0.5,
     )
-    focus = dice.choice(PORTS) if dice.random() < 0.5 else ""
+    focus = dice.choice((dice.choice(PORTS), dice.choice(PORTS), "early", "early", "", ""))
     rate = dice.choice((0.001, 0.004)) if focus else dice.choice((0.005, 0.02, 0.06))
-    return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus)
+    bursts = dice.random() < 0.5
+    return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus, bursts=bursts)
 
 
 def play(scenario: Scenario, plan: Plan) -> Run:
