@@ -52,7 +52,7 @@ lint: setup ## ruff, mypy strict, import rules
 	@$(BIN)/lint-imports
 
 .PHONY: sim
-sim: setup ## A longer simulation campaign (ARGS="--seeds 0..10000")
+sim: setup ## A longer simulation campaign (ARGS="--seeds 0..9999", ARGS=--sweep, ARGS="--seed 7" for one run, line by line)
 	@$(BIN)/python -m tests.sim $(if $(ARGS),$(ARGS),--seeds 0..2000)
 
 .PHONY: bench-disk

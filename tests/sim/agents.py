@@ -61,7 +61,9 @@ class Agent:
     ) -> None:
         self._scheduler, self._guest, self.host, self._network = scheduler, guest, guest.host, network
         self._dice = random.Random(seed)
-        self._tap = ModelTap(self.host, lambda: self._now_ms() / 1000, lambda frame: network.emit(speaker, frame))
+        self._tap = ModelTap(
+            self.host, lambda: self._now_ms() / 1000, lambda frame: network.emit(speaker, self.host, frame)
+        )
         self._nic = ModelNic(scheduler, guest, self._poke)
         chain = TranslatorChain(LIMITS.flows_max, advance_ticks(LIMITS))
         card = Card(0, GUEST_MAC, self._tap, self._nic, chain)
@@ -164,6 +166,10 @@ class Agent:
         else:
             self._greeted(stream)
 
+    def listen(self) -> None:
+        """The same primary may call once more."""
+        self.secondary.listen()
+
     def leave_pair(self) -> None:
         """Close the packet channel."""
         self._side.leave_pair()
@@ -233,6 +239,7 @@ class Agent:
         side = self._primary(list(secondary.cards))
         side.counters = secondary.counters
         self._side = side
+        self._network.announce(self.host)
         side.take_over(released, missed)
         self._poke()
 

@@ -56,7 +56,7 @@ class TcpSocket:
         self._port = port_of(self._client, self._connections)
         self._connections += 1
         self._left = self._dice.randint(*REQUESTS_PER_CONNECTION)
-        self._isn = self._next = self._dice.getrandbits(32)
+        self._isn = self._next = self._acked = self._dice.getrandbits(32)
         self._request_at: int | None = None
         self._established = False
         self._heard_to = self._recent = self._first = 0
@@ -87,8 +87,11 @@ class TcpSocket:
             self._say(SYN, self._isn)
 
     def _transmit(self) -> None:
+        """What is acknowledged is not said again: from then on it is the guest's to answer, however long it takes."""
         if self._request_at is None:
             self._request_at, self._next = self._next, (self._next + len(self._request)) % MOD
+        elif self._acked == self._next:
+            return
         self._say(ACK | PSH, self._request_at, self._request)
 
     def hear(self, segment: Segment) -> None:
@@ -113,6 +116,8 @@ class TcpSocket:
             return self._complain("heard an acknowledgement of what it never sent")
         if after(segment.echo, self._stamp()) > 0 or after(segment.echo, self._first_echo) < 0:
             return self._complain("heard an echo of what it never sent")
+        if after(segment.ack, self._acked) > 0:
+            self._acked = segment.ack
         return True
 
     def _complain(self, what: str) -> bool:

@@ -31,6 +31,7 @@ _TABLE_AT, _LAST_AT = 16, PAGE_BYTES - 24
 CONNECTION_AT = _LAST_AT - Stack.STATE_BYTES  # of the state of the client's connection, in its page
 CLOCK_STEP_US = 7_000
 TICK_US = 2_500
+RESEND_TICKS = 6
 WORK_US = (60, 350)
 LOAD_DIRTIES_MAX = 3
 _LOG_AT, _LOG_BYTES = 300, 3800  # so that logs and their entries lie across blocks
@@ -168,9 +169,8 @@ class Guest:
     def _hear(self, segment: Segment) -> list[Segment]:
         client = client_of(segment.client_port)
         if segment.flags is not None:
-            state = self.ram[1 + client, CONNECTION_AT : CONNECTION_AT + Stack.STATE_BYTES].tobytes()
-            secret = self.ram[0, :8].tobytes()
-            return self._stack.hear(segment, state, (1 + client, CONNECTION_AT), secret, self._answer)
+            place, secret = (1 + client, CONNECTION_AT), self.ram[0, :8].tobytes()
+            return self._stack.hear(segment, self._connection(1 + client), place, secret, self._answer)
         response = self._answer(segment.payload)
         return [Segment(segment.client_port, response)] if response else []
 
@@ -209,7 +209,21 @@ class Guest:
             wipe = self._entropy.random() < 0.3
             self._write(page, 0, bytes(PAGE_BYTES) if wipe else self._entropy.randbytes(64))
             self._scribble()
+            if self._ticks % RESEND_TICKS == 0:
+                self._send_again()
         self._scheduler.call_later(TICK_US, self.host, self._tick)
+
+    def _send_again(self) -> None:
+        """What clients have not acknowledged; two copies do so at different times."""
+        for page in range(1, 1 + self._clients):
+            response = self.ram[page, _LAST_AT : _LAST_AT + RESPONSE.size].tobytes()
+            said = self._stack.again(self._connection(page), self.ram[0, :8].tobytes(), response)
+            self.outbox += [build(segment, from_guest=True) for segment in said]
+        if self.outbox:
+            self.on_output()
+
+    def _connection(self, page: int) -> bytes:
+        return self.ram[page, CONNECTION_AT : CONNECTION_AT + Stack.STATE_BYTES].tobytes()
 
     def _scribble(self) -> None:
         """Writes to disk behind the logs; they differ between the copies too, and are of any size and place."""

@@ -47,12 +47,15 @@ class Arbiter:
 
 class ClientNetwork:
     """Between clients and hosts: a switch that delivers a client's frame to every host, as bridge ports that do not
-    learn do, and a host's frame to the client.
+    learn do, or, when it `learns`, to the host that spoke for the guest last; and a host's frame to the client.
     """
 
-    def __init__(self, scheduler: Scheduler, world: Host, history: History, weather: Weather, seed: str) -> None:
+    def __init__(
+        self, scheduler: Scheduler, world: Host, history: History, weather: Weather, seed: str, *, learns: bool
+    ) -> None:
         self._scheduler, self._world, self._history, self._weather = scheduler, world, history, weather
         self._random = random.Random(seed)
+        self._learns, self._behind = learns, world
         self.uplinks: dict[Host, Callable[[bytes], None]] = {}
         self.on_frame: Callable[[int, bytes], None] = lambda port, frame: None
         self.calm = False
@@ -65,8 +68,13 @@ class ClientNetwork:
         copies = 2 if dice.random() < weather.doubled else 1
         return [dice.randint(*(LATE_US if dice.random() < weather.late else DELAY_US)) for _ in range(copies)]
 
-    def emit(self, speaker: str, frame: bytes) -> None:
+    def announce(self, host: Host) -> None:
+        """The guest is behind this port."""
+        self._behind = host
+
+    def emit(self, speaker: str, host: Host, frame: bytes) -> None:
         """A copy of the VM lets a frame go."""
+        self.announce(host)
         self._history.emissions.append(Emission(self._scheduler.now_us, speaker, frame))
         port = read(frame, from_guest=True).client_port
         for delay_us in self._delays_us():
@@ -75,7 +83,7 @@ class ClientNetwork:
     def request(self, frame: bytes) -> None:
         """A client sends a frame."""
         for delay_us in self._delays_us():
-            for host in self.uplinks:
+            for host in [self._behind] if self._learns else self.uplinks:
                 self._scheduler.call_later(delay_us, host, partial(self._arrive, host, frame))
 
     def _arrive(self, host: Host, frame: bytes) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
-from pycolo.core import dataplane as dataplane_module
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.flow import Flow
@@ -20,7 +19,7 @@ from pycolo.core.translation_chain import TranslatorChain
 from pycolo.core.twin_stream import RELEASE, TwinStream, Verdict
 from pycolo.core.wire import Translations
 
-from .checkers import client_history, liveness
+from .checkers import client_history
 from .mutant import Mutant
 
 
@@ -80,17 +79,6 @@ def _compared_before_the_commit(patch: pytest.MonkeyPatch) -> None:
         return held
 
     patch.setattr(PrimaryDataplane, "seal", seal)
-
-
-def _late_is_never_late(patch: pytest.MonkeyPatch) -> None:
-    def due(self: PrimaryDataplane, now_ms: float) -> dataplane_module.Reason | None:
-        return None
-
-    def next_due_ms(self: PrimaryDataplane, now_ms: float) -> float | None:
-        return None
-
-    patch.setattr(PrimaryDataplane, "due", due)
-    patch.setattr(PrimaryDataplane, "next_due_ms", next_due_ms)
 
 
 def _client_numbers_untranslated(patch: pytest.MonkeyPatch) -> None:
@@ -158,7 +146,6 @@ PACKET_MUTANTS = (
     Mutant("output of another epoch compared", client_history.NAME, _twins_of_other_epochs, 0),
     Mutant("a commit frees what came after its cut", client_history.NAME, _commit_frees_all, 0),
     Mutant("compared before the commit", client_history.NAME, _compared_before_the_commit, 0),
-    Mutant("a difference asks for no checkpoint", liveness.NAME, _late_is_never_late, 0),
     Mutant("clients' numbers not translated", client_history.NAME, _client_numbers_untranslated, 0),
     Mutant("the survivor's numbers not translated", client_history.NAME, _output_untranslated, 0),
     Mutant("a new secondary not told of the translation", client_history.NAME, _translation_not_told, 0),

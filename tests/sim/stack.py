@@ -1,6 +1,6 @@
 """The guest's TCP: one connection for each client, in the client's page. Two copies of it choose different numbers.
 
-It has no timers: clients send again, and get again what they have not acknowledged. Like a real one it drops segments
+What is not acknowledged it sends again, when asked again or after a time. Like a real one it drops segments
 that acknowledge what it has never sent, and connections that it does not know it resets.
 """
 
@@ -57,12 +57,7 @@ class Stack:
         self, segment: Segment, state: bytes, place: tuple[int, int], secret: bytes, answer: Answer
     ) -> list[Segment]:
         """Take in a segment of the client whose connection is `state`, at `place` in RAM; returns what is said."""
-        connection = Connection.of(state[: _CONNECTION.size])
-        exists, offset = _SECRET.unpack(secret)
-        if not exists:
-            offset = self._entropy.getrandbits(32)
-            self._write(0, 0, _SECRET.pack(1, offset))
-        clock = (self._now_ms() + offset) % MOD
+        connection, clock = Connection.of(state[: _CONNECTION.size]), self._clock(secret)
         assert segment.flags is not None
         if segment.flags & SYN:
             connection, said = self._open(segment, connection)
@@ -72,6 +67,23 @@ class Stack:
             connection, said = self._hear_data(segment, connection, clock, answer)
         self._write(*place, connection.state)
         return [replace(one, value=clock, echo=connection.recent) for one in said]
+
+    def again(self, state: bytes, secret: bytes, response: bytes) -> list[Segment]:
+        """What the client of the connection `state` has not acknowledged of the last `response`."""
+        connection = Connection.of(state[: _CONNECTION.size])
+        if not connection.unacked:
+            return []
+        seq = (connection.next - connection.unacked) % MOD
+        said = _segment(connection, seq, response[-connection.unacked :])
+        return [replace(said, value=self._clock(secret), echo=connection.recent)]
+
+    def _clock(self, secret: bytes) -> int:
+        """The timestamp now, counted from a secret that is made when it is first needed."""
+        exists, offset = _SECRET.unpack(secret)
+        if not exists:
+            offset = self._entropy.getrandbits(32)
+            self._write(0, 0, _SECRET.pack(1, offset))
+        return (self._now_ms() + int(offset)) % MOD
 
     def _open(self, segment: Segment, known: Connection) -> tuple[Connection, list[Segment]]:
         connection = known

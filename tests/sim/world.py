@@ -56,6 +56,7 @@ class Scenario:
     pairs_max: int = 1  # a copy that is left alone after that stays alone
     last_acts: int = 1
     weather: Weather = CALM
+    learns: bool = False  # whether a client's frame goes to one host only
     compiled: bool = False  # whether the agents compare with the compiled engine
 
 
@@ -96,7 +97,9 @@ class World:
         history = self.run.history
         self.scheduler = scheduler = Scheduler()
         self._outside = Host("outside")
-        self._network = ClientNetwork(scheduler, self._outside, history, scenario.weather, f"{seed} network")
+        self._network = ClientNetwork(
+            scheduler, self._outside, history, scenario.weather, f"{seed} network", learns=scenario.learns
+        )
         self._arbiter = Arbiter(VM, ClaimRecord(VM, FIRST_TERM, "alpha", "first"))
         self._gate = Gate(scheduler, plan, history, self._arbiter, f"{seed} gate")
         self._gate.trace = self._trace
@@ -127,6 +130,7 @@ class World:
         around = Surroundings(self._gate, copy.side, self._trace)
         copy.manager.story = PrimaryStory(around, copy.manager, PAGES, 0)
         copy.side.guest.resume()
+        self._network.announce(copy.side.host)
         self.scheduler.spawn(copy.side.host, copy.manager.run())
 
     def _pair(self, primary: Copy, host: Host) -> None:
@@ -316,6 +320,7 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         last_acts=dice.choice((1, 2)),
         weather=weather,
         compiled=dice.random() < 0.5,
+        learns=dice.random() < 0.5,
     )
     focus = dice.choice((dice.choice(PORTS), dice.choice(PORTS), "early", "early", "", ""))
     rate = dice.choice((0.001, 0.004)) if focus else dice.choice((0.005, 0.02, 0.06))
