@@ -46,7 +46,18 @@ class PvmDisk:
         self._chunks.begin()
         self._chunks.clear()  # both images begin alike
         if link is not None:
-            link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
+            self._tie(link)
+
+    def _tie(self, link: LinkEnd) -> None:
+        self._link = link
+        link.on_disk, link.on_lost = self._on_disk, self._chunks.lost
+
+    def follow_again(self, link: LinkEnd) -> None:
+        """The partner that was lost is back, behind `link`: it gets what may be different there."""
+        self._chunks.begin()
+        self._tie(link)
+        for offset, length in self.marked:
+            self.stream(DiskWrite(offset, length, self.read(offset, length)))
 
     def _on_disk(self, message: DiskMessage) -> None:
         if isinstance(message, DiskApplied):
@@ -122,6 +133,11 @@ class SvmDisk:
         link.on_disk = self._on_disk
 
     # ---- the stream
+
+    def follow_again(self, link: LinkEnd) -> None:
+        """The primary that was lost is back."""
+        self._link = link
+        link.on_disk = self._on_disk
 
     def _on_disk(self, message: DiskMessage) -> None:
         match message:

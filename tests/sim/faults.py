@@ -31,8 +31,8 @@ class Kind(enum.StrEnum):
     SLOW = "slow"
     SPOIL = "spoil"  # a byte of the next page batch changes on its way
     DROP = "drop"  # the next page batch is lost
-    NO_ARBITER_HERE = "no-arbiter-here"  # until the heal
-    NO_ARBITER = "no-arbiter"  # until the heal, for both
+    NO_ARBITER_HERE = "no-arbiter-here"  # for a time
+    NO_ARBITER = "no-arbiter"  # for all hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,19 @@ _REFUSING = (
     "output.commit",
 )
 
-PORTS = (*_PVM, *_PVM_DISKS, *_OUTPUT, *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY, "arbiter.claim")
+PORTS = (
+    *_PVM,
+    *_PVM_DISKS,
+    *_OUTPUT,
+    *_TO_SECONDARY,
+    *_SVM,
+    *_SVM_DISKS,
+    *_FEED,
+    *_TO_PRIMARY,
+    "arbiter.claim",
+    "arbiter.record",
+    "partner.call",
+)
 
 # The faults that leave the port's own answer alone.
 AROUND = (
@@ -82,11 +94,11 @@ def _own_kinds(port: str) -> tuple[Kind, ...]:
     kinds: list[Kind] = []
     if port in _PVM + _PVM_DISKS + _OUTPUT + _SVM + _SVM_DISKS + _FEED:
         kinds.append(_K.VM_LOST)
-    if port in _TO_SECONDARY + _SVM + _SVM_DISKS + _FEED + _TO_PRIMARY:
+    if port in ("partner.call", *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY):
         kinds.append(_K.PEER_LOST)
     if port in _REFUSING:
         kinds.append(_K.REFUSED)
-    if port == "arbiter.claim":
+    if port in ("arbiter.claim", "arbiter.record"):
         kinds.append(_K.UNANSWERED)
     return tuple(kinds)
 
@@ -132,6 +144,17 @@ class Exactly(Plan):
         return self._faults.get(number)
 
 
+_LONELY = (
+    _K.NO_ARBITER,
+    _K.NO_ARBITER,
+    _K.NO_ARBITER_HERE,
+    _K.LATE_CLAIM,
+    _K.CUT,
+    _K.CUT,
+    _K.CUT_IN,
+    _K.CUT_OUT,
+    _K.CLOG,
+)
 FOCUS_RATE = 0.3
 EARLY_RATE, EARLY_AWAITS = 0.3, 40
 BURST_RATE, BURST_AWAITS = 0.25, 12
@@ -140,8 +163,8 @@ BURST_RATE, BURST_AWAITS = 0.25, 12
 class Drawn(Plan):
     """Up to `budget` faults, drawn from the seed, until the heal.
 
-    Most of them strike at one port when there is a `focus`, or at the first awaits ("early"); in `bursts` one seldom
-    comes alone.
+    Most of them strike at one port when there is a `focus`, or at the first awaits ("early"), or only at what joins the
+    hosts with each other and the arbiter ("lonely"); in `bursts` one seldom comes alone.
     """
 
     def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
@@ -157,6 +180,8 @@ class Drawn(Plan):
         self._budget -= 1
         if self._bursts:
             self._burst_until = number + BURST_AWAITS
+        if self._focus == "lonely":
+            return Fault(self._random.choice(_LONELY), after=self._random.random() < 0.5)
         if port == "arbiter.claim" or self._random.random() < 0.1:
             kind = self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM, _K.UNANSWERED))
             if port == "arbiter.claim" or kind is not _K.UNANSWERED:

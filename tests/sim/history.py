@@ -110,6 +110,7 @@ class History:
     holder: str | None = None  # who holds the claim at the end
     committed_before_end: bool = False  # the newest secondary had a committed checkpoint when the primary ended
     pairs: int = 0  # how many were formed
+    reunions: int = 0  # how often one that had lost itself found itself again
     leavings: list[Leaving] = field(default_factory=list)
     survivor: str | None = None
     survivor_ram: Contents | None = None

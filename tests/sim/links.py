@@ -68,7 +68,17 @@ class DiskApplied:
 
 
 DiskMessage = DiskWrite | DiskMark | DiskApplied
-Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class Rebase:
+    """The arbiter has this term, and nobody acts upon it; the answer says that the secondary takes it for the base."""
+
+    term: int
+    answers: bool = False
+
+
+Message = tuple[int, PageBatch] | Stage | Verdict | Alive | Closed | Rebase
 Carried = bytes | DiskMessage
 """What is on its way: bytes of managers and agents, or what the model's disks say."""
 
@@ -86,6 +96,8 @@ def encoded(message: Message) -> bytes:
             return wire.encode_control(wire.Discarded(epoch, why))
         case Alive():
             return wire.encode_control(wire.Heartbeat())
+        case Rebase(term, answers):
+            return wire.encode_control(wire.Rebased(term) if answers else wire.Rebase(term))
         case Closed():
             return wire.encode_control(wire.Bye("it leaves"))
 
@@ -109,6 +121,10 @@ def decoded(data: bytes, table: peer.PeerTable) -> Message:
             return Verdict(epoch, why)
         case wire.Heartbeat():
             return Alive()
+        case wire.Rebase(term):
+            return Rebase(term)
+        case wire.Rebased(term):
+            return Rebase(term, answers=True)
         case _:
             return Closed()
 
@@ -116,8 +132,11 @@ def decoded(data: bytes, table: peer.PeerTable) -> Message:
 class LinkEnd:
     """One host's end of the link of one pair."""
 
-    def __init__(self, scheduler: Scheduler, host: Host, seed: str, *, of_primary: bool) -> None:
-        self._scheduler, self.host = scheduler, host
+    def __init__(
+        self, scheduler: Scheduler, host: Host, seed: str, passes: Callable[[], bool], *, of_primary: bool
+    ) -> None:
+        """`passes`: whether the wire carries now what this host sends to the other."""
+        self._scheduler, self.host, self._passes = scheduler, host, passes
         self._random = random.Random(seed)
         self._table = peer.PeerTable(receiver_is_primary=of_primary)
         self._table.phase = peer.Phase.OPEN
@@ -131,10 +150,13 @@ class LinkEnd:
         self.inbox: deque[tuple[int, PageBatch] | Stage | Closed] = deque()
         self.verdicts: dict[int, Verdict] = {}
         self._arrived: Future[None] = Future()
-        self.on_packets: Callable[[bytes], None] = lambda _: None
+        self._early: list[bytes] = []
+        self.on_packets: Callable[[bytes], None] = self._early.append
         self.on_packets_lost: Callable[[], None] = lambda: None
         self.on_disk: Callable[[DiskMessage], None] = lambda _: None
         self.on_lost: Callable[[], None] = lambda: None
+        self.on_rebase: Callable[[int], bool] = lambda _: False
+        self.rebased_to = 0
         self.damage: Callable[[PageBatch], PageBatch | None] | None = None
         scheduler.call_later(HEARTBEAT_US, host, self._beat)
 
@@ -146,6 +168,8 @@ class LinkEnd:
         The agents' bytes have an end of their own: none at all.
         """
         other = self.other
+        if not self._passes():
+            self.cut()
         if other is None or self.broken or (self.lost and channel != "packets"):
             return
         stalls = self._random.random() < STALL_SHARE[channel]
@@ -155,10 +179,18 @@ class LinkEnd:
         generation = self._generation
 
         def arrive() -> None:
+            if not self._passes():
+                self.cut()
             if generation == self._generation and channel not in self._ended_channels:
                 other.take(channel, carried)
 
         self._scheduler.call_later(at_us - self._scheduler.now_us, other.host, arrive)
+
+    def carry_packets(self, take: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
+        """Who takes the agents' bytes; some may be here already. `give_up` when the connection is lost."""
+        self.on_packets, self.on_packets_lost = take, give_up
+        for data in self._early:
+            take(data)
 
     def say(self, message: Message) -> None:
         """Send a manager's message."""
@@ -218,6 +250,12 @@ class LinkEnd:
     def _take_message(self, message: Message) -> None:
         if isinstance(message, Verdict):
             self.verdicts[message.epoch] = message
+            self._wake()
+        elif isinstance(message, Rebase):
+            if message.answers:
+                self.rebased_to = message.term
+            elif self.on_rebase(message.term):
+                self.say(Rebase(message.term, answers=True))
             self._wake()
         elif not isinstance(message, Alive):
             self.inbox.append(message)

@@ -6,7 +6,7 @@ COMMITTED comes before PEER_LOST; a roll-forward past the commit point is finish
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .disk_ports import PvmDisksPort, SvmDisksPort
 from .disks import PvmDisk, SvmDisk
-from .links import LinkEnd
+from .links import LinkEnd, Rebase
 from .ports import (
     ArbiterPort,
     ClaimUnanswered,
@@ -35,6 +35,8 @@ from .ports import (
 from .scheduler import Task
 
 POLL_US = 700
+WAIT_US = 24_000  # of a secondary, for the primary's call: it calls about every CLAIM_RETRY_US
+REBASE_US_MAX = 30_000
 EPOCH_US_MAX = 12_000
 RETRY_US = 8_000
 CLAIM_RETRY_US = 8_000
@@ -45,11 +47,12 @@ LIMITS = CheckpointLimits(precopy_rounds_max=2, precopy_pages_min=3, first_sync_
 
 @dataclass(slots=True)
 class Surroundings:
-    """What a manager has around it."""
+    """What a manager has around it; `call` calls the partner once more, and returns the link when it answers."""
 
     gate: Gate
     side: Side
     trace: Callable[[str], None]
+    call: Callable[[Side], Awaitable[LinkEnd | None]]
 
 
 class Story(Protocol):
@@ -61,6 +64,9 @@ class Story(Protocol):
     async def speak(self) -> Event | None:
         """The claim is ours, or none is needed: speak alone."""
 
+    async def wait_for_peer(self) -> Event | None:
+        """Nobody has the claim: wait a little, and see if the peer is back."""
+
 
 class Manager:
     """One copy of the VM: its failover table, and the role that it has."""
@@ -71,7 +77,7 @@ class Manager:
         self.failover = Failover(role)
         self.term = term
         self.story: Story
-        self._arbiter = ArbiterPort(around.gate, around.side.host)
+        self.arbiter = ArbiterPort(around.gate, around.side.host)
         self._claims = 0
         self.vm_lost_by_fault = False
         self.done = False
@@ -114,8 +120,8 @@ class Manager:
             case Command.CLAIM:
                 return await self._claim()
             case Command.RETRY_CLAIM_LATER:
-                await self.sleep(CLAIM_RETRY_US)
-                return Event.VM_LOST if self.side.guest.dead else Event.CLAIM_RETRY_DUE
+                event = await self.story.wait_for_peer()
+                return Event.VM_LOST if self.side.guest.dead else event or Event.CLAIM_RETRY_DUE
             case Command.KILL_VM:
                 self.side.guest.kill()
                 self.side.agent.end()
@@ -133,7 +139,7 @@ class Manager:
 
     async def _claim(self) -> Event:
         try:
-            answer = await self._arbiter.claim(self.term + 1, f"{self.side.name} {self._claims}")
+            answer = await self.arbiter.claim(self.term + 1, f"{self.side.name} {self._claims}")
         except ClaimUnanswered:
             event = Event.CLAIM_UNANSWERED
         else:
@@ -147,25 +153,41 @@ class PrimaryStory:
 
     def __init__(self, around: Surroundings, manager: Manager, page_count: int, last_epoch: int) -> None:
         """`last_epoch`: no epoch of this VM has had a higher number."""
-        self._gate, self._side, self._manager = around.gate, around.side, manager
+        self._around, self._gate, self._side, self._manager = around, around.gate, around.side, manager
         self._page_count, self._last_epoch = page_count, last_epoch
         self._output = OutputPort(self._gate, self._side.agent)
         self._vm = PvmPort(self._gate, self._side.guest, lambda: self._output.epoch)
         self._ledger: EpochLedger
         self._disks: PvmDisksPort
         self._to_secondary: ToSecondary
-        self._joined = self._wanted = False
+        self._disk: PvmDisk
+        self._joined = self._wanted = self._base_in_doubt = False
 
     def join(self, link: LinkEnd, disk: PvmDisk) -> None:
         """A secondary is there, behind `link`."""
-        self._disks = PvmDisksPort(self._gate, self._side.host, disk)
-        self._to_secondary = ToSecondary(self._gate, link)
+        self._disk, self._disks = disk, PvmDisksPort(self._gate, self._side.host, disk)
         self._ledger = EpochLedger(self._page_count, last_used=self._last_epoch)
+        self._connect(link)
+        self._joined = True
+
+    async def wait_for_peer(self) -> Event | None:
+        """See Story: call it."""
+        await self._manager.sleep(CLAIM_RETRY_US)
+        link = await self._around.call(self._side)
+        if link is None:
+            return None
+        self._side.link = link
+        self._disk.follow_again(link)
+        self._connect(link)
+        self._wanted = self._base_in_doubt = True  # claims were given up: one may be granted all the same
+        return Event.PEER_RETURNED
+
+    def _connect(self, link: LinkEnd) -> None:
+        self._to_secondary = ToSecondary(self._gate, link)
         agent = self._side.agent
         self._vm.frames_before = agent.frames_unnumbered
         agent.connect(link)
         agent.on_wanted, agent.on_channel_lost = self._want, link.lose
-        self._joined = True
 
     def _want(self, reason: str) -> None:
         del reason
@@ -195,6 +217,8 @@ class PrimaryStory:
 
     async def _epoch(self) -> Event | None:
         """Wait until a checkpoint is wanted, take it; returns what happened meanwhile."""
+        if self._base_in_doubt:
+            await self._agree_on_the_base()
         started_us = self._gate.scheduler.now_us
         while not self._wanted and self._gate.scheduler.now_us - started_us < EPOCH_US_MAX:
             if self._side.guest.dead:
@@ -205,6 +229,24 @@ class PrimaryStory:
                 break
             await self._manager.sleep(POLL_US)
         return await self._checkpoint()
+
+    async def _agree_on_the_base(self) -> None:
+        """As soon as the arbiter answers, both go by the term that stands there, the secondary first."""
+        manager, link = self._manager, self._side.linked()
+        try:
+            record = await manager.arbiter.record()
+        except ClaimUnanswered:
+            return
+        self._base_in_doubt = False
+        if record is None or record.term <= manager.term:
+            return
+        link.say(Rebase(record.term))
+        until_us = self._gate.scheduler.now_us + REBASE_US_MAX
+        while not link.lost and self._gate.scheduler.now_us < until_us:
+            if link.rebased_to == record.term:
+                manager.term = record.term
+                return
+            await manager.sleep(POLL_US)
 
     async def _checkpoint(self) -> Event | None:
         try:
@@ -243,16 +285,47 @@ class SecondaryStory:
         self._around, self._gate, self._side, self._manager = around, around.gate, around.side, manager
         self.cache, self._interrupts = cache, interrupts
         self.disk = disk
-        link = self._side.linked()
+        self._listens = False
+        self._returned: LinkEnd | None = None
         self._feed = FeedPort(self._gate, self._side.agent)
         self._vm = SvmPort(self._gate, self._side.guest, cache)
         self._disks = SvmDisksPort(self._gate, self._side.host, disk)
-        self.to_primary = ToPrimary(self._gate, link, cache, disk.would_commit)
         self._told_epoch = 0
         self._follower: Task[bool] | None = None
-        link.on_lost = self._interrupt
+        self._connect(self._side.linked())
+
+    def _connect(self, link: LinkEnd) -> None:
+        self.to_primary = ToPrimary(self._gate, link, self.cache, self.disk.would_commit)
+        link.on_lost, link.on_rebase = self._interrupt, self._rebase
         self._side.agent.connect(link)
         self._side.agent.on_channel_lost = link.lose
+
+    def _rebase(self, term: int) -> bool:
+        """The primary has seen this term at the arbiter; whether it is our base now."""
+        manager = self._manager
+        if manager.state not in (State.SYNCING, State.PROTECTED) or term < manager.term:
+            return False
+        manager.term = term
+        return True
+
+    def take_back(self, link: LinkEnd, term: int) -> bool:
+        """The primary that was ours calls; whether we are a pair again."""
+        if not self._listens or self._returned is not None or term != self._manager.term:
+            return False
+        self._returned = self._side.link = link
+        self.disk.follow_again(link)
+        self._connect(link)
+        return True
+
+    async def wait_for_peer(self) -> Event | None:
+        """See Story: listen."""
+        self._side.agent.listen()
+        self._listens, self._returned = True, None
+        until_us = self._gate.scheduler.now_us + WAIT_US
+        while self._returned is None and self._gate.scheduler.now_us < until_us and not self._side.guest.dead:
+            await self._manager.sleep(POLL_US)
+        self._listens = False
+        return None if self._returned is None else Event.PEER_RETURNED
 
     @property
     def last_epoch(self) -> int:

@@ -29,13 +29,33 @@ class Weather:
 CALM = Weather()
 
 
+class Wires:
+    """Between hosts, each way by itself; what is cut heals by itself or at the end."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._down_until_us: dict[tuple[str, str], int] = {}
+
+    def cut(self, one: str, other: str, for_us: int) -> None:
+        """Nothing comes from one host to the other for a time."""
+        self._down_until_us[one, other] = self._scheduler.now_us + for_us
+
+    def passes(self, one: str, other: str) -> bool:
+        """Whether anything does now."""
+        return self._scheduler.now_us >= self._down_until_us.get((one, other), 0)
+
+    def heal(self) -> None:
+        """Everything passes from here on."""
+        self._down_until_us.clear()
+
+
 class Arbiter:
     """The store of the claim; each request is one atomic step of `decide_claim`."""
 
     def __init__(self, vm: str, record: ClaimRecord | None) -> None:
         self._vm = vm
         self.record = record
-        self.unreachable: set[str] = set()
+        self.unreachable_until_us: dict[str, int] = {}  # by host
 
     def claim(self, host: str, term: int, claim_id: str) -> ClaimAnswer:
         """The atomic step."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pycolo.core.arbitration import ClaimAnswer
+from pycolo.core.arbitration import ClaimAnswer, ClaimRecord
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
@@ -18,13 +18,15 @@ from .faults import Fault, Kind, Plan
 from .guest import Guest
 from .history import Cut, History, Image, Load
 from .links import LinkEnd, Message, Verdict
-from .network import Arbiter
+from .network import Arbiter, Wires
 from .scheduler import Host, HostDied, Scheduler
 
 T = TypeVar("T")
 FREEZE_US = 45_000
 SLOW_US = 40_000
 SHORT_US = 2_000
+CUT_US = (5_000, 150_000)
+OUTAGE_US = (20_000, 250_000)
 LATE_US = 30_000
 CLOCK_US_MAX = 90_000
 OP_US = (20, 200)
@@ -57,8 +59,10 @@ class Side:
 class Gate:
     """Where faults strike."""
 
-    def __init__(self, scheduler: Scheduler, plan: Plan, history: History, arbiter: Arbiter, seed: str) -> None:
-        self.scheduler, self._plan, self.history, self.arbiter = scheduler, plan, history, arbiter
+    def __init__(
+        self, scheduler: Scheduler, plan: Plan, history: History, arbiter: Arbiter, wires: Wires, seed: str
+    ) -> None:
+        self.scheduler, self._plan, self.history, self.arbiter, self.wires = scheduler, plan, history, arbiter, wires
         self._random = random.Random(seed)
         self.sides: list[Side] = []
         self.trace: Callable[[str], None] = lambda _: None
@@ -126,10 +130,10 @@ class Gate:
         match kind:
             case Kind.LATE_CLAIM:
                 self.late_claims += 1
-            case Kind.NO_ARBITER_HERE:
-                self.arbiter.unreachable.add(host.name)
-            case Kind.NO_ARBITER:
-                self.arbiter.unreachable |= {side.host.name for side in self.sides}
+            case Kind.NO_ARBITER_HERE | Kind.NO_ARBITER:
+                until_us = self.scheduler.now_us + self._random.randint(*OUTAGE_US)
+                names = [host.name] if kind is Kind.NO_ARBITER_HERE else [side.host.name for side in self.sides]
+                self.arbiter.unreachable_until_us.update(dict.fromkeys(names, until_us))
 
     def _disturb(self, own: Side, kind: Kind) -> None:
         host = own.host
@@ -149,12 +153,12 @@ class Gate:
     def _disturb_pair(self, own: LinkEnd, peer: LinkEnd, kind: Kind) -> None:
         match kind:
             case Kind.CUT:
-                own.cut()
-                peer.cut()
+                self._cut(own, peer)
+                self._cut(peer, own)
             case Kind.CUT_OUT:
-                own.cut()
+                self._cut(own, peer)
             case Kind.CUT_IN:
-                peer.cut()
+                self._cut(peer, own)
             case Kind.CLOG:
                 own.clog()
             case Kind.CUT_DISK | Kind.CUT_PACKETS:
@@ -164,6 +168,10 @@ class Gate:
                 peer.host.frozen_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SPOIL | Kind.DROP:
                 own.damage = _spoiled if kind is Kind.SPOIL else lambda _: None
+
+    def _cut(self, one: LinkEnd, other: LinkEnd) -> None:
+        self.wires.cut(one.host.name, other.host.name, self._random.randint(*CUT_US))
+        one.cut()
 
     def kill(self, side: Side) -> None:
         """A host dies, whatever it was doing."""
@@ -429,8 +437,7 @@ class ArbiterPort:
 
     def _claim(self, term: int, claim_id: str) -> ClaimAnswer:
         gate = self._gate
-        if self._host.name in gate.arbiter.unreachable:
-            raise ClaimUnanswered
+        self._check_reachable()
         if gate.late_claims:  # the question arrives when nobody waits for its answer any more
             gate.late_claims -= 1
             gate.scheduler.call_later(LATE_US, gate.outside, lambda: self._arrive_late(term, claim_id))
@@ -439,6 +446,18 @@ class ArbiterPort:
         if not answer.usable:
             raise ClaimUnanswered
         return answer
+
+    async def record(self) -> ClaimRecord | None:
+        """What the arbiter has; raises ClaimUnanswered."""
+        return await self._gate.operate(self._host, "arbiter.record", lambda: now(self._record))
+
+    def _record(self) -> ClaimRecord | None:
+        self._check_reachable()
+        return self._gate.arbiter.record
+
+    def _check_reachable(self) -> None:
+        if self._gate.scheduler.now_us < self._gate.arbiter.unreachable_until_us.get(self._host.name, 0):
+            raise ClaimUnanswered
 
     def _arrive_late(self, term: int, claim_id: str) -> None:
         self._gate.arbiter.claim(self._host.name, term, claim_id)

@@ -116,7 +116,7 @@ class ModelTransport:
         self._link, self._on_readable = link, on_readable
         self._arrived = bytearray()
         self._ended = self._closed = self._broken = False
-        link.on_packets, link.on_packets_lost = self._take, self._break
+        link.carry_packets(self._take, self._break)
 
     def _take(self, data: bytes) -> None:
         """Bytes arrive; none at all is the end."""

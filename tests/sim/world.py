@@ -3,8 +3,9 @@
 A run is a function of its seed, its plan and the commit: the same three give the same trace, line by line.
 
 1. Faults strike for `steps` steps of the scheduler. A copy that is left alone gets a new partner, if there is a host.
-2. Heal: no new faults, the arbiter answers everybody, the clients' network loses nothing; a link once cut stays dead,
-   as its streams have lost messages. The clients ask some more; within BOUND_US everything must settle.
+2. Heal: no new faults, the arbiter answers everybody, all wires carry, the clients' network loses nothing. A session
+   whose link was cut stays dead, as its streams have lost messages. The clients ask some more; within BOUND_US
+   everything must settle.
 3. The last acts: while a pair stands, the primary (or for some seeds the secondary) is killed, and it must settle
    again.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pycolo.core.arbitration import ClaimRecord
 from pycolo.core.failover import Role, State
 from pycolo.core.memory_cache import MemoryCache
+from pycolo.errors import PeerLost
 
 from .agents import Agent, in_virtual_time
 from .clients import Client
@@ -27,8 +29,8 @@ from .guest import Disk, Guest
 from .history import Ending, History, Leaving
 from .links import LinkEnd, connect
 from .managers import Manager, PrimaryStory, SecondaryStory, Surroundings
-from .network import CALM, Arbiter, ClientNetwork, Weather
-from .ports import Gate, Side
+from .network import CALM, Arbiter, ClientNetwork, Weather, Wires
+from .ports import Gate, Side, now
 from .scheduler import Host, Scheduler
 
 PAGES = 10
@@ -101,12 +103,14 @@ class World:
             scheduler, self._outside, history, scenario.weather, f"{seed} network", learns=scenario.learns
         )
         self._arbiter = Arbiter(VM, ClaimRecord(VM, FIRST_TERM, "alpha", "first"))
-        self._gate = Gate(scheduler, plan, history, self._arbiter, f"{seed} gate")
+        self._wires = Wires(scheduler)
+        self._gate = Gate(scheduler, plan, history, self._arbiter, self._wires, f"{seed} gate")
         self._gate.trace = self._trace
         self._hosts = {name: Host(name) for name in ("alpha", "beta", "gamma")[: scenario.hosts]}
         self._dead_since_us: dict[str, int] = {}
         self.copies: list[Copy] = []
         self._pair_disk: PvmDisk | None = None
+        self._calls = 0
         self._run_first()
         self._pair(self.copies[0], self._hosts["beta"])
         scheduler.call_later(PROTECT_US, self._outside, self._protect)
@@ -120,15 +124,17 @@ class World:
         guest = Guest(self.scheduler, host, disk, PAGES, CLIENTS, f"{seed} guest")
         agent = Agent(self.scheduler, guest, self._network, name, f"{seed} agent", primary=role is Role.PRIMARY)
         side = Side(name, host, guest, agent, link)
-        copy = Copy(side, Manager(Surroundings(self._gate, side, self._trace), role, term))
+        copy = Copy(side, Manager(self._around(side), role, term))
         self.copies.append(copy)
         self._gate.sides = [one.side for one in self.copies if one.goes_on or one is copy]
         return copy
 
+    def _around(self, side: Side) -> Surroundings:
+        return Surroundings(self._gate, side, self._trace, self._call)
+
     def _run_first(self) -> None:
         copy = self._new_copy(self._hosts["alpha"], PvmDisk(None), Role.PRIMARY, FIRST_TERM, None)
-        around = Surroundings(self._gate, copy.side, self._trace)
-        copy.manager.story = PrimaryStory(around, copy.manager, PAGES, 0)
+        copy.manager.story = PrimaryStory(self._around(copy.side), copy.manager, PAGES, 0)
         copy.side.guest.resume()
         self._network.announce(copy.side.host)
         self.scheduler.spawn(copy.side.host, copy.manager.run())
@@ -137,11 +143,7 @@ class World:
         """A secondary begins on `host`, and the primary finds it."""
         self._check_leaving()
         seed, scheduler, side = f"{self._scenario.seed} pair {len(self.copies)}", self.scheduler, primary.side
-        links = (
-            LinkEnd(scheduler, side.host, f"{seed} one", of_primary=True),
-            LinkEnd(scheduler, host, f"{seed} two", of_primary=False),
-        )
-        connect(*links)
+        links = self._new_link(side.host, host, seed)
         content = primary.disk.retire() if primary.disk else side.guest.disk.content
         primary.disk = None
         side.guest.disk = self._pair_disk = PvmDisk(links[0], content)
@@ -149,8 +151,7 @@ class World:
         second = self._new_copy(host, disk, Role.SECONDARY, primary.manager.term, links[1])
         second.disk, second.cache = disk, MemoryCache(PAGES)
         second.side.host_dies = disk.host_dies
-        around = Surroundings(self._gate, second.side, self._trace)
-        interrupts = self._scenario.interrupts
+        around, interrupts = self._around(second.side), self._scenario.interrupts
         second.story = SecondaryStory(around, second.manager, disk, second.cache, interrupts=interrupts)
         second.manager.story = second.story
         side.link, side.partner, second.side.partner = links[0], second.side, side
@@ -159,6 +160,40 @@ class World:
         self.run.history.pairs += 1
         self._trace(f"{side.name} and {second.side.name} are to be a pair")
         scheduler.spawn(host, second.manager.run())
+
+    def _new_link(self, primary: Host, secondary: Host, seed: str) -> tuple[LinkEnd, LinkEnd]:
+        """The primary's end, and the other."""
+        wires, names = self._wires, (primary.name, secondary.name)
+        one = LinkEnd(self.scheduler, primary, f"{seed} one", lambda: wires.passes(*names), of_primary=True)
+        two = LinkEnd(self.scheduler, secondary, f"{seed} two", lambda: wires.passes(*names[::-1]), of_primary=False)
+        connect(one, two)
+        return one, two
+
+    async def _call(self, side: Side) -> LinkEnd | None:
+        """A primary that has lost its partner calls it once more; the answer may get lost."""
+        try:
+            return await self._gate.operate(side.host, "partner.call", lambda: now(lambda: self._reach(side)))
+        except PeerLost:
+            return None
+
+    def _reach(self, side: Side) -> LinkEnd | None:
+        partner = next((copy for copy in self.copies if copy.side is side.partner), None)
+        own = next(copy for copy in self.copies if copy.side is side)
+        if partner is None or partner.story is None or not partner.goes_on or self._is_frozen(partner):
+            return None
+        names = (side.host.name, partner.side.host.name)
+        if not (self._wires.passes(*names) and self._wires.passes(*names[::-1])):
+            return None
+        self._calls += 1
+        links = self._new_link(side.host, partner.side.host, f"{self._scenario.seed} call {self._calls}")
+        if not partner.story.take_back(links[1], own.manager.term):
+            return None
+        self._trace(f"{side.name} and {partner.side.name} have found each other again")
+        self.run.history.reunions += 1
+        return links[0]
+
+    def _is_frozen(self, copy: Copy) -> bool:
+        return copy.side.host.frozen_until_us > self.scheduler.now_us
 
     def _protect(self) -> None:
         """Dead hosts come back, and a copy that is alone gets a partner."""
@@ -222,7 +257,8 @@ class World:
         scheduler, steps = self.scheduler, self._scenario.steps
         scheduler.run(10_000_000, lambda: scheduler.steps >= steps or self._over())
         self._plan.heal()
-        self._arbiter.unreachable.clear()
+        self._arbiter.unreachable_until_us.clear()
+        self._wires.heal()
         self._network.calm = True
         self._gate.late_claims = 0
         self._trace("heal")
@@ -322,8 +358,8 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         compiled=dice.random() < 0.5,
         learns=dice.random() < 0.5,
     )
-    focus = dice.choice((dice.choice(PORTS), dice.choice(PORTS), "early", "early", "", ""))
-    rate = dice.choice((0.001, 0.004)) if focus else dice.choice((0.005, 0.02, 0.06))
+    focus = dice.choice((dice.choice(PORTS), dice.choice(PORTS), "early", "early", "lonely", "", ""))
+    rate = dice.choice((0.001, 0.004)) if focus not in ("", "lonely") else dice.choice((0.005, 0.02, 0.06))
     bursts = dice.random() < 0.5
     return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus, bursts=bursts)
 
