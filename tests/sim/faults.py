@@ -188,7 +188,7 @@ class Drawn(Plan):
                 return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
         faults = faults_of(port)
         own = [fault for fault in faults if fault.kind in _own_kinds(port) + _BEFORE_ONLY.get(port, ())]
-        return self._random.choice(own if own and self._random.random() < 0.5 else faults)
+        return self._random.choice(own if own and self._random.random() < 0.6 else faults)
 
     def _rate_at(self, number: int, port: str) -> float:
         if port == self._focus:

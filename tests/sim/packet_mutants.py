@@ -12,7 +12,6 @@ from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.dataplane import PrimaryDataplane
 from pycolo.core.flow import Flow
 from pycolo.core.lease import Lease, Promise
-from pycolo.core.replay import Replay, ReplayLog
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation import Translator
 from pycolo.core.translation_chain import TranslatorChain
@@ -106,16 +105,6 @@ def _offsets_kept_after_a_load(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Translator, "clear", lambda self: None)
 
 
-def _replay_without_its_first(patch: pytest.MonkeyPatch) -> None:
-    real = ReplayLog.replay
-
-    def replay(self: ReplayLog, boundary: int) -> Replay:
-        replayed = real(self, boundary)
-        return Replay(replayed.batches[1:], replayed.complete)
-
-    patch.setattr(ReplayLog, "replay", replay)
-
-
 def _lease_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PrimarySide, "_leave_until_s", lambda self: 0.0 if self.channel is None else float("inf"))
 
@@ -150,7 +139,6 @@ PACKET_MUTANTS = (
     Mutant("the survivor's numbers not translated", client_history.NAME, _output_untranslated, 0),
     Mutant("a new secondary not told of the translation", client_history.NAME, _translation_not_told, 0),
     Mutant("offsets kept after a load", client_history.NAME, _offsets_kept_after_a_load, 0),
-    Mutant("replay without its first batch", client_history.NAME, _replay_without_its_first, 0),
     Mutant("a lease never ends", client_history.NAME, _lease_for_ever, 0),
     Mutant("the lease is not waited out", client_history.NAME, _lease_not_waited_out, 0),
     Mutant("a lease ten times as long as promised", client_history.NAME, _lease_from_the_answer, 0),
