@@ -187,7 +187,8 @@ class Drawn(Plan):
             if port == "arbiter.claim" or kind is not _K.UNANSWERED:
                 return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
         faults = faults_of(port)
-        own = [fault for fault in faults if fault.kind in _own_kinds(port) + _BEFORE_ONLY.get(port, ())]
+        kinds = {*_own_kinds(port), *_BEFORE_ONLY.get(port, ())} - {_K.VM_LOST}  # after which little happens
+        own = [fault for fault in faults if fault.kind in kinds]
         return self._random.choice(own if own and self._random.random() < 0.6 else faults)
 
     def _rate_at(self, number: int, port: str) -> float:
