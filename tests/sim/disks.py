@@ -28,8 +28,8 @@ from .storage import FaultyStorage, MemorySpill
 
 MEMORY_BLOCKS, SPILL_BLOCKS, ZERO_BLOCKS_MAX = 8, 600, 600
 APPLY_US = (100, 4_000)
-APPLY_STEP_US = (20, 300)
-APPLY_STEPS = (1, 6)
+APPLY_STEP_US = (20, 1_200)
+APPLY_STEPS = (1, 3)
 FOLD_US = 6_000
 SCALE = 64  # a byte of the model stands for so many, so that the disk has several chunks
 FIRST_DISK = random.Random("disk").randbytes(DISK_BYTES)

@@ -172,26 +172,30 @@ class World:
 
     async def _call(self, side: Side) -> LinkEnd | None:
         """A primary that has lost its partner calls it once more; the answer may get lost."""
+        reached: list[LinkEnd] = []
         try:
-            return await self._gate.operate(side.host, "partner.call", lambda: now(lambda: self._reach(side)))
+            await self._gate.operate(side.host, "partner.call", lambda: now(lambda: self._reach(side, reached)))
         except PeerLost:
+            for link in reached:
+                link.close()
             return None
+        return reached[0] if reached else None
 
-    def _reach(self, side: Side) -> LinkEnd | None:
+    def _reach(self, side: Side, reached: list[LinkEnd]) -> None:
         partner = next((copy for copy in self.copies if copy.side is side.partner), None)
         own = next(copy for copy in self.copies if copy.side is side)
         if partner is None or partner.story is None or not partner.goes_on or self._is_frozen(partner):
-            return None
+            return
         names = (side.host.name, partner.side.host.name)
         if not (self._wires.passes(*names) and self._wires.passes(*names[::-1])):
-            return None
+            return
         self._calls += 1
         links = self._new_link(side.host, partner.side.host, f"{self._scenario.seed} call {self._calls}")
         if not partner.story.take_back(links[1], own.manager.term):
-            return None
+            return
         self._trace(f"{side.name} and {partner.side.name} have found each other again")
         self.run.history.reunions += 1
-        return links[0]
+        reached.append(links[0])
 
     def _is_frozen(self, copy: Copy) -> bool:
         return copy.side.host.frozen_until_us > self.scheduler.now_us
