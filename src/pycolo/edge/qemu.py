@@ -222,7 +222,7 @@ class _GuestEnd(EventListener):
         if event["event"] == "GUEST_PANICKED":
             self._ended("the guest has panicked")
         elif event["event"] == "SHUTDOWN":
-            data = event["data"]
+            data = event.get("data")
             if isinstance(data, dict) and data.get("guest"):
                 self._ended("the guest has powered off")
         return False
