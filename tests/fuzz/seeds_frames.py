@@ -61,7 +61,7 @@ def pieces() -> Seeds:
     for name, frames in sorted(captures().items()):
         parts = [frame for frame in frames if (found := locate(frame)) is not None and found.fragment is not None]
         if parts:
-            yield name, b"".join(piece_of(frame) for frame in parts)[:3000]
+            yield name, b"".join(piece_of(frame) for frame in parts)[:2400]
     for version in (4, 6):
         frame = Link(version).frame(True, 1, 2, A, bytes(range(200)))
         located = locate(frame)

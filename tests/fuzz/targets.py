@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-FRAME_BYTES, BATCH_BYTES, FILE_BYTES = 400, 3000, 4000
+FRAME_BYTES, BATCH_BYTES, FILE_BYTES = 400, 2400, 4000
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Target:
 
 _TABLE = {
     "frames": {
-        **dict.fromkeys(("layers", "segment", "messages", "quotes"), FRAME_BYTES),
-        **dict.fromkeys(("pieces", "packed", "http_dates", "protocol_view"), BATCH_BYTES),
+        **dict.fromkeys(("layers", "segment", "messages", "quotes", "http_dates"), FRAME_BYTES),
+        **dict.fromkeys(("pieces", "packed", "protocol_view"), BATCH_BYTES),
     },
     "planes": {
-        **dict.fromkeys(("dataplane", "secondary"), 800),
+        **dict.fromkeys(("dataplane", "secondary"), FRAME_BYTES),
         **dict.fromkeys(("dataplane_raw", "secondary_raw", "windows", "translation", "descriptors"), BATCH_BYTES),
     },
     "peers": {
