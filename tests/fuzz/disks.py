@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from socket import socket, socketpair
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import xxhash
 
@@ -127,6 +129,7 @@ def _converse(connection: NbdConnection, client: socket, said: bytes) -> None:
     raise AssertionError("the connection comes to no end")
 
 
+@mock.patch.object(os, "fdatasync", mock.Mock())
 def disk_meta(data: bytes) -> None:
     """The file beside an image: damage is an EnvironmentFault, whatever stands in it; `forged` has a right digest."""
     reader = Reader(data)

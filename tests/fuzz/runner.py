@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -45,13 +46,14 @@ class Run:
         for old in (self.folder / "findings").glob("*"):
             old.unlink()
         (self.folder / "state").unlink(missing_ok=True)
+        (self.folder / "tmp").mkdir(exist_ok=True)
         self.state, self.began_s = State(self.folder / "state"), time.monotonic()
         paths = (TESTS.parent / "src", *TEST_PATHS)
         names = (self.target.module, self.target.name, str(self.folder), str(self.seeds))
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fuzz.child", *names, str(int(self.seconds)), str(self.target.bytes_max)],
-                env={**os.environ, "PYTHONPATH": ":".join(map(str, paths))},
+                env={**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "TMPDIR": str(self.folder / "tmp")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -59,15 +61,17 @@ class Run:
 
     def over(self) -> bool:
         """Whether it has ended; one that does not end in time is ended."""
-        if self.process.poll() is None and time.monotonic() > self.began_s + self.seconds + OVERTIME_S_MAX:
+        over = self.process.poll() is not None or time.monotonic() > self.began_s + self.seconds + OVERTIME_S_MAX
+        if over:
             self.end()
-        return self.process.poll() is not None
+        return over
 
     def end(self) -> None:
-        """End it, if it has not ended."""
+        """End it, if it has not ended, and remove its own temporary files: libFuzzer ends without Python's goodbye."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
 
     def findings(self) -> list[Path]:
         """Inputs that were found; that of a process which died without a word is the one it was working at."""

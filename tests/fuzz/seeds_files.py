@@ -99,8 +99,11 @@ def documents() -> Seeds:
     yield "record", b"\1" + json.dumps({"vm": vm, "role": "primary", "home": "h1"}).encode()
     yield "tokens", b"\2admin " + b"ab" * 32 + b" someone\nread " + b"0f" * 32 + b"\n"
     yield "secret", b"\3pass-word\n"
-    yield "arbiter", b"\4" + json.dumps({"vm": "web", "term": 2, "holder": "h2", "claim_id": "x"}).encode()
-    yield "arbiter-own", b"\4" + json.dumps({"vm": "web", "term": 3, "holder": "h1", "ended": True}).encode()
+
+
+def arbiter_file() -> Seeds:
+    yield "arbiter", json.dumps({"vm": "web", "term": 2, "holder": "h2", "claim_id": "x"}).encode()
+    yield "arbiter-own", json.dumps({"vm": "web", "term": 3, "holder": "h1", "ended": True}).encode()
 
 
 def device_state() -> Seeds:

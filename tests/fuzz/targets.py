@@ -33,7 +33,9 @@ _TABLE = {
     },
     "disks": dict.fromkeys(("nbd_handshake", "nbd_requests", "nbd_connection", "disk_meta", "journal"), FILE_BYTES),
     "files": {
-        **dict.fromkeys(("host_toml", "vm_toml", "documents", "device_state", "capture", "comparison"), FILE_BYTES),
+        **dict.fromkeys(
+            ("host_toml", "vm_toml", "documents", "arbiter_file", "device_state", "capture", "comparison"), FILE_BYTES
+        ),
         "values": 600,
     },
     "neighbours": dict.fromkeys(("qmp", "qmp_answers", "etcd", "processes", "child"), FILE_BYTES),
