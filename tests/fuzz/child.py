@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]
+import structlog
 
 from .guard import Guard, State, limit_memory
 
@@ -23,6 +25,7 @@ def main() -> None:
     found, corpus = home / "findings", home / "corpus"
     for each in (found, corpus):
         each.mkdir(parents=True, exist_ok=True)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     guard = Guard(one, found, State(home / "state"), enough=lambda: os._exit(0))
     options = [
         f"-max_total_time={seconds}",

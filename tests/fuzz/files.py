@@ -121,8 +121,9 @@ def values(data: bytes) -> None:
     try:
         built = model.model_validate(made)
     except ValidationError as problem:
-        for each in sentences(problem, model):
-            sentence(each)
+        with mock.patch.object(model, "model_json_schema", return_value=_schema(model)):  # which takes long to make
+            for each in sentences(problem, model):
+                sentence(each)
         return
     if isinstance(built, VmConfig):
         _vm_is_usable(built)

@@ -11,7 +11,6 @@ import mmap
 import resource
 import signal
 import struct
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -112,8 +111,3 @@ def _kind(problem: BaseException) -> str:
     places = [frame for frame in traceback.extract_tb(problem.__traceback__) if "site-packages" not in frame.filename]
     last = places[-1] if places and not isinstance(problem, Hang) else None
     return f"{type(problem).__name__} {last.filename}:{last.lineno}" if last else type(problem).__name__
-
-
-def say(text: str) -> None:
-    """For the log of this process."""
-    print(text, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -152,22 +153,26 @@ class _Etcd(EtcdGateway):
 def etcd(data: bytes) -> None:
     """A member that answers anything: a grant only when it says so, else ArbiterUnanswered, and no secret in it."""
     reader = Reader(data)
-    what, with_user = reader.number() % 3, reader.flag()
+    what, gateway = reader.number() % 3, _gateway(with_user=reader.flag())
+    gateway.answers, gateway._token, gateway._cluster_id = [], "", None
+    while reader and len(gateway.answers) < 16:
+        gateway.answers.append((reader.choice([200, 200, 200, 400, 401, 500]), reader.piece()))
+    try:
+        loop().run_until_complete(_ask(EtcdArbiter(gateway, "/pycolo"), what))
+    except ArbiterUnanswered as fault:
+        sentence(fault, PASSWORD)
+
+
+@cache
+def _gateway(*, with_user: bool) -> _Etcd:
+    """Made once: certificates take long to read."""
     values: dict[str, object] = {"kind": "etcd", "endpoints": ["http://127.0.0.1:1"], "insecure": True}
     if with_user:
         password_file = folder() / "password"
         password_file.write_text(PASSWORD)
         password_file.chmod(0o600)
         values |= {"user": "colo", "password_file": Path(password_file)}
-    gateway = _Etcd(EtcdArbiterConfig.model_validate(values))
-    gateway.answers = []
-    while reader and len(gateway.answers) < 16:
-        gateway.answers.append((reader.choice([200, 200, 200, 400, 401, 500]), reader.piece()))
-    arbiter = EtcdArbiter(gateway, "/pycolo")
-    try:
-        loop().run_until_complete(_ask(arbiter, what))
-    except ArbiterUnanswered as fault:
-        sentence(fault, PASSWORD)
+    return _Etcd(EtcdArbiterConfig.model_validate(values))
 
 
 async def _ask(arbiter: EtcdArbiter, what: int) -> None:
