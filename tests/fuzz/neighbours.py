@@ -87,16 +87,15 @@ def qmp_answers(data: bytes) -> None:
     session.execute = mock.AsyncMock(side_effect=answers)
     session.execute_until = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])
-    with suppress(VmLost, StopAsyncIteration), mock.patch.object(os, "setpriority") as priority:
+    with suppress(VmLost, StopAsyncIteration):
         loop().run_until_complete(_asked(machine, what))
-        assert all(isinstance(call.args[1], int) for call in priority.call_args_list)
 
 
 def _machine(session: Any) -> Qemu:
     """A QEMU of which only the monitor is there."""
     machine = Qemu.__new__(Qemu)
     machine.config = mock.Mock()
-    machine.config.name = "web"
+    machine.config.name, machine.pid = "web", os.getpid()
     machine._qmp, machine.guest_end = session, qemu._GuestEnd()
     return machine
 
@@ -107,8 +106,9 @@ async def _asked(machine: Qemu, what: int) -> None:
     elif what == 1:
         await machine.stop_for_load()
     elif what == 2:
-        with mock.patch.object(os, "setpriority"):
+        with mock.patch.object(os, "setpriority") as priority:
             await machine.yield_vcpus()
+        assert {call.args[1] for call in priority.call_args_list} <= set(map(int, os.listdir("/proc/self/task")))
     else:
         await machine.cont()
 
