@@ -119,14 +119,15 @@ def _pages_body(reader: Reader, epoch: int) -> bytes:
     return body[wire.HEADER.size :]
 
 
-class _Arrivals:
+class Arrivals:
     """A transport whose reads give one chunk after the other."""
 
     ready, pending = True, False
     certified: frozenset[str] | None = None
 
     def __init__(self, chunks: Sequence[bytes]) -> None:
-        self._chunks = [chunk for chunk in chunks if chunk][::-1]
+        self.chunks = [chunk for chunk in chunks if chunk]
+        self._next = 0
 
     def fileno(self) -> int:
         return -1
@@ -141,7 +142,8 @@ class _Arrivals:
         pass
 
     def receive(self) -> bytes:
-        return self._chunks.pop() if self._chunks else b""
+        self._next += 1
+        return self.chunks[self._next - 1] if self._next <= len(self.chunks) else b""
 
     def close(self) -> None:
         pass
@@ -172,7 +174,7 @@ def channel(data: bytes) -> None:
     chunks, stream = _cut(reader)
     outcomes = []
     for arrivals in (chunks, [stream]):
-        messages = MessageStream(_Arrivals(arrivals), "the packet channel", wire.decode_header)
+        messages = MessageStream(Arrivals(arrivals), "the packet channel", wire.decode_header)
         packets = PacketChannel(messages, 2, receiver_is_primary=is_primary)
         outcomes.append(_one_by_one(packets))
     assert outcomes[0] == outcomes[1]
@@ -202,7 +204,7 @@ def disk_messages(data: bytes) -> None:
     chunks, stream = _cut(Reader(data))
     outcomes = []
     for arrivals in (chunks, [stream]):
-        messages = MessageStream(_Arrivals(arrivals), "the disk channel", disk_wire.decode_header)
+        messages = MessageStream(Arrivals(arrivals), "the disk channel", disk_wire.decode_header)
         came: list[Any] = []
 
         def receive(messages: MessageStream = messages, came: list[Any] = came) -> Sequence[Any]:

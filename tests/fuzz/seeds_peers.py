@@ -24,7 +24,7 @@ from nbd_peer import (
     string,
 )
 from pycolo.core import disk_wire, wire
-from pycolo.core.packed import batch_of
+from pycolo.core.packed import batch_of, pack
 from tcp_frames import arp, udp
 
 from .peers import HELLO, TOKEN
@@ -112,6 +112,46 @@ def welcomes() -> Seeds:
     for each in _controls()[1:3]:
         yield type(each).__name__.lower(), wire.encode_control(each)
     yield "old", wire.encode_control(msgspec.structs.replace(_controls()[1], version=4))
+
+
+# ---------------------------------------------------------------- agents and the disk process
+
+
+def _frames_said(what: int, card: int, frame: bytes, tail: bytes = b"") -> bytes:
+    return bytes([what, card]) + piece_of(pack([frame])) + tail
+
+
+def primary_agent() -> Seeds:
+    sealed = bytes([8, 10, 2])
+    talk = _frames_said(4, 0, udp(b"ask", inbound=True)) + _frames_said(3, 0, udp(b"same"))
+    equal = _frames_said(2, 0, udp(b"same"), bytes([2, 0, 0]))
+    yield "equal", b"\0" + sealed + talk + equal + bytes([5, 0]) + piece_of(b"x" * 99)
+    yield "differs", b"\1" + sealed + talk + _frames_said(2, 0, udp(b"else"), bytes([2, 0, 0])) + bytes([9, 10, 3])
+    yield "solo", b"\0" + talk + b"\x0b" + sealed + talk
+    note = msgspec.msgpack.encode(wire.Confirm(0, [1]))
+    yield "not-due", b"\0" + sealed + bytes([1, 0]) + piece_of(note)
+
+
+def secondary_agent() -> Seeds:
+    client = _frames_said(2, 1, udp(b"ask", inbound=True), bytes([0, 0, 5]))
+    boundary = bytes([1, 0]) + piece_of(msgspec.msgpack.encode(wire.Boundary(5)))
+    confirm = bytes([1, 0]) + piece_of(msgspec.msgpack.encode(wire.Confirm(1, [0, 1])))
+    yield "replay", b"\0" + boundary + client + bytes([8, 0, 5]) + _frames_said(3, 1, udp(b"same")) + confirm + client
+    yield (
+        "tiny",
+        b"\1" + bytes([9, 0, 0]) + _frames_said(3, 1, udp(b"one")) + _frames_said(4, 1, udp(b"x", inbound=True)),
+    )
+
+
+def disk_side() -> Seeds:
+    write = bytes([0, 0, 0x10, 0x10]) + piece_of(b"content" * 99) + bytes([3, 1, 0, 5, 0, 99])
+    copied, mark, commit, work = (bytes([what, 0, 0, 0]) for what in (4, 5, 6, 7))
+    own = bytes([9, 0, 0x10, 0x20]) + piece_of(b"own" * 20)
+    begun = b"\1" + write + copied + work + mark + work + commit + own
+    yield "committed", begun + write + mark + own + commit + work + work
+    yield "staged", begun + write + work + own + write + mark + mark + commit
+    yield "not-due", b"\0" + write
+    yield "raw", begun + bytes([8, 0, 0, 0]) + piece_of(disk_wire.encode_control(disk_wire.Copied("")))
 
 
 # ---------------------------------------------------------------- disks
