@@ -34,7 +34,7 @@ from pycolo.manager.manager import Manager
 
 from .disks import folder
 from .files import assert_told
-from .peers import loop
+from .peers import run
 from .reader import Reader
 
 STATUSES = {200, 400, 401, 403, 404, 405, 409, 413, 500, 502}
@@ -76,7 +76,7 @@ class _Mild(Handlers):
 @cache
 def _daemon() -> tuple[web.Application, web.Application, str]:
     """A daemon with one VM whose copy is scripted: its owner's application, that of the network, and a token."""
-    return loop().run_until_complete(_started())
+    return run(_started())
 
 
 async def _started() -> tuple[web.Application, web.Application, str]:
@@ -108,7 +108,7 @@ def requests(data: bytes) -> None:
     headers = {"Authorization": _one_of(reader, "", f"Bearer {token}", f"Bearer {token}x", lambda: _text(reader))}
     headers["Last-Event-ID"] = _one_of(reader, "", "00000000-1", lambda: _text(reader))
     app = network if reader.flag() else owner
-    loop().run_until_complete(_requested(app, route.method, path + query, headers, reader.rest()))
+    run(_requested(app, route.method, path + query, headers, reader.rest()))
 
 
 def _one_of(reader: Reader, *choices: str | Callable[[], str]) -> str:
@@ -241,7 +241,7 @@ def copy_requests(data: bytes) -> None:
     headers = {"Content-Type": kind}
     with mock.patch.object(copy_api, "EVENT_WAIT_S", 0.0):
         answered = _answered(_copy_app(), method, path + query, headers, reader.rest())
-        status, text = loop().run_until_complete(answered)
+        status, text = run(answered)
     assert status in STATUSES - {500}, (status, text)
 
 
@@ -287,7 +287,7 @@ def answers(data: bytes) -> None:
     reader = Reader(data)
     model, status, stream = reader.choice(_ANSWERS), reader.choice([200, 200, 200, 400, 404, 500]), reader.flag()
     session = cast(aiohttp.ClientSession, _Session(status, reader.rest()))
-    loop().run_until_complete(_answers(session, model, stream=stream))
+    run(_answers(session, model, stream=stream))
 
 
 async def _answers(session: aiohttp.ClientSession, model: type[m.Body], *, stream: bool) -> None:

@@ -33,7 +33,7 @@ from pycolo.host.record import FILE_NAME, Record, load_record
 from pycolo.host.security import load_tokens
 
 from .disks import folder
-from .peers import loop
+from .peers import run
 from .reader import Reader
 
 SENTENCE_CHARS_MAX = 3000
@@ -231,9 +231,9 @@ def arbiter_file(data: bytes) -> None:
 def _claim(content: bytes) -> None:
     (folder() / "web.json").write_bytes(content)
     arbiter = FileArbiter(folder())
-    record = loop().run_until_complete(arbiter.record("web"))
-    answer = loop().run_until_complete(arbiter.claim("web", 3, "h1"))
-    stored = loop().run_until_complete(arbiter.record("web"))
+    record = run(arbiter.record("web"))
+    answer = run(arbiter.claim("web", 3, "h1"))
+    stored = run(arbiter.record("web"))
     assert isinstance(record, ClaimRecord)
     if answer.granted:
         assert stored is not None

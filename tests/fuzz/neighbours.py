@@ -34,7 +34,7 @@ from pycolo.errors import ArbiterUnanswered, PycoloError, VmLost
 
 from .disks import folder
 from .files import assert_told, sentence
-from .peers import loop
+from .peers import run
 from .reader import Reader
 
 PASSWORD, TOKEN = "pass-word-of-etcd", "token-of-etcd"
@@ -48,7 +48,7 @@ _QMP_READY = b'{"return":{},"id":"__qmp#00000"}\r\n'
 
 def qmp(data: bytes) -> None:
     """A QEMU that answers anything, through the QMP library: an answer, or VmLost with a sentence."""
-    loop().run_until_complete(_qmp(Reader(data)))
+    run(_qmp(Reader(data)))
 
 
 async def _qmp(reader: Reader) -> None:
@@ -88,7 +88,7 @@ def qmp_answers(data: bytes) -> None:
     session.execute_until = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])
     with suppress(VmLost, StopAsyncIteration):
-        loop().run_until_complete(_asked(machine, what))
+        run(_asked(machine, what))
 
 
 def _machine(session: Any) -> Qemu:
@@ -158,7 +158,7 @@ def etcd(data: bytes) -> None:
     while reader and len(gateway.answers) < 16:
         gateway.answers.append((reader.choice([200, 200, 200, 400, 401, 500]), reader.piece()))
     try:
-        loop().run_until_complete(_ask(EtcdArbiter(gateway, "/pycolo"), what))
+        run(_ask(EtcdArbiter(gateway, "/pycolo"), what))
     except ArbiterUnanswered as fault:
         sentence(fault, PASSWORD)
 
@@ -218,7 +218,7 @@ def processes(data: bytes) -> None:
 
 def child(data: bytes) -> None:
     """A process of ours that says anything: a command gets its answer, or a failure of ours; nobody waits for ever."""
-    loop().run_until_complete(_child(Reader(data)))
+    run(_child(Reader(data)))
 
 
 async def _child(reader: Reader) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import numpy as np
@@ -25,6 +25,7 @@ from pycolo.errors import EnvironmentFault, PeerLost, PeerViolation
 
 from .reader import Reader
 
+T = TypeVar("T")
 PAGES = 8
 HELLO = wire.Hello(
     version=wire.PROTOCOL_VERSION,
@@ -238,7 +239,21 @@ def _checked(said: disk_wire.Message) -> object:
 @cache
 def loop() -> asyncio.AbstractEventLoop:
     """One for all executions."""
-    return asyncio.new_event_loop()
+    made = asyncio.new_event_loop()
+    made.set_exception_handler(lambda _, context: _complaints.append(context))
+    return made
+
+
+_complaints: list[dict[str, Any]] = []
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Its result; what goes wrong in a task or callback beside it is not overlooked."""
+    _complaints.clear()
+    result = loop().run_until_complete(coroutine)
+    for context in _complaints:
+        raise AssertionError(context["message"]) from context.get("exception")
+    return result
 
 
 @cache
@@ -281,7 +296,7 @@ def greetings(data: bytes) -> None:
     """Callers of a secondary, one after the other: each is kept, refused with a sentence, or dropped."""
     reader = Reader(data)
     certified = reader.choice([None, frozenset({"h1"}), frozenset({"h1", "h2"}), frozenset[str]()])
-    loop().run_until_complete(_greet_all(reader, certified))
+    run(_greet_all(reader, certified))
 
 
 async def _greet_all(reader: Reader, certified: frozenset[str] | None) -> None:
@@ -310,7 +325,7 @@ def welcomes(data: bytes) -> None:
     table = peer.PeerTable(receiver_is_primary=True)
     connection, _ = _caller(data, None)
     try:
-        body = loop().run_until_complete(connection.receive_greeting())
+        body = run(connection.receive_greeting())
         answer = peer_greeting._welcome(body, HELLO, table, "127.0.0.1:1")
     except (PeerLost, EnvironmentFault):
         return

@@ -35,6 +35,7 @@ def test_the_corpora_are_those_of_the_targets_and_small() -> None:
 
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
     """An exception, a hang, and too much memory; the inputs are kept, each with its traceback."""
+    pytest.importorskip("atheris")
     seeds = tmp_path / "seeds"
     (seeds / "planted").mkdir(parents=True)
     for fault in "EHM":
@@ -47,4 +48,5 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
 
 
 def test_a_target_that_holds_finds_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
     assert campaign([TARGETS["layers"]], 1, 1, tmp_path) == {"layers": []}
