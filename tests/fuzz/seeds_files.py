@@ -97,6 +97,7 @@ def documents() -> Seeds:
     copy = {"host": {**host, "listen": "10.0.0.1:0", "taps": ["t0"]}, "vm": vm, "role": "primary"}
     yield "copy", b"\0" + json.dumps(copy).encode()
     yield "record", b"\1" + json.dumps({"vm": vm, "role": "primary", "home": "h1"}).encode()
+    yield "found-partner", b"\1" + json.dumps({"vm": vm, "role": "primary", "home": "h1", "partner": True}).encode()
     yield "tokens", b"\2admin " + b"ab" * 32 + b" someone\nread " + b"0f" * 32 + b"\n"
     yield "secret", b"\3pass-word\n"
 
