@@ -154,6 +154,18 @@ def disk_side() -> Seeds:
     yield "raw", begun + bytes([8, 0, 0, 0]) + piece_of(disk_wire.encode_control(disk_wire.Copied("")))
 
 
+def disk_replica() -> Seeds:
+    images = bytes([0, 0, 0]) + piece_of(b"") + b"\0" + piece_of(b"") + b"\4\0"
+    known = bytes([0, 0, 1]) + piece_of(b"") + b"\1" + piece_of(b"\1") + b"\4\0"
+    write, zero = bytes([4, 0, 0, 9, 5, 0, 1, 7]), bytes([5, 1, 0, 9, 5, 0, 0])
+    turn, seal, work = b"\x0a", b"\x09", b"\x08"
+    talk = write + turn + bytes([1, 0]) + seal + zero + bytes([1, 2]) + work + bytes([2, 1]) + write + seal
+    yield "whole", b"\0" + images + turn + talk
+    yield "known", b"\1" + known + turn * 3 + talk
+    yield "full", b"\0" + bytes([0, 0, 0, 0, 0, 0, 0, 0, 0, 1]) + turn + write * 9 + turn + seal
+    yield "not-due", b"\0" + bytes([1, 0]) + images + images
+
+
 # ---------------------------------------------------------------- disks
 
 

@@ -25,7 +25,9 @@ from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import batch_of, unpack
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.disk.applier import Applier, Part
+from pycolo.disk.replica import Replica, ReplicaLimits
 from pycolo.disk.secondary import SecondarySide as SecondaryDisks
+from pycolo.disk.source import SourceDisk
 from pycolo.disk.target import TargetDisk
 from pycolo.edge.doorway import Doorway
 from pycolo.edge.journal_file import JournalFile
@@ -49,8 +51,16 @@ _TINY = DataplaneLimits(
 class _Line(Arrivals):
     """A transport on which the peer speaks when it is its turn."""
 
+    def __init__(self) -> None:
+        super().__init__([])
+        self.heard = b""
+
     def say(self, data: bytes) -> None:
         self.chunks += [data] if data else []
+
+    def send(self, buffers: Sequence[bytes | memoryview]) -> int:
+        self.heard += b"".join(buffers)
+        return super().send(buffers)
 
     def receive(self) -> bytes:
         if not self.chunks:
@@ -84,7 +94,7 @@ class _Talk:
     """A side, its peer, guest and clients."""
 
     def __init__(self, side: Side, *, is_primary: bool) -> None:
-        self.side, self.line, self.now_ms = side, _Line([]), 0.0
+        self.side, self.line, self.now_ms = side, _Line(), 0.0
         stream = MessageStream(self.line, "the packet channel", wire.decode_header)
         self.channel = PacketChannel(stream, 2, receiver_is_primary=is_primary)
         self.said, self.heard = Counter[bytes](), Counter[bytes]()  # by the guest; by the clients
@@ -196,24 +206,31 @@ _ROOM_BLOCKS = 64
 _SESSION = "ab" * 16
 
 
+def _sources(stack: ExitStack, workers: HandWorkers) -> list[SourceDisk]:
+    """Two disks of zeros, with everything beside them; nothing is made durable."""
+    for name in ("fsync", "fdatasync"):
+        stack.enter_context(mock.patch.object(os, name))
+    for path in folder().glob("disk*"):
+        path.unlink()
+    (folder() / "journal").unlink(missing_ok=True)
+    sources = [make_source(folder(), bytes(size), workers, number) for number, size in enumerate(_SIZES)]
+    for source in sources:
+        stack.callback(source.give_up)
+    return sources
+
+
 class _Disks:
     """The SVM's two disks, their primary, and what they have to be; `model` is void once something has failed."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.workers, self.line, self.epoch, self.now_s = HandWorkers(), _Line([]), 0, 0.0
-        for path in folder().glob("disk*"):
-            path.unlink()
-        (folder() / "journal").unlink(missing_ok=True)
+        self.workers, self.line, self.epoch, self.now_s = HandWorkers(), _Line(), 0, 0.0
         self.side = SecondaryDisks(_ROOM_BLOCKS // 2, lambda _: None)
-        sources = [make_source(folder(), bytes(size), self.workers, number) for number, size in enumerate(_SIZES)]
+        sources = _sources(stack, self.workers)
         journal = JournalFile(folder() / "journal")
         self.disks = [TargetDisk(source, BlockStore(_ROOM_BLOCKS), self.side) for source in sources]
         parts = [Part(disk.core, disk.source.image, disk.meta) for disk in self.disks]
         self.side.serve(self.disks, Applier(parts, journal, self.workers))
         self.side.greet(MessageStream(self.line, "the disk channel", disk_wire.decode_header))
-        for source in sources:
-            stack.callback(source.image.close)
-            stack.callback(source.meta.close)
         stack.callback(journal.close)
         self._digest = disk_wire.StreamDigest()
         self.pvm = [bytearray(size) for size in _SIZES]
@@ -275,8 +292,6 @@ def disk_side(data: bytes) -> None:
     """What a primary writes is the SVM's disk from the commit on and not before, with what the SVM writes on top."""
     reader = Reader(data)
     with ExitStack() as stack, suppress(PeerLost):
-        for name in ("fsync", "fdatasync"):
-            stack.enter_context(mock.patch.object(os, name))
         disks = _Disks(stack)
         if reader.flag():
             disks.say(disk_wire.encode_control(disk_wire.Begin([True, True])))
@@ -311,3 +326,98 @@ def _disk_step(disks: _Disks, reader: Reader) -> None:
         disks.svm_writes(disk, offset % _SIZES[disk], reader.piece())
     else:
         disks.now_s += 1
+
+
+class _Copied:
+    """What the secondary of an honest stream has."""
+
+    def __init__(self, line: _Line, sources: Sequence[SourceDisk]) -> None:
+        self._line, self._far, self._sources = line, _Line(), sources
+        self._stream = MessageStream(self._far, "the far end", disk_wire.decode_header)
+        self._content = [bytearray(b"?" * size) for size in _SIZES]
+        self._digest, self._whole, self._copied = disk_wire.StreamDigest(), False, False
+
+    def hear(self) -> None:
+        """Take in what has been sent; at a mark both have the same, if the copy was a whole one."""
+        self._far.say(self._line.heard)
+        self._line.heard = b""
+        while self._stream.read():
+            for kind, body in self._stream.messages():
+                said = disk_wire.decode(kind, body)
+                if kind != disk_wire.Kind.CONTROL:
+                    self._digest.add_received(kind, body)
+                if isinstance(said, disk_wire.Data):
+                    self._content[said.disk][said.offset : said.offset + len(said.content)] = said.content
+                elif isinstance(said, disk_wire.Zeros):
+                    self._content[said.disk][said.offset : said.offset + said.length] = bytes(said.length)
+                elif isinstance(said, disk_wire.Copied):
+                    self._copied = True
+                elif isinstance(said, disk_wire.Begin):
+                    self._whole, self._copied = all(said.whole), False
+                elif isinstance(said, disk_wire.Mark):
+                    assert said.digest == self._digest.take()
+                    if self._whole and self._copied:
+                        images = [source.image.read(0, source.size_bytes) for source in self._sources]
+                        assert images == self._content
+
+
+def disk_replica(data: bytes) -> None:
+    """A primary's disks, whose secondary says anything: what it gets is what the images have, and the guest waits for
+    no answer once it is gone.
+    """
+    reader, workers = Reader(data), HandWorkers()
+    line = _Line()
+    with ExitStack() as stack:
+        sources = _sources(stack, workers)
+        sources[0].meta.change(sources[0].meta.kind, _SESSION)
+        limits = ReplicaLimits(1 << 14, 2000, 0, self_check=reader.flag())
+        stream = MessageStream(line, "the disk channel", disk_wire.decode_header)
+        replica, copied = Replica(sources, stream, limits, lambda _: None), _Copied(line, sources)
+        answers: list[Answer] = []
+        epoch = 0
+        with suppress(PeerLost):
+            for _ in range(STEPS_MAX):
+                if not reader:
+                    break
+                what = reader.number() % 12
+                if what < 4:
+                    line.say(_answer(what, reader))
+                    replica.on_readable()
+                elif what < 8:
+                    answers.append(_guest_writes(sources, reader))
+                elif what == 8:
+                    workers.run_all()
+                elif what == 9:
+                    epoch += 1
+                    replica.expect_pause()
+                    replica.seal(epoch)
+                    replica.expect_requests()
+                else:
+                    replica.turn(float(len(answers)))
+                copied.hear()
+        replica.close()
+        workers.run_all()
+        assert all(answer.said == "done" for answer in answers)
+
+
+def _answer(what: int, reader: Reader) -> bytes:
+    """What the secondary's disk process says."""
+    if what == 0:
+        sessions = [(reader.choice(["", _SESSION]), reader.piece()[:64]) for _ in range(reader.choice([2, 2, 2, 1]))]
+        images = [disk_wire.ImageState(*each) for each in sessions]
+        return disk_wire.encode_control(disk_wire.Images(images, reader.number(2)))
+    if what == 1:
+        kinds: tuple[disk_wire.Control, ...] = (disk_wire.Following(), disk_wire.Working(), disk_wire.Adopted())
+        return disk_wire.encode_control(reader.choice(kinds))
+    return disk_wire.encode_control(disk_wire.Applied(reader.number())) if what == 2 else reader.piece()
+
+
+def _guest_writes(sources: Sequence[SourceDisk], reader: Reader) -> Answer:
+    source, answer = reader.choice(sources), Answer()
+    offset, length = reader.number(2) % source.size_bytes, reader.number(2) + 1
+    length = min(length, source.size_bytes - offset)
+    if reader.flag():
+        source.write(answer, offset, memoryview(bytes([reader.number()]) * length), fua=False)
+    else:
+        source.zero(answer, offset, length, fua=False, may_trim=False)
+    return answer

@@ -38,7 +38,7 @@ _TABLE = {
         ),
         "values": 600,
     },
-    "sides": dict.fromkeys(("primary_agent", "secondary_agent", "disk_side"), BATCH_BYTES),
+    "sides": dict.fromkeys(("primary_agent", "secondary_agent", "disk_side", "disk_replica"), BATCH_BYTES),
     "neighbours": dict.fromkeys(("qmp", "qmp_answers", "etcd", "processes", "child"), FILE_BYTES),
     "api": dict.fromkeys(("requests", "copy_requests", "answers"), FILE_BYTES),
 }
