@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 
 from .guard import State
 from .targets import Target
@@ -25,6 +26,7 @@ TEST_PATHS = (TESTS, TESTS / "unit", TESTS / "integration")  # where the tests' 
 SEEDS = Path(__file__).resolve().parent / "corpus"
 OVERTIME_S_MAX = 90  # to start, to go through the corpus, to end
 POLL_S = 0.5
+IN_MEMORY = Path("/dev/shm")  # where to write and to sync costs little
 TELL_EVERY_S = 30.0
 
 
@@ -39,6 +41,7 @@ class Run:
     state: State = field(init=False)
     process: subprocess.Popen[bytes] = field(init=False)
     began_s: float = field(init=False)
+    temporary: Path = field(init=False)
 
     def start(self) -> None:
         """Begin; what an earlier run has learned is where this one begins, what it has found is put aside."""
@@ -46,14 +49,14 @@ class Run:
         for old in (self.folder / "findings").glob("*"):
             old.unlink()
         (self.folder / "state").unlink(missing_ok=True)
-        (self.folder / "tmp").mkdir(exist_ok=True)
+        self.temporary = Path(mkdtemp(prefix="fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
         self.state, self.began_s = State(self.folder / "state"), time.monotonic()
         paths = (TESTS.parent / "src", *TEST_PATHS)
         names = (self.target.module, self.target.name, str(self.folder), str(self.seeds))
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fuzz.child", *names, str(int(self.seconds)), str(self.target.bytes_max)],
-                env={**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "TMPDIR": str(self.folder / "tmp")},
+                env={**os.environ, "PYTHONPATH": ":".join(map(str, paths)), "TMPDIR": str(self.temporary)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -71,7 +74,7 @@ class Run:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def findings(self) -> list[Path]:
         """Inputs that were found; that of a process which died without a word is the one it was working at."""
