@@ -107,6 +107,7 @@ def nbd_connection(data: bytes) -> None:
         assert len(disk.content) == SIZE_BYTES
         assert connection.closed == bool(connection.why)
         connection.close()
+        assert connection._transmission is None  # else as many as a client likes keep their 32 MiB for a while
 
 
 def _converse(connection: NbdConnection, client: socket, said: bytes) -> None:
