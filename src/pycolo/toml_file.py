@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pycolo.errors import EnvironmentFault
+from pycolo.quoting import quoted
 
 FILE_BYTES_MAX = 1 << 20
-LINE_CHARS_MAX = 200  # of a line that is quoted
 
 _UTF8 = "save it as UTF-8 without a byte order mark"
 _PLACE = re.compile(r" ?\(at line (?P<line>[0-9]+), column (?P<column>[0-9]+)\)$")
@@ -61,7 +61,7 @@ def _why(text: str, problem: Exception) -> str:
         return f"{_lower(reason.removesuffix(' (at end of document)'))} at its end: correct it"
     reason, number = reason[: place.start()], int(place["line"])
     if _TWICE.match(reason):
-        return _twice(_shown(text.split("\n")[number - 1].strip()), number)
+        return _twice(quoted(text.split("\n")[number - 1].strip()), number)
     if reason == "Invalid value":
         return f"line {number} has no value that TOML knows: text needs quotes; true and false need small letters"
     if reason.startswith("Illegal character '\\n'"):
@@ -75,11 +75,6 @@ def _twice(line: str, number: int) -> str:
     key, equals, _ = line.partition("=")
     what = f"a second value for {key.strip()}" if equals else "the end of a second value for one key"
     return f"line {number} has {what}: remove one of them"
-
-
-def _shown(line: str) -> str:
-    """What stands there, fit to stand in a sentence of ours."""
-    return "".join(letter if letter.isprintable() else " " for letter in line[:LINE_CHARS_MAX])
 
 
 def _lower(reason: str) -> str:

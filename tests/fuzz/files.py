@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -224,8 +223,11 @@ def _own(content: bytes) -> Path:
 
 def arbiter_file(data: bytes) -> None:
     """The record of a file arbiter: a claim is granted and stored, or nothing changes."""
-    with mock.patch.object(os, "fsync"), suppress(ArbiterUnanswered):
-        _claim(data)
+    try:
+        with mock.patch.object(os, "fsync"):
+            _claim(data)
+    except ArbiterUnanswered as fault:
+        sentence(fault)
 
 
 def _claim(content: bytes) -> None:
