@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ def main() -> int:
     if find_spec("atheris") is None:
         print("atheris is not installed here: pip install atheris (it has wheels for x86_64)", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left behind
     found = campaign([TARGETS[name] for name in names], options.seconds, options.jobs, options.folder)
     count = sum(map(len, found.values()))
     print(f"{len(found)} targets of {options.seconds:g} s, {count} findings")
