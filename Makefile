@@ -55,6 +55,10 @@ lint: setup ## ruff, mypy strict, import rules
 sim: setup ## A longer simulation campaign (ARGS="--seeds 0..9999", ARGS=--sweep, ARGS="--seed 7" for one run, line by line)
 	@$(BIN)/python -m tests.sim $(if $(ARGS),$(ARGS),--seeds 0..2000)
 
+.PHONY: fuzz
+fuzz: setup ## Fuzz every parser, SECONDS=60 each (ARGS="--target NAME"; CONTRIBUTING.md)
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
+
 .PHONY: bench-disk
 bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/disk.py $(ARGS)

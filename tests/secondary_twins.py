@@ -45,14 +45,14 @@ class SecondaryTwins:
         self.hot.svm_packed(memoryview(packed), first_no)
 
     def know(self, frame: bytes, seq_add: int, value_add: int) -> None:
-        """If this is a client's segment: its connection has these offsets."""
+        """If this is a client's segment: its connection has these offsets, if there is room for one more."""
         segment = parse(frame)
         if segment is None:
             return
         for translator in (self.twin.translator, self.hot.translator):
             connection = translator.admit(opposite(segment[0]))
-            assert connection is not None
-            connection.seq_add, connection.value_add = seq_add, value_add
+            if connection is not None:
+                connection.seq_add, connection.value_add = seq_add, value_add
 
     def confirm(self, nos: Sequence[int]) -> None:
         self.twin.confirm(nos)

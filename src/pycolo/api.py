@@ -151,8 +151,8 @@ def _capture(capture: protocol.Capture) -> web.Response:
 async def _text(request: web.Request, key: str, chars_max: int) -> str:
     """One text from a JSON body of nothing else."""
     try:
-        body = json.loads(await request.text())
-    except ValueError:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or body.keys() != {key}:
         raise web.HTTPBadRequest(text=f'the body has to be {{"{key}": "..."}}: correct it')

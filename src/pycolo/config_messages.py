@@ -142,7 +142,11 @@ def _expected(node: Schema, name: str) -> str:
         case {"type": "string", "examples": [example, *_]}:
             return f"text such as {example}"
         case {"type": "string"}:
-            return f"text of {node['minLength']} to {node['maxLength']} characters" if "maxLength" in node else "text"
+            return (
+                f"text of {node.get('minLength', 0)} to {node['maxLength']} characters"
+                if "maxLength" in node
+                else "text"
+            )
         case {"type": "array", "items": {"type": "string", "examples": [example, *_]}}:
             return f'a list such as ["{example}"]'
         case {"type": "array"}:

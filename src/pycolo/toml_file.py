@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pycolo.errors import EnvironmentFault
+from pycolo.quoting import quoted
 
 FILE_BYTES_MAX = 1 << 20
 
@@ -60,7 +61,7 @@ def _why(text: str, problem: Exception) -> str:
         return f"{_lower(reason.removesuffix(' (at end of document)'))} at its end: correct it"
     reason, number = reason[: place.start()], int(place["line"])
     if _TWICE.match(reason):
-        return _twice(text.split("\n")[number - 1].strip(), number)
+        return _twice(quoted(text.split("\n")[number - 1].strip()), number)
     if reason == "Invalid value":
         return f"line {number} has no value that TOML knows: text needs quotes; true and false need small letters"
     if reason.startswith("Illegal character '\\n'"):

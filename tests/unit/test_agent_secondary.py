@@ -147,6 +147,37 @@ def test_a_takeover_speaks_on_all_cards(host: Host) -> None:
     assert host.places[1].tap.heard() == [udp(b"free")]
 
 
+def apart_and_back(host: Host) -> None:
+    """The two lose each other; clients go on, and the primary hears them; then they find each other again."""
+    host.places[0].tap.clients.send(udp(b"said while apart", inbound=True))
+    host.side.on_tap(0, 1.5)
+    door = cast(NoDoor, host.side._doorway)
+    host.peer.far.close()
+    host.peer.near.close()
+    host.peer = Peer(2, secondary=False)
+    door.greeted(host.peer.near._stream)
+
+
+def test_what_was_said_while_apart_is_heard_when_the_primary_dies_at_once(host: Host) -> None:
+    apart_and_back(host)
+    host.places[0].tap.clients.send(udp(b"said to the dead", inbound=True))
+    _, missed = host.side.take_over(2.0)
+    assert frames_of(missed) == [inbound(b"said while apart", b"said to the dead"), []]
+
+
+def test_what_was_said_while_apart_is_in_the_next_checkpoint(host: Host) -> None:
+    """The simulator's seed 1955: the survivor heard it once more, seconds later."""
+    apart_and_back(host)
+    host.peer.far.send(wire.Boundary(20))
+    host.side.on_channel(1.6)
+    host.side.stop_feed()
+    host.side.drop_output()
+    host.side.start_feed(2, 20)
+    host.places[0].tap.clients.send(udp(b"said to the dead", inbound=True))
+    _, missed = host.side.take_over(2.0)
+    assert frames_of(missed) == [inbound(b"said to the dead"), []]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()

@@ -16,7 +16,8 @@ from pycolo.agent.side import BATCH_FRAMES_MAX, Card, Side
 from pycolo.core import engines, wire
 from pycolo.core.lease import Promise
 from pycolo.core.limits import DataplaneLimits
-from pycolo.core.packed import Batch, Packed, batch_of, measure
+from pycolo.core.overheard import Overheard
+from pycolo.core.packed import Batch, Packed, batch_of, joined, measure
 from pycolo.core.replay import ReplayLog
 from pycolo.edge.boottime import boottime_s
 from pycolo.edge.doorway import Doorway
@@ -33,8 +34,26 @@ class SecondaryCard(Card):
     def __init__(self, card: Card, limits: DataplaneLimits) -> None:
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
         self.dataplane = engines.secondary_dataplane(limits, seed=secrets.randbits(64))
-        self.overheard = engines.overheard(card.mac, seed=secrets.randbits(64))
+        self.overheard = self._new_account()
+        self._overheard_apart: Overheard | None = None
         self._output_no = 0
+
+    def _new_account(self) -> Overheard:
+        return engines.overheard(self.mac, seed=secrets.randbits(64))
+
+    def primary_came(self) -> None:
+        """What was overheard until now it has dealt with, if it was away: nobody passes that on any more."""
+        self._overheard_apart, self.overheard = self.overheard, self._new_account()
+
+    def loaded(self) -> None:
+        """The SVM is the PVM's copy, which has dealt with what was overheard while the two were apart."""
+        self.dataplane.loaded()
+        self._overheard_apart = None
+
+    def missed(self, now_ms: float) -> Batch:
+        """What clients said, and the SVM has not heard."""
+        apart = [] if self._overheard_apart is None else [self._overheard_apart.missed(now_ms)]
+        return joined([*apart, self.overheard.missed(now_ms)])
 
     def put_out(self, batch: Batch) -> int:
         """The SVM has put these out; returns the number of the first."""
@@ -84,6 +103,8 @@ class SecondarySide(Side):
 
     def _greeted(self, stream: MessageStream) -> None:
         self.channel = PacketChannel(stream, len(self.cards), receiver_is_primary=False)
+        for card in self.cards:
+            card.primary_came()
 
     def reads_tap(self, number: int) -> bool:
         del number
@@ -156,7 +177,7 @@ class SecondarySide(Side):
         self._epoch = epoch
         self._asked = False
         for card in self.cards:
-            card.dataplane.loaded()
+            card.loaded()
         replay = self._replay.replay(boundary)
         self._feeding = True
         for number, batch in replay.batches:
@@ -193,7 +214,7 @@ class SecondarySide(Side):
         for card in self.cards:
             card.feed(card.dataplane.take_freed())
             card.chain.push(card.dataplane.translator, now_ms)
-        return released, [card.overheard.missed(now_ms) for card in self.cards]
+        return released, [card.missed(now_ms) for card in self.cards]
 
     def leave_pair(self) -> None:
         """Grant no lease any more. The channel stays open, as the primary's end of it tells when it has none."""

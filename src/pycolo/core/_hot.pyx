@@ -83,6 +83,8 @@ cdef class HotFlows(FlowStore):
         if flow == NULL:
             return SLOW
         payload = segment.end - segment.start
+        if flow.followed and distance(segment.seq, flow.pvm_next) > 0:
+            return SLOW  # behind a gap, which the tolerance must not be told of as if it had left
         if not self.awaiting_commit and flow.first == NULL:
             verdict = judge(flow, segment.seq, segment.ack, segment.frame + segment.start, payload)
             if verdict == DIVERGED:

@@ -338,10 +338,10 @@ class PrimaryDataplane(PackedBatches):
         """
         assert epoch_next > self.epoch, "an epoch number is never used twice"
         sealed = self._take_held()
-        for flow in self._waiting:
-            if isinstance(flow, Flow):
-                flow.rebase(epoch_next, self._now_ms)
-                self._table.note_end(flow)
+        flows = [flow for flow in self._waiting if isinstance(flow, Flow)]
+        for flow in flows:
+            flow.rebase(epoch_next, self._now_ms)
+        self._table.note_ends(flows)
         self._forget_waiting()
         self._sealed.append((epoch_next, sealed))
         self.epoch = epoch_next

@@ -10,6 +10,7 @@ Guarantees
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import islice
 
 from pycolo.core.compare_terms import CompareTerms
@@ -103,8 +104,13 @@ class FlowTable:
 
     def note_end(self, flow: Flow) -> None:
         """It may have ended."""
-        if (flow.pvm_rst or flow.pvm_fin is not None) and flow.finished():
+        if _has_ended(flow):
             self._finished[flow.key] = None
+
+    def note_ends(self, flows: Iterable[Flow]) -> None:
+        """They may have ended; in which order they are given makes no difference to which is forgotten first."""
+        for key in sorted(flow.key for flow in flows if _has_ended(flow)):
+            self._finished[key] = None
 
     # ---------------------------------------------------------------- forgetting
 
@@ -158,3 +164,7 @@ class FlowTable:
         del self._flows[key]
         self._half_open.pop(key, None)
         flow.forget()
+
+
+def _has_ended(flow: Flow) -> bool:
+    return (flow.pvm_rst or flow.pvm_fin is not None) and flow.finished()

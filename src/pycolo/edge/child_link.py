@@ -119,14 +119,16 @@ class ChildLink(ABC, Generic[AnyMessage]):
         await self.process.wait()
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, why = asyncio.get_running_loop(), "has ended"
         try:
             while packet := await loop.sock_recv(self._control, MESSAGE_BYTES_MAX):
                 self._dispatch(self._decoder.decode(packet))
         except OSError:
             pass
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+            why = f"says what nobody understands ({problem})"
         if not self.gone.done():
-            self.gone.set_result(f"{self._name} has ended")
+            self.gone.set_result(f"{self._name} {why}")
 
     def _dispatch(self, message: AnyMessage) -> None:
         if self.notice(message):
@@ -144,5 +146,5 @@ def _ignore(text: str) -> None:
 
 def _checked(answer: AnyMessage) -> AnyMessage:
     if isinstance(answer, Failed):
-        raise _CAUSES[answer.cause](answer.why)
+        raise _CAUSES.get(answer.cause, EnvironmentFault)(answer.why)
     return answer

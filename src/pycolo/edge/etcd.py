@@ -17,6 +17,7 @@ import msgspec
 from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, checked_vm_name, decide_claim, decide_end
 from pycolo.edge.etcd_gateway import Answer, EtcdGateway, Question
 from pycolo.errors import ArbiterUnanswered
+from pycolo.quoting import quoted
 
 ROUNDS_MAX = 4  # each lost round means that somebody else has won one
 
@@ -137,7 +138,7 @@ def _stored(key: str, found: tuple[_KeyValue, ...]) -> _Stored:
     try:
         return _Stored(msgspec.json.decode(pair.value, type=ClaimRecord), pair.mod_revision)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise ArbiterUnanswered(f"the record {key} in etcd is damaged ({problem})") from problem
+        raise ArbiterUnanswered(f"the record {key} in etcd is damaged ({quoted(str(problem))})") from problem
 
 
 def _base64(content: bytes) -> str:

@@ -25,11 +25,11 @@ import msgspec
 from pycolo.config import EtcdArbiterConfig
 from pycolo.edge.secret_file import read_secret
 from pycolo.errors import ArbiterUnanswered, EnvironmentFault
+from pycolo.quoting import quoted
 
 HEDGE_S = 0.15
 ATTEMPT_S_MAX = 0.6
 ANSWER_BYTES_MAX = 64 << 10
-QUOTED_CHARS_MAX = 200
 # What etcd says when a token has expired, is lost to a member that has restarted, or is older than a change of users.
 _RENEWABLE = ("invalid auth token", "revision of auth store is old", "user name is empty")
 
@@ -76,15 +76,11 @@ T = TypeVar("T", bound=Answer)
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
-    """A path of the gateway, what is sent there as JSON, and the kind of answer that is expected.
-
-    `secret` is what must not get into a message, should a member say it back to us.
-    """
+    """A path of the gateway, what is sent there as JSON, and the kind of answer that is expected."""
 
     path: str
     body: dict[str, Any]
     kind: type[T]
-    secret: str = ""
 
 
 class EtcdGateway:
@@ -95,7 +91,7 @@ class EtcdGateway:
         self._order = list(config.endpoints)
         self._user, self._password_file = config.user, config.password_file
         self._tls = tls_context(config)
-        self._token = ""
+        self._token = self._password = ""  # no member may have us say them, whenever it says them back to us
         self._cluster_id: int | None = None
         if config.password_file is not None:
             read_secret(config.password_file)  # to complain at the start
@@ -173,7 +169,7 @@ class EtcdGateway:
             raise _MemberTrouble(f"does not answer within {ATTEMPT_S_MAX} s") from None
         except aiohttp.ClientConnectorCertificateError as problem:
             why = getattr(problem.certificate_error, "verify_message", "") or "it can't be checked"
-            raise _MemberTrouble(f"has a certificate that does not fit `ca` ({_quoted(why)})") from None
+            raise _MemberTrouble(f"has a certificate that does not fit `ca` ({quoted(why)})") from None
         except (aiohttp.ClientError, OSError) as problem:
             raise _MemberTrouble(f"can't be reached ({_why(problem)})") from None
 
@@ -194,7 +190,8 @@ class EtcdGateway:
             password = read_secret(self._password_file)
         except EnvironmentFault as fault:
             raise _MemberTrouble(f"is not asked, as {fault}") from None
-        question = Question("/v3/auth/authenticate", {"name": self._user, "password": password}, _Token, password)
+        self._password = password
+        question = Question("/v3/auth/authenticate", {"name": self._user, "password": password}, _Token)
         try:
             token = (await self._post(session, endpoint, question, "")).token
         except _MemberTrouble as refusal:
@@ -210,7 +207,7 @@ class EtcdGateway:
         async with session.post(url, json=question.body, headers=headers, allow_redirects=False) as response:
             content = await _read_bounded(response)
             if response.status != 200:
-                raise _refused(response.status, content, token, question.secret)
+                raise _refused(response.status, content, token, self._password)
         try:
             answer = msgspec.json.decode(content, type=question.kind, strict=False)
         except _UNREADABLE:
@@ -245,7 +242,7 @@ def _refused(status: int, content: bytes, *secrets: str) -> _MemberTrouble:
     kind = _TokenRefused if any(renewable in said for renewable in _RENEWABLE) else _MemberTrouble
     for secret in filter(None, secrets):
         said = said.replace(secret, "***")
-    return kind(f"answers with HTTP status {status}" + (f" ({_quoted(said)})" if said else ""))
+    return kind(f"answers with HTTP status {status}" + (f" ({quoted(said)})" if said else ""))
 
 
 def _why(problem: aiohttp.ClientError | OSError) -> str:
@@ -253,12 +250,7 @@ def _why(problem: aiohttp.ClientError | OSError) -> str:
     cause = problem.os_error if isinstance(problem, aiohttp.ClientConnectorError) else problem
     if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and (cause.errno or 0) > 0:
         return os.strerror(cause.errno or 0)
-    return _quoted(str(cause)) or type(cause).__name__
-
-
-def _quoted(said: str) -> str:
-    """Somebody else's words, fit to stand in a sentence of ours."""
-    return "".join(letter if letter.isprintable() else " " for letter in said[:QUOTED_CHARS_MAX])
+    return quoted(str(cause)) or type(cause).__name__
 
 
 def tls_context(config: EtcdArbiterConfig) -> ssl.SSLContext:

@@ -107,6 +107,7 @@ class NbdConnection:
         self.closed = True
         self.why = why
         self._out.clear()
+        self._transmission = None  # it refers to us, and the 32 MiB it may hold must not wait for a garbage collector
         self._socket.close()
 
     # ---- in

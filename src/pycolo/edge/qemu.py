@@ -159,9 +159,9 @@ class Qemu:
     async def status(self) -> str:
         """QEMU's run state: `running`, `paused`, `restore-vm`, `prelaunch`, ..."""
         answer = await self._qmp.execute("query-status")
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or not isinstance(status := answer.get("status"), str):
             raise VmLost(f"QEMU {self.config.name} gave no run state")
-        return str(answer["status"])
+        return status
 
     async def yield_vcpus(self) -> None:
         """Give the vCPU threads the ordinary priority where we have a higher one.
@@ -169,11 +169,13 @@ class Qemu:
         QEMU's own loop keeps ours: it moves frames and carries out our commands, and a busy guest must not delay it.
         """
         vcpus = await self._qmp.execute("query-cpus-fast")
-        if not isinstance(vcpus, list):
+        if not isinstance(vcpus, list) or not all(isinstance(vcpu, dict) and "thread-id" in vcpu for vcpu in vcpus):
             raise VmLost(f"QEMU {self.config.name} names no vCPU threads")
-        for vcpu in vcpus:
-            with suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PROCESS, vcpu["thread-id"], 0)
+        named = [str(vcpu["thread-id"]) for vcpu in vcpus]
+        with suppress(FileNotFoundError):  # it has ended
+            for thread in set(os.listdir(f"/proc/{self.pid}/task")).intersection(named):  # no other process's
+                with suppress(ProcessLookupError, PermissionError):
+                    os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
     async def kill(self) -> None:
         """End QEMU at once and give everything back; may be called at any time, also twice."""
@@ -222,7 +224,7 @@ class _GuestEnd(EventListener):
         if event["event"] == "GUEST_PANICKED":
             self._ended("the guest has panicked")
         elif event["event"] == "SHUTDOWN":
-            data = event["data"]
+            data = event.get("data")
             if isinstance(data, dict) and data.get("guest"):
                 self._ended("the guest has powered off")
         return False

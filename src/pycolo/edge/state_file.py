@@ -16,6 +16,7 @@ import msgspec
 from pycolo.core.arbitration import ClaimAnswer, ClaimRecord, checked_vm_name, decide_claim, decide_end
 from pycolo.edge.replace_file import replace_file
 from pycolo.errors import ArbiterUnanswered
+from pycolo.quoting import quoted
 
 RECORD_BYTES_MAX = 4096
 LOCK_S_MAX = 0.5
@@ -82,7 +83,7 @@ class FileArbiter:
             with _Lock(path.with_name(path.name + ".lock")):
                 yield path
         except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as problem:
-            raise ArbiterUnanswered(f"the arbiter's file {path} can't be used: {problem}") from problem
+            raise ArbiterUnanswered(f"the arbiter's file {path} can't be used: {quoted(str(problem))}") from problem
 
 
 def _read(path: Path) -> ClaimRecord | None:

@@ -105,7 +105,19 @@ class DaemonClient:
         """Events and their ids, from after `last_id`."""
         path = f"{_path(name)}/events?follow={str(follow).lower()}"
         async for number, data in self._caller.stream(path, last_id):
-            yield number, json.loads(data)
+            yield number, _event(data)
+
+
+def _event(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict):
+        raise EnvironmentFault(
+            "the daemon tells of events in words that are not known here: update pycolo there or here"
+        )
+    return event
 
 
 def _path(name: str) -> str:
