@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+
 from fault_matrix import FAULTS, NAMES, Cluster, Fault, noticed, speakers_are_single, suffer
 from pair import failures_in_text
-
 from pycolo.guest.builder import GuestImage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pair import END_S_MAX, LeftBehind, environment_of_pair, namespaces_of_processes, output_of, processes_of, until
-
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import GuestImage

@@ -23,7 +23,6 @@ from etcd_cluster import EtcdCluster
 from hosts import Hosts
 from loopback_relay import LoopbackRelay
 from pair import BOOT_S_MAX, GUEST_MAC, now_ms, socket_in, until
-
 from pycolo.config import VmConfig, load_config
 from pycolo.demo.lab import GUEST_ADDRESS, Lab
 from pycolo.demo.processes import LoadProcess
