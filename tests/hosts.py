@@ -38,6 +38,7 @@ class Hosts:
         self._arbiter = arbiter or {"kind": "file", "path": str(folder / "arbiter")}
         self.lab = build_lab(names)
         self.daemons: dict[str, asyncio.subprocess.Process] = {}
+        self.environments: dict[str, dict[str, str]] = {}  # of daemons, beside ours
         self._shm_before = set(os.listdir("/dev/shm"))
 
     def address(self, host: str) -> str:
@@ -87,6 +88,7 @@ class Hosts:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | self.environments.get(host, {}),
                 cwd="/",
             )
         await until(lambda: self.log(host).count('"serving"') > served, 20.0, f"the daemon of {host}")
