@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from etcd_cluster import EtcdCluster
 from hosts import Hosts
@@ -119,7 +119,7 @@ class Cluster:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, image: GuestImage, folder: Path) -> AsyncIterator[Cluster]:
+    async def running(cls, image: GuestImage, folder: Path) -> AsyncIterator[Self]:
         """Protected, and under load. Raises LeftBehind at the end."""
         cluster = cls(image, folder)
         async with contextlib.AsyncExitStack() as stack:

@@ -45,7 +45,6 @@ class Campaign:
             try:
                 with tempfile.TemporaryDirectory(prefix="colo-campaign-", ignore_cleanup_errors=True) as folder:
                     async with CampaignCluster.running(image, Path(folder)) as cluster:
-                        assert isinstance(cluster, CampaignCluster)
                         await self._rounds_on(cluster)
             except LeftBehind as problem:
                 self.left.append(str(problem))

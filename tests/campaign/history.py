@@ -21,16 +21,18 @@ TESTS, SOURCES = HERE.parents[1], HERE.parents[2] / "src"
 
 
 class History:
-    """Of one round, by register. `errors`: what clients were told instead of an outcome."""
+    """Of the registers with one name. `errors`: what clients were told instead of an outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self._keys = f"{name}:"
         self.operations: dict[str, dict[str, Any]] = {}
         self.errors: list[str] = []
 
     def hear(self, line: dict[str, Any]) -> None:
-        """A line of the program; what does not belong to this round is ignored."""
+        """A line of the program; what belongs to other registers is ignored."""
         if "store" in line:
-            self.operations[line["id"]] = line
+            if line["key"].startswith(self._keys):
+                self.operations[line["id"]] = line
         elif line["id"] in self.operations:
             self.operations[line["id"]].update(line)
             if "error" in line:
@@ -92,7 +94,7 @@ class RegisterClients:
 
     async def begin(self, name: str) -> History:
         """From now on operations go to the registers of that name; returns their history."""
-        self.history = History()
+        self.history = History(name)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n".encode())
         await self._process.stdin.drain()

@@ -27,10 +27,10 @@ class SlowLink:
         self._loop = asyncio.get_running_loop()
         self._open = True
         self._space.ip("link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        self._ends = [self._listen(name) for name in (self._port, "late1")]
-        self._space.ip("link", "set", self._port, "nomaster")
         self._space.ip("link", "set", "late0", "master", "peers", "up")
         self._space.ip("link", "set", "late1", "up")
+        self._space.ip("link", "set", self._port, "nomaster")
+        self._ends = [self._listen(name) for name in (self._port, "late1")]
         for source, sink in (self._ends, reversed(self._ends)):
             self._loop.add_reader(source, self._pass, source, sink)
 

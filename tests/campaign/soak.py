@@ -58,7 +58,6 @@ class Soak:
         with tempfile.TemporaryDirectory(prefix="colo-soak-", ignore_cleanup_errors=True) as folder:
             try:
                 async with CampaignCluster.running(image, Path(folder)) as cluster:
-                    assert isinstance(cluster, CampaignCluster)
                     await cluster.registers.begin("soak")
                     await self._under_load(cluster)
             except LeftBehind as problem:

@@ -30,7 +30,7 @@ def judge(samples: Samples) -> list[str]:
         lambda s: min(50.0 + s, 180.0),
         lambda s: 50.0 + 40.0 * (s % 100 == 0),
         lambda s: 50.0 + random.Random(s).gauss(0, 2),
-        lambda s: 50.0 + (s % 200) / 20,
+        lambda s: 50.0 + (s % 60) / 6,
     ],
     ids=["level", "falling", "warm-up", "spikes", "noise", "saw"],
 )
