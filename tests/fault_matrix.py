@@ -106,7 +106,11 @@ class Seen:
 class Cluster:
     """The hosts, whatever is under them, and the clients."""
 
-    def __init__(self, image: GuestImage, folder: Path) -> None:
+    settle_s_max = SETTLE_S_MAX
+
+    def __init__(self, image: GuestImage, folder: Path, **protection: Any) -> None:
+        """`protection`: of that table in vm.toml, what differs from the defaults."""
+        self._protection = {"qmp_deadline_ms": QMP_DEADLINE_MS, **protection}
         (folder / "etcd").mkdir()
         self.etcd = EtcdCluster(folder / "etcd")
         self._image = image
@@ -119,9 +123,9 @@ class Cluster:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, image: GuestImage, folder: Path) -> AsyncIterator[Self]:
+    async def running(cls, image: GuestImage, folder: Path, **protection: Any) -> AsyncIterator[Self]:
         """Protected, and under load. Raises LeftBehind at the end."""
-        cluster = cls(image, folder)
+        cluster = cls(image, folder, **protection)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(cluster.etcd.close)
             await asyncio.to_thread(cluster.etcd.start)
@@ -140,7 +144,7 @@ class Cluster:
             await relay.join()
             await hosts.start(name)
         copy_disk(build_disk(), hosts.disk_dir("h1") / DISK["path"])
-        self.vm = load_config(hosts.vm_toml(disks=[DISK], protection={"qmp_deadline_ms": QMP_DEADLINE_MS}), VmConfig)
+        self.vm = load_config(hosts.vm_toml(disks=[DISK], protection=self._protection), VmConfig)
         await self.protect("h1")
         await until(partial(console_says, self.console("h1"), READY_LINE), BOOT_S_MAX, "the guest's boot")
         await self.protected()
@@ -199,13 +203,13 @@ class Cluster:
 
     async def protected(self, was: Seen | None = None, moves: Moves = "any") -> Seen:
         """Wait until the VM is protected, and in the way that a fault has to lead to. Raises TimeoutError."""
-        deadline_s = time.monotonic() + SETTLE_S_MAX
+        deadline_s = time.monotonic() + self.settle_s_max
         while time.monotonic() < deadline_s:
             now = await self.seen()
             if now is not None and (was is None or has_moved(was, now, moves)):
                 return now
             await asyncio.sleep(0.1)
-        raise TimeoutError(f"not protected in {SETTLE_S_MAX:.0f} s: {[await self.status(name) for name in NAMES]}")
+        raise TimeoutError(f"not protected in {self.settle_s_max:.0f} s: {[await self.status(name) for name in NAMES]}")
 
     async def pids(self, name: str) -> dict[str, int]:
         """The parts of a host that has a copy."""

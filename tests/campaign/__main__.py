@@ -28,6 +28,8 @@ from .nemesis import draw
 from .report import report, summary
 from .rounds import Player
 
+PROTECTION = {"heartbeat_lost_max": 10}  # how fast a loss is seen is the matrix's question: this bears a busy machine
+
 
 class Campaign:
     """`rounds` are those played so far, `ended_by` what ended it early, `left` what outlived a cluster."""
@@ -44,7 +46,7 @@ class Campaign:
         while not self._is_over():
             try:
                 with tempfile.TemporaryDirectory(prefix="colo-campaign-", ignore_cleanup_errors=True) as folder:
-                    async with CampaignCluster.running(image, Path(folder)) as cluster:
+                    async with CampaignCluster.running(image, Path(folder), **PROTECTION) as cluster:
                         await self._rounds_on(cluster)
             except LeftBehind as problem:
                 self.left.append(str(problem))

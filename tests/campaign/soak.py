@@ -57,7 +57,7 @@ class Soak:
         """The whole time. Raises PycoloError, OSError, TimeoutError when there can be no hosts."""
         with tempfile.TemporaryDirectory(prefix="colo-soak-", ignore_cleanup_errors=True) as folder:
             try:
-                async with CampaignCluster.running(image, Path(folder)) as cluster:
+                async with CampaignCluster.running(image, Path(folder), heartbeat_lost_max=10) as cluster:
                     await cluster.registers.begin("soak")
                     await self._under_load(cluster)
             except LeftBehind as problem:
