@@ -15,12 +15,16 @@ GIVES_UP = ("udp", "icmp")
 
 @dataclass
 class Round:
-    """One line of the report. `problems` is empty when everything promised was kept; `logs` has texts by name."""
+    """One line of the report. `problems` is empty when everything promised was kept; `logs` has texts by name.
+
+    `gap_ms`: from the fault to the first answer to a request begun after it; `slowest_ms`: the slowest request.
+    """
 
     number: int
     plan: Plan
     problems: list[str] = field(default_factory=list)
     gap_ms: float | None = None
+    slowest_ms: float | None = None
     again_s: float | None = None
     turns: list[str] = field(default_factory=list)
     operations: int = 0
@@ -33,12 +37,16 @@ class Round:
         return "FAILED" if self.problems else "down" if self.went_down else "good"
 
     def __str__(self) -> str:
-        gap = "      -" if self.gap_ms is None else f"{self.gap_ms:7.0f}"
-        again = "    -" if self.again_s is None else f"{self.again_s:5.1f}"
+        gap, slowest, again = figure(self.gap_ms, 5), figure(self.slowest_ms, 5), figure(self.again_s, 5, 1)
         spoke = " -> ".join(self.turns) or "nobody"
         said = "".join(f"\n     {problem}" for problem in self.problems)
-        line = f"{self.number:4} seed {self.plan.seed:<6} {self.verdict:6} gap {gap} ms  protected {again} s"
+        line = f"{self.number:4} seed {self.plan.seed:<6} {self.verdict:6} gap {gap} ms  slowest {slowest} ms  protected {again} s"
         return f"{line}  {spoke:20} {self.plan}{said}"
+
+
+def figure(value: float | None, width: int = 0, digits: int = 0) -> str:
+    """As text; what is not known is a dash."""
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 def counts(tick: Mapping[str, Any]) -> dict[str, int]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from html import escape
 
-from .judge import Round
+from .judge import Round, figure
 from .page import card, page, picture, table
 
 HEADS = (
@@ -29,7 +29,8 @@ def report(rounds: Sequence[Round], seconds: float, ended_by: str) -> str:
     title = f"{len(rounds)} rounds, {len(failed)} failed" if rounds else "no round was played"
     lead = f"{seconds / 60:.1f} minutes. {ended_by or 'All rounds that were asked for.'} {summary(rounds)}"
     body = [card("Each round", _table(rounds))]
-    body += [card("How long clients waited", _picture(rounds, "gap_ms", "ms"))]
+    body += [card("First answer to a request begun after the fault", _picture(rounds, "gap_ms", "ms"))]
+    body += [card("The slowest request", _picture(rounds, "slowest_ms", "ms"))]
     body += [card("Protected again after", _picture(rounds, "again_s", "s"))]
     body += [card(f"Round {one.number}, seed {one.plan.seed}: {one.plan}", _failure(one)) for one in failed]
     return page(title, lead, "".join(body), good=good)
@@ -40,8 +41,11 @@ def summary(rounds: Sequence[Round]) -> str:
     gaps = [one.gap_ms for one in rounds if one.gap_ms is not None]
     again = [one.again_s for one in rounds if one.again_s is not None]
     parts = []
+    slowest = [one.slowest_ms for one in rounds if one.slowest_ms is not None]
     if gaps:
         parts.append(f"gap {statistics.median(gaps):.0f} ms ({min(gaps):.0f} to {max(gaps):.0f})")
+    if slowest:
+        parts.append(f"slowest request {statistics.median(slowest):.0f} ms ({min(slowest):.0f} to {max(slowest):.0f})")
     if again:
         parts.append(f"protected again after {statistics.median(again):.1f} s ({min(again):.1f} to {max(again):.1f})")
     operations = sum(one.operations for one in rounds)
@@ -56,8 +60,9 @@ def _table(rounds: Sequence[Round]) -> str:
             one.verdict,
             str(one.plan),
             one.plan.promise,
-            "" if one.gap_ms is None else f"{one.gap_ms:.0f}",
-            "" if one.again_s is None else f"{one.again_s:.1f}",
+            figure(one.gap_ms),
+            figure(one.slowest_ms),
+            figure(one.again_s, digits=1),
             str(one.operations),
             " → ".join(one.turns),
         )

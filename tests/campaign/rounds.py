@@ -60,7 +60,8 @@ class Player:
 
     async def _stays_up(self) -> None:
         outcome = await suffer(self._cluster, fault_of_plan(self._plan))
-        self._round.gap_ms, self._round.again_s = outcome.gap_ms, outcome.protected_again_s
+        self._round.gap_ms, self._round.slowest_ms = outcome.gap_ms, outcome.slowest_ms
+        self._round.again_s = outcome.protected_again_s
         self._round.turns = outcome.turns
 
     async def _up_or_down(self) -> None:
