@@ -40,8 +40,8 @@ class Round:
         gap, slowest, again = figure(self.gap_ms, 5), figure(self.slowest_ms, 5), figure(self.again_s, 5, 1)
         spoke = " -> ".join(self.turns) or "nobody"
         said = "".join(f"\n     {problem}" for problem in self.problems)
-        line = f"{self.number:4} seed {self.plan.seed:<6} {self.verdict:6} gap {gap} ms  slowest {slowest} ms  protected {again} s"
-        return f"{line}  {spoke:20} {self.plan}{said}"
+        who = f"{self.number:4} seed {self.plan.seed:<6} {self.verdict:6}"
+        return f"{who} gap {gap} ms  slowest {slowest} ms  protected {again} s  {spoke:20} {self.plan}{said}"
 
 
 def figure(value: float | None, width: int = 0, digits: int = 0) -> str:
