@@ -74,6 +74,7 @@ class RegisterClients:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.history = History()
+        self._begun = 0
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -92,8 +93,10 @@ class RegisterClients:
             )
         return cls(process)
 
-    async def begin(self, name: str) -> History:
-        """From now on operations go to the registers of that name; returns their history."""
+    async def begin(self) -> History:
+        """From now on operations go to registers that nobody has used yet; returns their history."""
+        self._begun += 1
+        name = f"r{self._begun}"
         self.history = History(name)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{name}\n".encode())

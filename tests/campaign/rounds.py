@@ -33,7 +33,7 @@ class Player:
     async def play(self) -> Round:
         """After a round with problems the cluster is not what it was: take a new one."""
         cluster, found = self._cluster, self._round
-        self._history = await cluster.registers.begin(f"{found.number}-{self._plan.seed}")
+        self._history = await cluster.registers.begin()
         load = cluster.load
         try:
             await self._way()()

@@ -58,7 +58,7 @@ class Soak:
         with tempfile.TemporaryDirectory(prefix="colo-soak-", ignore_cleanup_errors=True) as folder:
             try:
                 async with CampaignCluster.running(image, Path(folder), heartbeat_lost_max=10) as cluster:
-                    await cluster.registers.begin("soak")
+                    await cluster.registers.begin()
                     await self._under_load(cluster)
             except LeftBehind as problem:
                 self.problems.append(f"left behind: {problem}")
