@@ -101,6 +101,7 @@ class Player:
         await cluster.load.stop()
         await cluster.start_after_loss(cluster.speakers.newest)
         await cluster.protected()
+        await self._registers_answer()
         await cluster.load_on()
         cluster.speakers.turns()
 
@@ -116,12 +117,13 @@ class Player:
         await cluster.reboot(seen.primary)
         await cluster.protected(seen, "not")
         self._round.again_s = (now_ms() - began_ms) / 1000
+        await self._registers_answer()
         await cluster.load_on()
         await serves(cluster)
         self._round.turns = cluster.speakers.turns()
 
     async def _registers_answer(self) -> None:
-        """Both kinds have outcomes of operations that began after all this."""
+        """Both kinds have outcomes of operations that begin now; a database that recovers accepts connections, no more."""
         history, since_ms = self._history, now_ms()
         for store in ("redis", "database"):
             await until(lambda: history.answered(store, since_ms) > 2, ANSWERED_S_MAX, f"an answer of {store}")  # noqa: B023
