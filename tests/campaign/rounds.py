@@ -123,7 +123,7 @@ class Player:
         self._round.turns = cluster.speakers.turns()
 
     async def _registers_answer(self) -> None:
-        """Both kinds have outcomes of operations that begin now; a database that recovers accepts connections, no more."""
+        """Both kinds have outcomes of operations that begin now: a database that recovers only accepts connections."""
         history, since_ms = self._history, now_ms()
         for store in ("redis", "database"):
             await until(lambda: history.answered(store, since_ms) > 2, ANSWERED_S_MAX, f"an answer of {store}")  # noqa: B023
