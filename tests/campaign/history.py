@@ -18,6 +18,7 @@ from .linearizability import Operation, TooManyOrders, contradiction
 
 HERE = Path(__file__)
 TESTS, SOURCES = HERE.parents[1], HERE.parents[2] / "src"
+READY_S_MAX = 20.0
 
 
 class History:
@@ -75,11 +76,12 @@ class RegisterClients:
         self._process = process
         self.history = History()
         self._begun = 0
+        self._ready = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
     async def start(cls, namespace: Namespace, target: str, log: Path) -> RegisterClients:
-        """Start it; its clients wait for the first round."""
+        """Start it; its clients wait for the first round. Raises TimeoutError when the database does not answer."""
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 *("setpriv", "--pdeathsig", "KILL", *namespace.prefix()),
@@ -91,7 +93,13 @@ class RegisterClients:
                 env=os.environ | {"PYTHONPATH": f"{SOURCES}:{TESTS}"},
                 cwd="/",
             )
-        return cls(process)
+        clients = cls(process)
+        try:
+            await asyncio.wait_for(clients._ready.wait(), READY_S_MAX)
+        except BaseException:
+            await clients.close()
+            raise
+        return clients
 
     async def begin(self) -> History:
         """From now on operations go to registers that nobody has used yet; returns their history."""
@@ -114,3 +122,4 @@ class RegisterClients:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.history.hear(json.loads(line))
+            self._ready.set()

@@ -1,9 +1,9 @@
 """Clients with a verifiable history, a program: `python -m campaign.registers TARGET` in the clients' namespace.
 
 Each client reads, writes and changes registers that it shares with others: in Redis, and in PostgreSQL on the disk.
-Guarantees: one JSON object per line on stdout, one when an operation begins and one when it has its outcome, in time;
-an operation whose connection broke has none, and the client goes on over a new one; ends with stdin, from which it
-takes the name of the registers, one per line (`r7` makes `r7:0`, `r7:1`, ...).
+Guarantees: one JSON object per line on stdout, the first when all is ready, then one when an operation begins and one
+when it has its outcome, in time; an operation whose connection broke has none, and the client goes on over a new one;
+ends with stdin, from which it takes the name of the registers, one per line (`r7` makes `r7:0`, `r7:1`, ...).
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def main(target: str) -> int:
     first = Database(target)
     first.make_table()
     first.close()
+    say({"id": "", "ready": True})
     clients = [Client(f"redis-{i}", lambda: Redis(target), say) for i in range(REDIS_CLIENTS)]
     clients += [Client(f"database-{i}", lambda: Database(target), say) for i in range(DATABASE_CLIENTS)]
     for client in clients:
