@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ROUNDS ?= 10
+MINUTES ?= 10
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
 GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
@@ -43,6 +45,14 @@ test: setup test-packages ## Unit, property, simulation and integration tests wi
 .PHONY: matrix
 matrix: setup test-packages ## Every single fault, one after the other, on three hosts with etcd: a line each
 	@$(BIN)/python -m pytest -q tests/integration/test_fault_matrix.py
+
+.PHONY: campaign
+campaign: setup test-packages ## Rounds of faults drawn from seeds, on three hosts with etcd (ROUNDS=50 ARGS="--help" for options)
+	@$(BIN)/python -m tests.campaign --rounds $(ROUNDS) $(ARGS)
+
+.PHONY: soak
+soak: setup test-packages ## A VM under load for a long time: does anything grow? (MINUTES=60 ARGS="--help" for options)
+	@$(BIN)/python -m tests.campaign.soak --minutes $(MINUTES) $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
@@ -93,4 +103,4 @@ bench-divergences: setup ## How often two copies differ under load, and which se
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json campaign.html soak.html src/*.egg-info

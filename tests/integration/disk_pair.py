@@ -269,15 +269,3 @@ class DiskPair:
         """End every process."""
         for host in self._hosts:
             await host.close()
-
-
-async def small_file_system(folder: Path, mib: int) -> None:
-    """Mount one in memory; `umount` is the caller's."""
-    folder.mkdir(exist_ok=True)
-    await run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder))
-
-
-async def run(*command: str) -> None:
-    """A tool that must succeed."""
-    process = await asyncio.create_subprocess_exec(*command)
-    assert await process.wait() == 0

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+
 from hosts import Hosts
 from pair import BOOT_S_MAX, failures_in_text, until
-
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import EnvironmentFault, UnknownVm, WrongState

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from disk_pair import FUA, MIB, TRIM, DiskPair
-from pair import until
 
+from pair import until
 from pycolo.core.failover import Role
 from pycolo.edge.disk_meta import HEADER_BYTES
 from pycolo.errors import EnvironmentFault

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from disk_pair import FUA, MIB, TRIM, WRITE, DiskHost, DiskPair, Guest, run, small_file_system
-from pair import until
+from disk_pair import FUA, MIB, TRIM, WRITE, DiskHost, DiskPair, Guest
 
+from file_systems import run, small_file_system
+from pair import until
 from pycolo.core import disk_wire
 from pycolo.core.failover import Role
 from pycolo.edge.disk_meta import HEADER_BYTES

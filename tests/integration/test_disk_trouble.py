@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from disk_pair import MIB, DiskHost, DiskPair, run, small_file_system
-from pair import until
+from disk_pair import MIB, DiskHost, DiskPair
 
+from file_systems import run, small_file_system
+from pair import until
 from pycolo.core.failover import Role
 
 SIZE = 16 * MIB

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
 from etcd_cluster import MEMBERS, PASSWORD, PREFIX, EtcdCluster, Member
 from etcd_links import PeerLinks
-
 from pycolo.core.arbitration import ClaimAnswer, ClaimRecord
 from pycolo.edge import etcd
 from pycolo.edge.etcd import EtcdArbiter

@@ -1,4 +1,6 @@
-"""Every single fault: never two hosts speak, no client notices, and the VM is protected again without a command."""
+"""Every single fault: never two hosts speak, no client notices, and the VM is protected again without a command. Then
+some rounds as a campaign plays them, of kinds that are in no matrix.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,21 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from fault_matrix import FAULTS, NAMES, Cluster, Fault, noticed, speakers_are_single, suffer
-from pair import failures_in_text
 
+from campaign.cluster import CampaignCluster
+from campaign.nemesis import Plan, Strike
+from campaign.rounds import Player
+from fault_matrix import FAULTS, NAMES, Fault, noticed, speakers_are_single, suffer
+from pair import failures_in_text
 from pycolo.guest.builder import GuestImage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+async def cluster(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CampaignCluster]:
     folder = tmp_path_factory.mktemp("m")
-    async with Cluster.running(guest_image, folder) as cluster:
+    async with CampaignCluster.running(guest_image, folder) as cluster:
         yield cluster
         result = await cluster.load.finish()
         assert not any(result[name] for name in ("failed", "reset", "wrong_bytes", "lost_acknowledged")), result
@@ -28,10 +33,24 @@ async def cluster(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 async def test_one_goes_on_and_is_protected_again(
-    cluster: Cluster, fault: Fault, capsys: pytest.CaptureFixture[str]
+    cluster: CampaignCluster, fault: Fault, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = await suffer(cluster, fault)
     with capsys.disabled():  # what it cost is what people would like to read
         print(f"  {outcome}")
     assert noticed(cluster.load) == {}
     assert speakers_are_single(outcome.turns), outcome
+
+
+@pytest.mark.parametrize(
+    "strike",
+    [Strike("slow link", 10), Strike("step the primary's clock", 3600)],
+    ids=lambda strike: strike.fault.replace(" ", "-"),
+)
+async def test_a_round_of_the_campaign(
+    cluster: CampaignCluster, strike: Strike, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = await Player(cluster, 1, Plan(0, "single", (strike,))).play()
+    with capsys.disabled():
+        print(f"  {played}")
+    assert played.problems == []

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from pair import GUEST_MAC, SYNC_S_MAX, Pair, failures_in, log_of, now_ms, output_of, socket_in, until
 from scapy.utils import RawPcapNgReader
 
+from pair import GUEST_MAC, SYNC_S_MAX, Pair, failures_in, log_of, now_ms, output_of, socket_in, until
 from pycolo.api import Client
 from pycolo.core import wire
 from pycolo.core.failover import Role

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
-from pair import Pair, failures_in, now_ms
 
+from pair import Pair, failures_in, now_ms
 from pycolo.api import Client
 from pycolo.demo.processes import DaemonProcess
 from pycolo.guest.builder import GuestImage

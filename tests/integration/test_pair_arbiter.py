@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from pair import Pair, Wiretap, log_of, now_ms, protected_under_load, until
 
+from pair import Pair, Wiretap, log_of, now_ms, protected_under_load, until
 from pycolo.core.failover import Role
 from pycolo.demo.lab import HOSTS
 from pycolo.demo.processes import DaemonProcess

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from disk_pair import MIB, run, small_file_system
-from pair import Pair, failures_in, log_of, now_ms, output_of, until
+from disk_pair import MIB
 
+from file_systems import run, small_file_system
+from pair import Pair, failures_in, log_of, now_ms, output_of, until
 from pycolo.api import Client
 from pycolo.core.failover import Role
 from pycolo.demo.disk_round import fsck, power_off

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
+
 from etcd_cluster import EtcdCluster
 from loopback_relay import LoopbackRelay
 from pair import Pair, failures_in, now_ms, until
-
 from pycolo.errors import Fenced
 from pycolo.guest.builder import GuestImage
 

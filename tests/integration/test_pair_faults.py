@@ -5,8 +5,8 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from pair import Pair, Wiretap, log_of, now_ms, protected_under_load
 
+from pair import Pair, Wiretap, log_of, now_ms, protected_under_load
 from pycolo.core.failover import Role
 from pycolo.errors import Fenced, VmLost
 from pycolo.guest.builder import GuestImage

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from pair import BOOT_S_MAX, Pair, failures_in, now_ms, until
 
+from pair import BOOT_S_MAX, Pair, failures_in, now_ms, until
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.demo.processes import DaemonProcess
 from pycolo.guest.builder import READY_LINE, GuestImage

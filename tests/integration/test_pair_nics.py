@@ -7,9 +7,9 @@ import socket
 from typing import Any
 
 import pytest
+
 from hosts import Hosts
 from pair import BOOT_S_MAX, failures_in_text, socket_in, until
-
 from pycolo.api import Client
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, add_network
 from pycolo.demo.processes import LoadProcess

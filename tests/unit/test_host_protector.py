@@ -383,6 +383,22 @@ async def test_an_offer_that_nobody_claims_ends_by_itself(two: Two, monkeypatch:
         await ours.close()
 
 
+async def test_a_copy_that_begins_anew_when_it_has_room_again_makes_way(two: Two) -> None:
+    """Its primary could not withdraw it while it waited, and nobody would ever claim it."""
+    async with two.host("h2") as h2:
+        ours = Offers(h2)
+        await ours.take(offer())
+        copy = scripted(h2)
+        copy._hear({"kind": "paired", "t_ms": 2.0})
+        copy._hear({"kind": "waits-for-room", "t_ms": 3.0})
+        await asyncio.sleep(0.1)
+        assert copy.running
+        copy._hear({"kind": "listening", "t_ms": 4.0, "address": "127.0.0.1:4445"})
+        await sees(copy, "offer-outlived")
+        assert await copy.until(lambda: not copy.running, 5)
+        await ours.close()
+
+
 async def test_only_the_primarys_host_withdraws(two: Two) -> None:
     async with two.host("h2") as h2:
         ours = Offers(h2)

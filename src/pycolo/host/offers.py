@@ -7,6 +7,7 @@ itself; a copy that may be the VM's only one is never ended by anybody's offer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from pycolo.config_values import HostPort
 from pycolo.errors import EnvironmentFault, PycoloError, WrongState
@@ -98,10 +99,24 @@ class Offers:
         return str(copy.latest.get("listening", {}).get("address", ""))
 
     async def _end_unclaimed(self, copy: Copy, offer: str) -> None:
-        def settled() -> bool:
-            claimed = {"paired", "loaded", "solo"} & copy.latest.keys() or copy.last_state == "protected"
-            return not copy.running or copy.offer != offer or bool(claimed)
+        def over() -> bool:
+            return not copy.running or copy.offer != offer
 
-        if not await copy.until(settled, LISTEN_S_MAX + CLAIM_S_MAX):
+        def claimed() -> bool:
+            return bool({"paired", "loaded", "solo"} & copy.latest.keys()) or copy.last_state == "protected"
+
+        if not await copy.until(lambda: over() or claimed(), LISTEN_S_MAX + CLAIM_S_MAX):
             copy.note("offer-unclaimed", reason=f"no primary came in {LISTEN_S_MAX + CLAIM_S_MAX:.0f} s")
             await copy.stop()
+        while not await copy.until(lambda: over() or _begins_anew(copy), LISTEN_S_MAX):
+            pass
+        if not over():  # it would wait for ever, and meanwhile this host be no place for another copy of the VM
+            copy.note("offer-outlived", reason="there is room for its disks again, and its primary has given it up")
+            with contextlib.suppress(WrongState):
+                await self._let_go(copy, 0)
+
+
+def _begins_anew(copy: Copy) -> bool:
+    """Whether it had no room for its disks, and waits for a primary now, which will ask anew if it wants it."""
+    ended, listens = copy.latest.get("waits-for-room"), copy.latest.get("listening")
+    return bool(ended and listens and listens["t_ms"] > ended["t_ms"])

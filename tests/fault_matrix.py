@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from etcd_cluster import EtcdCluster
 from hosts import Hosts
 from loopback_relay import LoopbackRelay
 from pair import BOOT_S_MAX, GUEST_MAC, now_ms, socket_in, until
-
 from pycolo.config import VmConfig, load_config
 from pycolo.demo.lab import GUEST_ADDRESS, Lab
 from pycolo.demo.processes import LoadProcess
@@ -57,6 +56,7 @@ class Speakers:
         self._end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, LISTEN_BYTES)
         self._end.setblocking(False)
         self._turns: list[str] = []
+        self.heard_ms = 0.0
         self._listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -71,6 +71,7 @@ class Speakers:
                 host = self._ports.get(port)
                 if host is None or kind == socket.PACKET_OUTGOING or frame[6:12] != GUEST_MAC:
                     continue
+                self.heard_ms = now_ms()
                 if not self._turns or self._turns[-1] != host:
                     self._turns.append(host)
 
@@ -79,6 +80,12 @@ class Speakers:
         self._drain()
         turns, self._turns = self._turns, self._turns[-1:]
         return turns
+
+    @property
+    def newest(self) -> str:
+        """Who spoke last; "" as long as nobody has."""
+        self._drain()
+        return self._turns[-1] if self._turns else ""
 
     async def close(self) -> None:
         """Stop listening."""
@@ -99,20 +106,26 @@ class Seen:
 class Cluster:
     """The hosts, whatever is under them, and the clients."""
 
-    def __init__(self, image: GuestImage, folder: Path) -> None:
+    settle_s_max = SETTLE_S_MAX
+
+    def __init__(self, image: GuestImage, folder: Path, **protection: Any) -> None:
+        """`protection`: of that table in vm.toml, what differs from the defaults."""
+        self._protection = {"qmp_deadline_ms": QMP_DEADLINE_MS, **protection}
         (folder / "etcd").mkdir()
         self.etcd = EtcdCluster(folder / "etcd")
-        self._image, self._folder = image, folder
+        self._image = image
+        self.folder = folder
         self.hosts: Hosts
         self.load: LoadProcess
         self.speakers: Speakers
+        self.vm: VmConfig
         self._relays: dict[str, LoopbackRelay] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, image: GuestImage, folder: Path) -> AsyncIterator[Cluster]:
+    async def running(cls, image: GuestImage, folder: Path, **protection: Any) -> AsyncIterator[Self]:
         """Protected, and under load. Raises LeftBehind at the end."""
-        cluster = cls(image, folder)
+        cluster = cls(image, folder, **protection)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(cluster.etcd.close)
             await asyncio.to_thread(cluster.etcd.start)
@@ -121,8 +134,9 @@ class Cluster:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         arbiter = self.etcd.config().model_dump(mode="json", exclude_none=True, exclude={"insecure"})
-        hosts = self.hosts = Hosts(self._image, self._folder, NAMES, arbiter)
+        hosts = self.hosts = Hosts(self._image, self.folder, NAMES, arbiter)
         stack.push_async_callback(hosts.close)
+        await self._prepare(stack)
         ports = [member.client_port for member in self.etcd.members]
         for name in NAMES:
             relay = self._relays[name] = LoopbackRelay(hosts.lab.hosts[name], ports)
@@ -130,27 +144,48 @@ class Cluster:
             await relay.join()
             await hosts.start(name)
         copy_disk(build_disk(), hosts.disk_dir("h1") / DISK["path"])
-        vm = load_config(hosts.vm_toml(disks=[DISK], protection={"qmp_deadline_ms": QMP_DEADLINE_MS}), VmConfig)
-        async with self._client("h1") as client:
-            await client.protect(ProtectRequest(vm=vm, secondary="", no_copy_lives=False, older_disk=False))
-        console = hosts.state_dir("h1") / "vms" / VM / "console.log"
-        await until(partial(console_says, console, READY_LINE), BOOT_S_MAX, "the guest's boot")
+        self.vm = load_config(hosts.vm_toml(disks=[DISK], protection=self._protection), VmConfig)
+        await self.protect("h1")
+        await until(partial(console_says, self.console("h1"), READY_LINE), BOOT_S_MAX, "the guest's boot")
         await self.protected()
-        self.load = await LoadProcess.start(hosts.lab.clients, GUEST_ADDRESS, self._folder / "load.log", WORKERS)
-        stack.push_async_callback(self.load.stop)
-        await until(lambda: self.load.latest.get("requests", 0) > 50, 10.0, "the load")
+        stack.push_async_callback(self._stop_load)
+        await self.load_on()
         self.speakers = Speakers(hosts.lab)
         stack.push_async_callback(self.speakers.close)
 
+    async def _prepare(self, stack: contextlib.AsyncExitStack) -> None:
+        """What has to be there before the daemons start."""
+
+    async def _stop_load(self) -> None:
+        await self.load.stop()
+
+    async def load_on(self) -> None:
+        """Start the clients; returns when they are in their stride."""
+        load = self.load = await LoadProcess.start(
+            self.hosts.lab.clients, GUEST_ADDRESS, self.folder / "load.log", WORKERS
+        )
+        await until(lambda: load.latest.get("requests", 0) > 50, 10.0, "the load")
+
+    async def protect(self, name: str, *, no_copy_lives: bool = False) -> None:
+        """Start the VM on that host, as its operator would. Raises PycoloError."""
+        request = ProtectRequest(vm=self.vm, secondary="", no_copy_lives=no_copy_lives, older_disk=False)
+        async with self.client(name) as client:
+            await client.protect(request)
+
     # ---- looking
 
-    def _client(self, name: str) -> DaemonClient:
+    def client(self, name: str) -> DaemonClient:
+        """For a host's daemon."""
         return DaemonClient(self.hosts.socket(name))
+
+    def console(self, name: str) -> Path:
+        """What the guest's copy there has printed."""
+        return self.hosts.state_dir(name) / "vms" / VM / "console.log"
 
     async def status(self, name: str) -> VmStatus | None:
         """What a daemon says of the VM; None when it does not answer or knows nothing."""
         with contextlib.suppress(PycoloError, TimeoutError):
-            async with asyncio.timeout(1.0), self._client(name) as client:
+            async with asyncio.timeout(1.0), self.client(name) as client:
                 return await client.vm(VM)
         return None
 
@@ -168,13 +203,13 @@ class Cluster:
 
     async def protected(self, was: Seen | None = None, moves: Moves = "any") -> Seen:
         """Wait until the VM is protected, and in the way that a fault has to lead to. Raises TimeoutError."""
-        deadline_s = time.monotonic() + SETTLE_S_MAX
+        deadline_s = time.monotonic() + self.settle_s_max
         while time.monotonic() < deadline_s:
             now = await self.seen()
-            if now is not None and (was is None or _has_moved(was, now, moves)):
+            if now is not None and (was is None or has_moved(was, now, moves)):
                 return now
             await asyncio.sleep(0.1)
-        raise TimeoutError(f"not protected in {SETTLE_S_MAX:.0f} s: {[await self.status(name) for name in NAMES]}")
+        raise TimeoutError(f"not protected in {self.settle_s_max:.0f} s: {[await self.status(name) for name in NAMES]}")
 
     async def pids(self, name: str) -> dict[str, int]:
         """The parts of a host that has a copy."""
@@ -213,28 +248,30 @@ class Cluster:
     def cut(self, name: str, others: tuple[str, ...]) -> Callable[[], Awaitable[None]]:
         """Between one host and others nothing goes either way; returns what ends that."""
         undo = [self.mute(*pair) for other in others for pair in ((name, other), (other, name))]
-        return partial(_all, undo)
+        return partial(all_of, undo)
 
     async def cut_arbiter(self, *names: str) -> Callable[[], Awaitable[None]]:
         """These hosts don't reach etcd; returns what ends that."""
         for name in names:
             await self._relays[name].cut()
-        return partial(_all, [self._relays[name].join for name in names])
+        return partial(all_of, [self._relays[name].join for name in names])
 
 
 Moves = str
 """What a fault has to lead to: "over" (the secondary takes over), "on" (the primary goes on, with another secondary if
-it has lost its own), "any" of the two, or "not": the same two go on as a pair."""
+it has lost its own), "any" of the two, "not": the same two go on as a pair, or "may": any of all these."""
 
 
-def _has_moved(was: Seen, now: Seen, moves: Moves) -> bool:
-    if moves == "not":
-        return now == was
-    heirs = {"over": (was.secondary,), "on": (was.primary,), "any": (was.primary, was.secondary)}[moves]
-    return now.term > was.term and now.primary in heirs
+def has_moved(was: Seen, now: Seen, moves: Moves) -> bool:
+    """Whether the pair of now is what had to become of the one before."""
+    if now == was:
+        return moves in ("not", "may")
+    heirs: dict[Moves, tuple[str, ...]] = {"over": (was.secondary,), "on": (was.primary,), "not": ()}
+    return now.term > was.term and now.primary in heirs.get(moves, (was.primary, was.secondary))
 
 
-async def _all(steps: list[Callable[[], Awaitable[None]]]) -> None:
+async def all_of(steps: list[Callable[[], Awaitable[None]]]) -> None:
+    """One after the other."""
     for step in steps:
         await step()
 
@@ -277,7 +314,7 @@ def kill(side: str, parts: tuple[str, ...]) -> Inflict:
     async def inflict(cluster: Cluster, seen: Seen) -> Undo:
         name = getattr(seen, side)
         await cluster.signal(name, parts, signal.SIGKILL)
-        return partial(cluster.start_again, name) if "daemon" in parts else _nothing
+        return partial(cluster.start_again, name) if "daemon" in parts else nothing
 
     return inflict
 
@@ -298,8 +335,8 @@ def freeze(side: str, parts: tuple[str, ...]) -> Inflict:
     return inflict
 
 
-async def _nothing() -> None:
-    pass
+async def nothing() -> None:
+    """What undoes a fault that needs no undoing."""
 
 
 async def cut_pair(cluster: Cluster, seen: Seen) -> Undo:
@@ -320,7 +357,7 @@ def isolate(side: str) -> Inflict:
     async def inflict(cluster: Cluster, seen: Seen) -> Undo:
         name = getattr(seen, side)
         undo = cluster.cut(name, tuple(other for other in NAMES if other != name))
-        return partial(_all, [undo, await cluster.cut_arbiter(name)])
+        return partial(all_of, [undo, await cluster.cut_arbiter(name)])
 
     return inflict
 
@@ -331,7 +368,7 @@ async def cut_all_arbiters(cluster: Cluster, _: Seen) -> Undo:
 
 async def cut_everything(cluster: Cluster, seen: Seen) -> Undo:
     arbiters = await cluster.cut_arbiter(*NAMES)
-    return partial(_all, [cluster.cut(seen.primary, (seen.secondary,)), arbiters])
+    return partial(all_of, [cluster.cut(seen.primary, (seen.secondary,)), arbiters])
 
 
 FAULTS = (
@@ -377,14 +414,14 @@ async def suffer(cluster: Cluster, fault: Fault) -> Outcome:
     finally:
         if not undone:
             await undo()
-    await _serves(cluster)
+    await serves(cluster)
     turns = cluster.speakers.turns()
     samples = [(at, latency) for at, latency, _ in cluster.load.samples[before:] if at + latency > began_ms]
     gap_ms = min(at + latency for at, latency in samples if at > began_ms) - began_ms
     return Outcome(fault.name, gap_ms, max(latency for _, latency in samples), again_s, turns)
 
 
-async def _serves(cluster: Cluster) -> None:
+async def serves(cluster: Cluster) -> None:
     """Clients get answers, and nothing else."""
     load = cluster.load
     requests = load.latest["requests"]

@@ -22,8 +22,8 @@ from typing import Any
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from etcd_links import HOST_SUFFIX, PeerLinks
 
+from etcd_links import HOST_SUFFIX, PeerLinks
 from pycolo.config import EtcdArbiterConfig
 from pycolo.edge.arbiter import make_arbiter
 from pycolo.edge.etcd import EtcdArbiter

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pair import END_S_MAX, LeftBehind, environment_of_pair, namespaces_of_processes, output_of, processes_of, until
-
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import GuestImage
@@ -39,6 +38,7 @@ class Hosts:
         self._arbiter = arbiter or {"kind": "file", "path": str(folder / "arbiter")}
         self.lab = build_lab(names)
         self.daemons: dict[str, asyncio.subprocess.Process] = {}
+        self.environments: dict[str, dict[str, str]] = {}  # of daemons, beside ours
         self._shm_before = set(os.listdir("/dev/shm"))
 
     def address(self, host: str) -> str:
@@ -88,6 +88,7 @@ class Hosts:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | self.environments.get(host, {}),
                 cwd="/",
             )
         await until(lambda: self.log(host).count('"serving"') > served, 20.0, f"the daemon of {host}")

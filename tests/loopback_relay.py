@@ -8,7 +8,6 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from pair import socket_in
-
 from pycolo.edge.namespaces import Namespace
 
 
