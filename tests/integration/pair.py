@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tested_qemu import CPUS, QEMU
+
 from pycolo.core.failover import Role
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, file_arbiter, make_pki
 from pycolo.demo.processes import DaemonProcess, LoadProcess
@@ -271,6 +273,8 @@ class Pair:
         vm = {
             "name": "paired",
             "memory_mib": self.memory_mib,
+            "cpus": CPUS,
+            "qemu": QEMU,
             "accel": "tcg",
             "kernel": str(self.image.kernel),
             "initrd": str(self.image.initrd),

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 from pair import GUEST_MAC, SYNC_S_MAX, Pair, failures_in, log_of, now_ms, output_of, socket_in, until
 from scapy.utils import RawPcapNgReader
+from tested_qemu import CPUS, machine
 
 from pycolo.api import Client
 from pycolo.core import wire
@@ -228,10 +229,10 @@ async def test_a_port_in_use_is_said_in_a_sentence(empty: Pair) -> None:
 
 def hello(channel: str, **changed: object) -> bytes:
     """A greeting that would fit the pair but for its version."""
-    fields: dict[str, object] = {"vm": "paired", "host": "stranger", "term": 1, "machine": "pc-q35-7.2"}
+    fields: dict[str, object] = {"vm": "paired", "host": "stranger", "term": 1, "machine": machine()}
     fields |= {
         "memory_mib": 128,
-        "cpus": 1,
+        "cpus": CPUS,
         "nics": [{"mac": "52:54:00:00:00:02"}],
         "accel": "tcg",
         "token": "",
