@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
 GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
-TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client
+TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client ipxe-qemu
+MATRIX := debootstrap
 
 .DEFAULT_GOAL := help
 
@@ -43,6 +44,11 @@ test: setup test-packages ## Unit, property, simulation and integration tests wi
 .PHONY: matrix
 matrix: setup test-packages ## Every single fault, one after the other, on three hosts with etcd: a line each
 	@$(BIN)/python -m pytest -q tests/integration/test_fault_matrix.py
+
+.PHONY: test-matrix
+test-matrix: setup test-packages ## The integration tests on QEMU 7.2, 10.0 and 11.1, and with two processors (ARGS="--help" for options)
+	@scripts/install-packages $(MATRIX)
+	@scripts/test-matrix $(BIN)/python $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
@@ -89,4 +95,4 @@ bench-divergences: setup ## How often two copies differ under load, and which se
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build test-matrix demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json src/*.egg-info
