@@ -59,5 +59,6 @@ async def test_a_load_takes_the_clocks_of_kvm_as_they_were_moved(
         f"{[(after - before) / rate / 1e6 for after, before in zip(found.tscs, loaded.tscs, strict=True)]} ms"
     )
     assert found.kvmclock_ns - loaded.kvmclock_ns == pytest.approx(ran_ns, abs=50e6)
-    for after, before in zip(found.tscs, loaded.tscs, strict=True):
-        assert (after - before) / rate == pytest.approx(ran_ns, abs=50e6)
+    if saved.tscs[0] < 2 * read_clock(state).ticks:  # else this KVM gives its guests the host's TSC, which can't be set
+        for after, before in zip(found.tscs, loaded.tscs, strict=True):
+            assert (after - before) / rate == pytest.approx(ran_ns, abs=50e6)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from firmware_guest import MEMORY_MIB, READY, Clocks, FirmwareClient, build_firmware
-from pair import Pair, failures_in, now_ms, still_protected, take_checkpoints
+from pair import Pair, failures_in, now_ms, still_protected, take_checkpoints, until
 
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.guest.builder import GuestImage
@@ -28,6 +28,7 @@ pytestmark = [
 CHECKPOINTS = 20
 COUNTED_MIN = 100
 PINGS_PER_S = 20
+STATUS_S_MAX = 5.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=[1, 2], ids=["1 vCPU", "2 vCPUs"])
@@ -80,6 +81,12 @@ async def counting(client: FirmwareClient) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+def packets(pair: Pair) -> dict[str, int]:
+    """The primary's counts, as it last told them."""
+    counts: dict[str, int] = pair.primary.status["packets"]
+    return counts
+
+
 async def test_every_checkpoint_is_an_exact_copy_and_equal_answers_leave_at_once(
     pair: Pair, client: FirmwareClient
 ) -> None:
@@ -88,17 +95,16 @@ async def test_every_checkpoint_is_an_exact_copy_and_equal_answers_leave_at_once
     await still_protected(pair)
     assert pair.primary.status["dirty_pages"] == pair.secondary.status["dirty_pages"] == "uffd"
     assert pair.primary.first("checkpoint-failed") is None
-    assert pair.primary.status["packets"]["released_equal"] > COUNTED_MIN
+    await until(lambda: packets(pair)["released_equal"] > COUNTED_MIN, STATUS_S_MAX, "answers released as equal")
     assert client.repeated == 0
 
 
 async def test_answers_that_differ_wait_for_a_checkpoint(pair: Pair, client: FirmwareClient) -> None:
     """Two copies read their clocks at different moments."""
-    before = pair.primary.status["packets"]["diverged"]
+    before = packets(pair)["diverged"]
     for _ in range(3):
         await client.clocks()
-    await asyncio.sleep(1.0)  # until the status is a new one
-    assert pair.primary.status["packets"]["diverged"] >= before + 3
+    await until(lambda: packets(pair)["diverged"] >= before + 3, STATUS_S_MAX, "answers that differed")
     await still_protected(pair)
 
 
