@@ -17,7 +17,7 @@ from pycolo.edge.namespaces import Namespace
 SOURCES = Path(__file__).parent / "firmware"
 STARTED, READY = "FIRMWARE-GUEST-STARTED", "FIRMWARE-GUEST-READY"
 MEMORY_MIB = 32
-COUNTED_PORT, CLOCKS_PORT = 7, 8
+PORTS = COUNTED_PORT, CLOCKS_PORT, SECOND_PORT = 7, 8, 9
 ANSWER_S_MAX = 0.25  # then it is asked again: a datagram that was in the air when a host died may be lost
 ASKED_MAX = 40
 COMPILE = (
@@ -56,7 +56,10 @@ class FirmwareClient:
     """Asks the guest one question after the other; whatever is not answered is asked again."""
 
     def __init__(self, clients: Namespace) -> None:
-        self._ends = {port: socket_in(clients, socket.AF_INET, socket.SOCK_DGRAM) for port in (7, 8)}
+        self._ends = {
+            port: socket_in(clients, socket.AF_INET, socket.SOCK_DGRAM)
+            for port in (COUNTED_PORT, CLOCKS_PORT, SECOND_PORT)
+        }
         for port, end in self._ends.items():
             end.bind((CLIENT_ADDRESS, 0))
             end.connect((GUEST_ADDRESS, port))
@@ -91,6 +94,11 @@ class FirmwareClient:
         tsc, kvmclock_ns = struct.unpack(">QQ", await self._ask(CLOCKS_PORT, self._request(8)))
         ended = loop.time()
         return Clocks(tsc, kvmclock_ns, int((begun + ended) / 2 * 1e9), int((ended - begun) * 1e9))
+
+    async def second_rounds(self) -> int:
+        """How often the second vCPU has gone round: 0 without one."""
+        rounds, _ = struct.unpack(">QQ", await self._ask(SECOND_PORT, self._request(8)))
+        return int(rounds)
 
     def close(self) -> None:
         for end in self._ends.values():

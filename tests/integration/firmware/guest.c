@@ -1,11 +1,13 @@
 /*
  * A guest that needs nothing: no interrupt, no kernel, no libc. It polls a virtio-net card by its legacy registers, and answers ARP,
- * ping, and datagrams on two UDP ports.
+ * ping, and datagrams on three UDP ports.
  *
  * Port 7: the datagram, then how many of them have been answered so far and a sum over all their bytes; equal in two copies that got the
  *         same datagrams in the same order. Each is also written to a log in memory.
  * Port 8: the datagram, then the TSC and kvmclock (in ns, 0 without KVM); never equal in two copies.
- * Between frames it writes to one page after the other, so that there are always dirty pages, other ones in each copy.
+ * Port 9: the datagram, then how often the second processor has gone round (0 without one), and 0.
+ * Between frames it writes to one page after the other, so that there are always dirty pages, other ones in each copy; a second
+ * processor does nothing else.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -22,6 +24,7 @@
 enum { GUEST_FEATURES = 4, QUEUE_PAGE = 8, QUEUE_SIZE = 12, QUEUE_SELECT = 14, QUEUE_NOTIFY = 16, STATUS = 18, CONFIG = 20 };
 enum { RECEIVE = 0, SEND = 1, QUEUE_MAX = 256, WRITABLE = 2, NO_INTERRUPT = 1, HEADER = 10, BUFFER = 2048 };
 enum { WANDERED_PAGES = 2048, POLLS_PER_PAGE = 4096, LOG_BYTES = 4 << 20 };
+enum { SECOND_PAGE = 8, APIC_COMMAND = 0xfee00300, INIT_OTHERS = 0xc4500, START_OTHERS = 0xc4600, TICKS_BETWEEN = 50000000 };
 
 struct descriptor {
     uint64_t address;
@@ -57,12 +60,15 @@ struct clock_page {
 
 extern struct clock_page kvmclock;
 extern uint32_t kvm_features;
+extern const uint8_t second_start[], second_start_end[];
 
 static struct queue queues[2];
 static uint8_t received[QUEUE_MAX][BUFFER], reply[BUFFER];
 static uint8_t wandered[WANDERED_PAGES][4096] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
+static uint8_t wandered_by_second[WANDERED_PAGES][4096] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
 static uint8_t request_log[LOG_BYTES] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
 static uint64_t answered, sum, polls;
+static volatile uint64_t rounds;
 static uint16_t card, seen, queue_length[2];
 static uint8_t mac[6];
 
@@ -256,6 +262,11 @@ static uint32_t add_numbers(uint16_t port, const uint8_t *data, uint32_t length,
         put(behind + 8, kvmclock_ns(), 8);
         return 16;
     }
+    if (port == 9) {
+        put(behind, rounds, 8);
+        put(behind + 8, 0, 8);
+        return 16;
+    }
     if (port != 7)
         return 0;
     uint64_t at = (answered * BUFFER) % LOG_BYTES;
@@ -323,6 +334,31 @@ static void wander(void)
     __asm__ volatile("pause");
 }
 
+static void command_others(uint32_t command)
+{
+    *(volatile uint32_t *)(uintptr_t)APIC_COMMAND = command;
+    for (uint64_t begun = tsc(); tsc() - begun < TICKS_BETWEEN;)
+        __asm__ volatile("pause");
+}
+
+static void start_second(void)
+{
+    memcpy((void *)(uintptr_t)(SECOND_PAGE << 12), second_start, second_start_end - second_start);
+    command_others(INIT_OTHERS);
+    command_others(START_OTHERS | SECOND_PAGE);
+}
+
+/* What the second processor does. */
+void second(void)
+{
+    for (;;) {
+        for (int poll = 0; poll < POLLS_PER_PAGE; poll++)
+            __asm__ volatile("pause");
+        rounds++;
+        *(volatile uint64_t *)wandered_by_second[rounds % WANDERED_PAGES] += 1;
+    }
+}
+
 void guest(void)
 {
     say("FIRMWARE-GUEST-STARTED\r\n");
@@ -335,6 +371,7 @@ void guest(void)
         say("FIRMWARE-GUEST-FAILED: queues of another length\r\n");
         return;
     }
+    start_second();
     say(kvm_features & 1 << 3 ? "FIRMWARE-GUEST-READY with kvmclock\r\n" : "FIRMWARE-GUEST-READY\r\n");
     for (;;) {
         struct used *used = &queues[RECEIVE].used;
