@@ -129,6 +129,12 @@ static void say(const char *text)
         out8(SERIAL, *text++);
 }
 
+static void say_number(uint32_t number)
+{
+    for (int shift = 28; shift >= 0; shift -= 4)
+        out8(SERIAL, "0123456789abcdef"[number >> shift & 15]);
+}
+
 static uint64_t kvmclock_ns(void)
 {
     uint32_t version;
@@ -368,7 +374,11 @@ void guest(void)
     }
     set_up_card();
     if (queue_length[RECEIVE] != QUEUE_MAX || queue_length[SEND] != QUEUE_MAX) {
-        say("FIRMWARE-GUEST-FAILED: queues of another length\r\n");
+        say("FIRMWARE-GUEST-FAILED: queues of another length, at port, receiving, sending: ");
+        say_number(card);
+        say_number(queue_length[RECEIVE]);
+        say_number(queue_length[SEND]);
+        say("\r\n");
         return;
     }
     start_second();
