@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
 GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
-TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client ipxe-qemu
+TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client
 MATRIX := debootstrap
 
 .DEFAULT_GOAL := help
