@@ -22,7 +22,7 @@
 #define VIRTIO_NET 0x10001af4u
 
 enum { GUEST_FEATURES = 4, QUEUE_PAGE = 8, QUEUE_SIZE = 12, QUEUE_SELECT = 14, QUEUE_NOTIFY = 16, STATUS = 18, CONFIG = 20 };
-enum { RECEIVE = 0, SEND = 1, QUEUE_MAX = 256, WRITABLE = 2, NO_INTERRUPT = 1, HEADER = 10, BUFFER = 2048 };
+enum { RECEIVE = 0, SEND = 1, QUEUE_MAX = 1024, WRITABLE = 2, NO_INTERRUPT = 1, HEADER = 10, BUFFER = 2048, BUFFERS = 256 };
 enum { WANDERED_PAGES = 2048, POLLS_PER_PAGE = 4096, LOG_BYTES = 4 << 20 };
 enum { SECOND_PAGE = 8, APIC_COMMAND = 0xfee00300, INIT_OTHERS = 0xc4500, START_OTHERS = 0xc4600, TICKS_BETWEEN = 50000000 };
 
@@ -33,21 +33,23 @@ struct descriptor {
 };
 
 struct available {
-    uint16_t flags, index, ring[QUEUE_MAX];
+    uint16_t flags, index, ring[];
 };
 
 struct used {
     uint16_t flags, index;
     struct {
         uint32_t id, length;
-    } ring[QUEUE_MAX];
+    } ring[];
 };
 
+/* The card says how long its queues are (256, or 1024 in QEMU 10.0); their parts follow each other in `memory`. */
 struct queue {
-    struct descriptor table[QUEUE_MAX];
-    struct available available;
-    uint8_t unused[4096 - sizeof(struct available) % 4096];
-    struct used used;
+    uint8_t memory[32768];
+    struct descriptor *table;
+    struct available *available;
+    struct used *used;
+    uint16_t length;
 } __attribute__((aligned(4096)));
 
 struct clock_page {
@@ -63,13 +65,13 @@ extern uint32_t kvm_features;
 extern const uint8_t second_start[], second_start_end[];
 
 static struct queue queues[2];
-static uint8_t received[QUEUE_MAX][BUFFER], reply[BUFFER];
+static uint8_t received[BUFFERS][BUFFER], reply[BUFFER];
 static uint8_t wandered[WANDERED_PAGES][4096] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
 static uint8_t wandered_by_second[WANDERED_PAGES][4096] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
 static uint8_t request_log[LOG_BYTES] __attribute__((aligned(4096), section(".found,\"aw\",@nobits#")));
 static uint64_t answered, sum, polls;
 static volatile uint64_t rounds;
-static uint16_t card, seen, queue_length[2];
+static uint16_t card, seen;
 static uint8_t mac[6];
 
 static inline void out8(uint16_t port, uint8_t value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
@@ -129,12 +131,6 @@ static void say(const char *text)
         out8(SERIAL, *text++);
 }
 
-static void say_number(uint32_t number)
-{
-    for (int shift = 28; shift >= 0; shift -= 4)
-        out8(SERIAL, "0123456789abcdef"[number >> shift & 15]);
-}
-
 static uint64_t kvmclock_ns(void)
 {
     uint32_t version;
@@ -171,51 +167,55 @@ static int find_card(void)
     return 0;
 }
 
-static void set_up_queue(int which)
+static int set_up_queue(int which)
 {
     struct queue *queue = &queues[which];
     out16(card + QUEUE_SELECT, which);
-    queue_length[which] = in16(card + QUEUE_SIZE);
-    queue->available.flags = NO_INTERRUPT;
-    out32(card + QUEUE_PAGE, (uint32_t)(uintptr_t)queue >> 12);
+    queue->length = in16(card + QUEUE_SIZE);
+    if (queue->length < BUFFERS || queue->length > QUEUE_MAX)
+        return 0;
+    uint32_t used_at = (16 * queue->length + 6 + 2 * queue->length + 4095) & ~4095u;
+    queue->table = (struct descriptor *)queue->memory;
+    queue->available = (struct available *)(queue->memory + 16 * queue->length);
+    queue->used = (struct used *)(queue->memory + used_at);
+    queue->available->flags = NO_INTERRUPT;
+    out32(card + QUEUE_PAGE, (uint32_t)(uintptr_t)queue->memory >> 12);
+    return 1;
 }
 
-static void offer(uint16_t buffer)
+/* Give a buffer to the card. */
+static void give(struct queue *queue, uint16_t number, void *buffer, uint32_t length, uint16_t flags)
 {
-    struct queue *queue = &queues[RECEIVE];
-    queue->table[buffer] = (struct descriptor){(uintptr_t)received[buffer], BUFFER, WRITABLE, 0};
-    queue->available.ring[queue->available.index % QUEUE_MAX] = buffer;
+    queue->table[number] = (struct descriptor){(uintptr_t)buffer, length, flags, 0};
+    queue->available->ring[queue->available->index % queue->length] = number;
     barrier();
-    *(volatile uint16_t *)&queue->available.index += 1;
+    *(volatile uint16_t *)&queue->available->index += 1;
     barrier();
 }
 
-static void set_up_card(void)
+static int set_up_card(void)
 {
     out8(card + STATUS, 0);
     out8(card + STATUS, 3);
     out32(card + GUEST_FEATURES, 0);
-    set_up_queue(RECEIVE);
-    set_up_queue(SEND);
+    if (!set_up_queue(RECEIVE) || !set_up_queue(SEND))
+        return 0;
     for (int i = 0; i < 6; i++)
         mac[i] = in8(card + CONFIG + i);
     out8(card + STATUS, 7);
-    for (uint16_t buffer = 0; buffer < QUEUE_MAX; buffer++)
-        offer(buffer);
+    for (uint16_t number = 0; number < BUFFERS; number++)
+        give(&queues[RECEIVE], number, received[number], BUFFER, WRITABLE);
     out16(card + QUEUE_NOTIFY, RECEIVE);
+    return 1;
 }
 
 static void send_frame(uint32_t length)
 {
     struct queue *queue = &queues[SEND];
     memset(reply, 0, HEADER);
-    queue->table[0] = (struct descriptor){(uintptr_t)reply, HEADER + length, 0, 0};
-    queue->available.ring[queue->available.index % QUEUE_MAX] = 0;
-    barrier();
-    *(volatile uint16_t *)&queue->available.index += 1;
-    barrier();
+    give(queue, 0, reply, HEADER + length, 0);
     out16(card + QUEUE_NOTIFY, SEND);
-    while (*(volatile uint16_t *)&queue->used.index != queue->available.index)
+    while (*(volatile uint16_t *)&queue->used->index != queue->available->index)
         __asm__ volatile("pause");
 }
 
@@ -372,29 +372,24 @@ void guest(void)
         say("FIRMWARE-GUEST-FAILED: no network card\r\n");
         return;
     }
-    set_up_card();
-    if (queue_length[RECEIVE] != QUEUE_MAX || queue_length[SEND] != QUEUE_MAX) {
-        say("FIRMWARE-GUEST-FAILED: queues of another length, at port, receiving, sending: ");
-        say_number(card);
-        say_number(queue_length[RECEIVE]);
-        say_number(queue_length[SEND]);
-        say("\r\n");
+    if (!set_up_card()) {
+        say("FIRMWARE-GUEST-FAILED: no queues of up to 1024 entries\r\n");
         return;
     }
     start_second();
     say(kvm_features & 1 << 3 ? "FIRMWARE-GUEST-READY with kvmclock\r\n" : "FIRMWARE-GUEST-READY\r\n");
     for (;;) {
-        struct used *used = &queues[RECEIVE].used;
+        struct used *used = queues[RECEIVE].used;
         if (seen == *(volatile uint16_t *)&used->index) {
             wander();
             continue;
         }
         barrier();
-        uint16_t buffer = used->ring[seen % QUEUE_MAX].id;
-        uint32_t length = used->ring[seen % QUEUE_MAX].length;
+        uint16_t number = used->ring[seen % queues[RECEIVE].length].id;
+        uint32_t length = used->ring[seen % queues[RECEIVE].length].length;
         seen++;
         if (length > HEADER && length <= BUFFER)
-            take_frame(received[buffer] + HEADER, length - HEADER);
-        offer(buffer);
+            take_frame(received[number] + HEADER, length - HEADER);
+        give(&queues[RECEIVE], number, received[number], BUFFER, WRITABLE);
     }
 }
