@@ -39,6 +39,7 @@ async def test_a_load_takes_the_clocks_of_kvm_as_they_were_moved(
     assert saved.kvmclock_ns == pytest.approx(read_clock(state).clock_ns, abs=1e9)
     assert len(saved.tscs) == cpus
     assert min(saved.tscs) > 0
+    assert b"cpu/steal_time_msr" in state  # KVM writes into the guest's memory there, too
 
     advanced = advance_clock(state, AHEAD_NS)
     await secondary.stop_for_load()
