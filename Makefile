@@ -10,6 +10,7 @@ MINUTES ?= 10
 TOOLS := gcc libc6-dev python3-venv iproute2 util-linux procps
 GUEST := qemu-system-x86 busybox-static cpio e2fsprogs
 TESTS := qemu-utils redis-server postgresql-15 iputils-ping libnbd-bin python3-libnbd nbd-client fio etcd-server etcd-client
+MATRIX := debootstrap
 
 .DEFAULT_GOAL := help
 
@@ -53,6 +54,11 @@ campaign: setup test-packages ## Rounds of faults drawn from seeds, on three hos
 .PHONY: soak
 soak: setup test-packages ## A VM under load for a long time: does anything grow? (MINUTES=60 ARGS="--help" for options)
 	@$(BIN)/python -m tests.campaign.soak --minutes $(MINUTES) $(ARGS)
+
+.PHONY: test-matrix
+test-matrix: setup test-packages ## The integration tests on QEMU 7.2, 10.0 and 11.1, and with two processors (ARGS="--help" for options)
+	@scripts/install-packages $(MATRIX)
+	@scripts/test-matrix $(BIN)/python $(ARGS)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
@@ -103,4 +109,4 @@ bench-divergences: setup ## How often two copies differ under load, and which se
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json campaign.html soak.html src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build test-matrix demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json campaign.html soak.html src/*.egg-info

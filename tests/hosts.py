@@ -20,6 +20,7 @@ from pair import END_S_MAX, LeftBehind, environment_of_pair, namespaces_of_proce
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import GuestImage
+from tested_qemu import CPUS, QEMU
 
 COMMAND_S_MAX = 90.0
 
@@ -68,7 +69,7 @@ class Hosts:
             "listen": f"{self.address(host)}:7700",
             "state_dir": str(self.state_dir(host)),
             "bridge": "br0",
-            "cpus": 2,
+            "cpus": 2 * CPUS,
             "memory_mib": 1024,
             "disk_dir": str(self.disk_dir(host)),
             "arbiter": self._arbiter,
@@ -97,6 +98,8 @@ class Hosts:
         values: dict[str, Any] = {
             "name": "web",
             "memory_mib": 128,
+            "cpus": CPUS,
+            "qemu": QEMU,
             "accel": "tcg",
             "kernel": str(self.image.kernel),
             "initrd": str(self.image.initrd),

@@ -20,12 +20,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pycolo.api import Client
 from pycolo.core.failover import Role
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, file_arbiter, make_pki
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
 from pycolo.manager.common import console_says
+from tested_qemu import CPUS, QEMU
 
 BOOT_S_MAX = 60.0
 SYNC_S_MAX = 40.0
@@ -48,15 +50,21 @@ class Pair:
         folder: Path,
         memory_mib: int = MEMORY_MIB,
         disks: Sequence[dict[str, Any]] = (),
+        vm: dict[str, Any] | None = None,
+        ready_line: str = READY_LINE,
         **protection: Any,
     ) -> None:
-        """`disks` are the tables of vm.toml; relative paths lie in a folder for each host, see `disk`."""
+        """`disks` are the tables of vm.toml; relative paths lie in a folder for each host, see `disk`.
+
+        `vm` replaces values of vm.toml, None leaves a key out; a guest that serves says `ready_line` on its console.
+        """
         folder.mkdir(exist_ok=True)
         self.disks = list(disks)
         for name in HOSTS:
             (folder / f"disks-{name}").mkdir(exist_ok=True)
         (folder / "arbiter").mkdir(exist_ok=True)
         self.image, self.folder = image, folder
+        self.vm, self.ready_line = vm or {}, ready_line
         self.memory_mib, self.protection = memory_mib, protection
         self.pki = make_pki((folder / "pki").absolute())
         self.lab = build_lab()
@@ -126,7 +134,7 @@ class Pair:
         """Start the primary; returns when the guest serves."""
         primary = await self.start(Role.PRIMARY)
         console = primary.state_dir / "console.log"
-        await primary.wait_for(lambda: console_says(console, READY_LINE), BOOT_S_MAX, "the guest's boot")
+        await primary.wait_for(lambda: console_says(console, self.ready_line), BOOT_S_MAX, "the guest's boot")
 
     async def join_secondary(self) -> None:
         """Start a secondary; returns when it could take over and its SVM runs."""
@@ -271,13 +279,16 @@ class Pair:
         vm = {
             "name": "paired",
             "memory_mib": self.memory_mib,
+            "cpus": CPUS,
+            "qemu": QEMU,
             "accel": "tcg",
             "kernel": str(self.image.kernel),
             "initrd": str(self.image.initrd),
             "append": self.image.command_line(f"{GUEST_ADDRESS}/24"),
+            **self.vm,
             **changed,
         }
-        lines = [f"{key} = {json.dumps(value)}" for key, value in vm.items()]
+        lines = [f"{key} = {json.dumps(value)}" for key, value in vm.items() if value is not None]
         protection = [f"{key} = {json.dumps(value)}" for key, value in self.protection.items()]
         tables = [["[[disks]]", *(f"{k} = {json.dumps(v)}" for k, v in disk.items())] for disk in self.disks]
         return "\n".join([*lines, "[protection]", *protection, *(line for table in tables for line in table)])
@@ -299,6 +310,30 @@ async def until(condition: Callable[[], Any], wait_s: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come in {wait_s} s")
         await asyncio.sleep(0.05)
+
+
+async def take_checkpoints(pair: Pair, count: int) -> None:
+    """One after the other, each loaded by the secondary before the next is asked for."""
+    secondary = pair.secondary
+    async with Client(pair.primary.state_dir) as primary, Client(secondary.state_dir) as other:
+        loaded = (await other.status())["loads_checked"]
+        for _ in range(count):
+            epoch = (await other.status())["loaded_epoch"]
+            await primary.checkpoint()
+            deadline_ms = now_ms() + 20_000
+            while (status := await other.status())["loaded_epoch"] <= epoch:
+                assert now_ms() < deadline_ms, log_of(pair.primary)[-2000:]
+                await asyncio.sleep(0.02)
+        if pair.protection.get("self_check"):
+            assert status["loads_checked"] >= loaded + count
+
+
+async def still_protected(pair: Pair) -> None:
+    """Both sides live and are a pair, and nothing bad stands in their logs."""
+    for daemon in (pair.primary, pair.secondary):
+        async with Client(daemon.state_dir) as client:
+            assert (await client.status())["state"] == "protected"
+        assert failures_in(daemon) == []
 
 
 def log_of(daemon: DaemonProcess) -> str:

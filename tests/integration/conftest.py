@@ -13,10 +13,10 @@ import pytest
 from disk_server import SIZE, Server
 
 from pycolo.edge.qemu import QMP_DEADLINE_S, Qemu
-from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
+from pycolo.edge.qemu_command import QemuConfig
 from pycolo.guest.builder import GuestImage, build_guest
+from tested_qemu import CPUS, QEMU, machine
 
-BINARY = "qemu-system-x86_64"
 GUEST_ADDRESS = "10.77.0.2/24"
 READY = "COLO-GUEST-READY"
 BOOT_S_MAX = 60.0
@@ -51,10 +51,10 @@ def guest_image() -> GuestImage:
 @pytest.fixture
 def vm_config(guest_image: GuestImage) -> QemuConfig:
     return QemuConfig(
-        binary=BINARY,
+        binary=QEMU,
         accel="tcg",
-        machine=default_machine(qemu_version(BINARY)),
-        cpus=1,
+        machine=machine(),
+        cpus=CPUS,
         memory_mib=256,
         macs=("52:54:00:00:00:02",),
         kernel=guest_image.kernel,

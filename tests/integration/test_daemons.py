@@ -19,6 +19,7 @@ from pycolo.demo.processes import LoadProcess
 from pycolo.errors import EnvironmentFault, UnknownVm, WrongState
 from pycolo.guest.builder import READY_LINE, GuestImage
 from pycolo.manager.common import console_says
+from tested_qemu import CPUS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ENDS_LOOKS_MAX = 100
@@ -53,10 +54,11 @@ async def protected(hosts: Hosts) -> Hosts:
 
 
 async def test_what_will_not_do_is_said_and_starts_nothing(hosts: Hosts) -> None:
+    has, need = 2 * CPUS, 2 * CPUS + 1
     wrong = (
         (("protect", hosts.vm_toml(), "--secondary", "h9"), WrongState, "none of h9 is a peer of h1 (its peers: h2)"),
         (("protect", hosts.vm_toml(), "--secondary", "h 9"), EnvironmentFault, "no name of a host"),
-        (("protect", hosts.vm_toml(cpus=3)), WrongState, "h1 offers 2 cpus, 0 are taken, and web needs 3"),
+        (("protect", hosts.vm_toml(cpus=need)), WrongState, f"h1 offers {has} cpus, 0 are taken, and web needs {need}"),
         (("protect", hosts.vm_toml(memory_gib=3)), EnvironmentFault, "the key memory_gib is unknown"),
         (("status", "none"), UnknownVm, "h1 knows no VM none"),
         (("stop", "none"), UnknownVm, "h1 knows no VM none"),
@@ -79,7 +81,7 @@ async def test_a_vm_becomes_protected_by_one_command(protected: Hosts) -> None:
     code, listed, _ = await protected.colo("h1", "host", "list", "--json")
     entries = json.loads(listed)["hosts"]
     assert code == 0
-    assert [(entry["name"], entry["report"]["cpus_used"]) for entry in entries] == [("h1", 1), ("h2", 1)]
+    assert [(entry["name"], entry["report"]["cpus_used"]) for entry in entries] == [("h1", CPUS), ("h2", CPUS)]
 
 
 async def test_events_logs_and_metrics_tell_it(protected: Hosts) -> None:

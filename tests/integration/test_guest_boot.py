@@ -15,6 +15,7 @@ import redis
 
 from pycolo.guest.builder import READY_LINE, GuestImage, build_guest
 from pycolo.guest.static_files import STATIC_FILES, static_file
+from tested_qemu import CPUS, QEMU, machine
 
 READY_S_MAX = 60.0
 ANSWER_S_MAX = 20.0
@@ -46,8 +47,8 @@ def start(image: GuestImage, ports: dict[str, int], command_line: str) -> subpro
     forwards = "".join(
         f",hostfwd={protocol}:127.0.0.1:{ports[name]}-:{port}" for name, (protocol, port) in SERVICES.items()
     )
-    options = "-accel tcg -smp 1 -m 256 -M pc-q35-7.2 -cpu qemu64,-rdrand -nodefaults -no-user-config -display none"
-    command = ["qemu-system-x86_64", *options.split(), "-serial", "stdio"]
+    options = f"-accel tcg -smp {CPUS} -m 256 -M {machine()} -cpu qemu64,-rdrand -nodefaults -no-user-config"
+    command = [QEMU, *options.split(), "-display", "none", "-serial", "stdio"]
     command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", command_line]
     command += ["-netdev", f"user,id=n{forwards}", "-device", "virtio-net-pci,netdev=n,romfile="]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

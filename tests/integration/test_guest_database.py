@@ -19,6 +19,7 @@ from pycolo.demo.load_ledger import Ledger
 from pycolo.guest.builder import READY_LINE, UNMOUNTED_LINE, GuestImage
 from pycolo.guest.control import power_off, sync
 from pycolo.guest.disk_image import build_disk, copy_disk
+from tested_qemu import CPUS, QEMU, machine
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -36,8 +37,8 @@ class Guest:
         self.database, self.control = free_ports()
         self.console = console
         forwards = f"hostfwd=tcp:{LOCALHOST}:{self.database}-:5432,hostfwd=tcp:{LOCALHOST}:{self.control}-:9"
-        options = "-accel tcg -smp 1 -M pc-q35-7.2 -cpu qemu64,-rdrand -nodefaults -no-user-config -display none"
-        command = ["qemu-system-x86_64", *options.split(), "-m", str(memory_mib), "-serial", f"file:{console}"]
+        options = f"-accel tcg -smp {CPUS} -M {machine()} -cpu qemu64,-rdrand -nodefaults -no-user-config -display none"
+        command = [QEMU, *options.split(), "-m", str(memory_mib), "-serial", f"file:{console}"]
         command += ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
         command += ["-append", image.command_line("10.0.2.15/24")]
         command += ["-netdev", f"user,id=n,{forwards}", "-device", "virtio-net-pci,netdev=n,romfile="]

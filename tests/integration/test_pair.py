@@ -18,7 +18,18 @@ import pytest
 import pytest_asyncio
 from scapy.utils import RawPcapNgReader
 
-from pair import GUEST_MAC, SYNC_S_MAX, Pair, failures_in, log_of, now_ms, output_of, socket_in, until
+from pair import (
+    GUEST_MAC,
+    SYNC_S_MAX,
+    Pair,
+    failures_in,
+    log_of,
+    output_of,
+    socket_in,
+    still_protected,
+    take_checkpoints,
+    until,
+)
 from pycolo.api import Client
 from pycolo.core import wire
 from pycolo.core.failover import Role
@@ -30,6 +41,7 @@ from pycolo.errors import EnvironmentFault, WrongState
 from pycolo.events import REFUSED_NEXT_S
 from pycolo.guest.builder import GuestImage
 from pycolo.pki.authority import issue
+from tested_qemu import CPUS, machine
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CHECKPOINTS = 50
@@ -55,30 +67,6 @@ async def empty(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactor
         yield pair
     finally:
         await pair.close()
-
-
-async def take_checkpoints(pair: Pair, count: int) -> None:
-    """One after the other, each loaded by the secondary before the next is asked for."""
-    secondary = pair.secondary
-    async with Client(pair.primary.state_dir) as primary, Client(secondary.state_dir) as other:
-        loaded = (await other.status())["loads_checked"]
-        for _ in range(count):
-            epoch = (await other.status())["loaded_epoch"]
-            await primary.checkpoint()
-            deadline_ms = now_ms() + 20_000
-            while (status := await other.status())["loaded_epoch"] <= epoch:
-                assert now_ms() < deadline_ms, log_of(pair.primary)[-2000:]
-                await asyncio.sleep(0.02)
-        if pair.protection.get("self_check"):
-            assert status["loads_checked"] >= loaded + count
-
-
-async def still_protected(pair: Pair) -> None:
-    """Both sides live and are a pair, and nothing bad stands in their logs."""
-    for daemon in (pair.primary, pair.secondary):
-        async with Client(daemon.state_dir) as client:
-            assert (await client.status())["state"] == "protected"
-        assert failures_in(daemon) == []
 
 
 async def test_every_checkpoint_under_load_is_an_exact_copy(checked: Pair) -> None:
@@ -228,10 +216,10 @@ async def test_a_port_in_use_is_said_in_a_sentence(empty: Pair) -> None:
 
 def hello(channel: str, **changed: object) -> bytes:
     """A greeting that would fit the pair but for its version."""
-    fields: dict[str, object] = {"vm": "paired", "host": "stranger", "term": 1, "machine": "pc-q35-7.2"}
+    fields: dict[str, object] = {"vm": "paired", "host": "stranger", "term": 1, "machine": machine()}
     fields |= {
         "memory_mib": 128,
-        "cpus": 1,
+        "cpus": CPUS,
         "nics": [{"mac": "52:54:00:00:00:02"}],
         "accel": "tcg",
         "token": "",

@@ -6,11 +6,13 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycolo.core.device_state import CLOCK_NS_MIN, advance_clock, read_clock, with_configuration
+from pycolo.core.device_state import CLOCK_NS_MIN, advance_clock, read_clock, read_kvm_clocks, with_configuration
 
 HEADER = b"QEVM\0\0\0\3"
 HOURS_8760_NS = 8760 * 3600 * 10**9
-FRAGMENTS = st.sampled_from([b"\x04", b"\x05timer", bytes(7) + b"\x02", b"\x7e", bytes(4), HEADER, b"\x07"])
+FRAGMENTS = st.sampled_from(
+    [b"\x04", b"\x05timer", b"\x08kvmclock", b"\x03cpu", bytes(7) + b"\x02", b"\x7e", bytes(4), HEADER, b"\x07"]
+)
 JUNK = st.lists(FRAGMENTS | st.binary(max_size=30), max_size=30).map(b"".join)
 
 
@@ -63,6 +65,8 @@ def test_junk_gives_value_error_or_a_sane_clock(junk: bytes) -> None:
         clock = read_clock(junk)
         assert clock.ticks >= 0
         assert clock.clock_ns >= 0
+    with suppress(ValueError):
+        assert all(0 <= tsc < 2**64 for tsc in read_kvm_clocks(junk).tscs)
     with suppress(ValueError):
         assert len(advance_clock(junk, 1000)) == len(junk)
     with suppress(ValueError):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pycolo.edge.logs import begin_log, bound_log, last_line, log_to_stderr
+from pycolo.edge.qemu_process import QemuLog
 
 
 def test_a_new_log_keeps_the_one_before(tmp_path: Path) -> None:
@@ -36,6 +37,19 @@ def test_the_last_words(tmp_path: Path) -> None:
     assert last_line(path, "colo: ") == ""
     path.write_bytes(b"colo: old\n{}\ncolo: it broke: mend it\n\xff more\n")
     assert last_line(path, "colo: ") == "it broke: mend it"
+
+
+def test_the_last_words_of_qemu_are_no_warning(tmp_path: Path) -> None:
+    path = tmp_path / "qemu.log"
+    path.write_text("qemu-system-x86_64: of another one\n")
+    log = QemuLog(path, path.stat().st_size)
+    assert log.last_words() == "nothing"
+    with path.open("a") as file:
+        file.write("qemu-system-x86_64: -mon x: warning: it is deprecated\nsomething else\n")
+    assert log.last_words() == "something else"
+    with path.open("a") as file:
+        file.write("qemu-system-x86_64: no such machine\nqemu-system-x86_64: warning: old\nmore\n")
+    assert log.last_words() == "qemu-system-x86_64: no such machine"
 
 
 @pytest.mark.parametrize(("style", "has"), [("json", '"event": "hello"'), ("console", "hello")])

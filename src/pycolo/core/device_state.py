@@ -1,11 +1,12 @@
-"""QEMU's device state as bytes: the section that `xen-save-devices-state` leaves out, and the guest's clock
+"""QEMU's device state as bytes: the section that `xen-save-devices-state` leaves out, and the guest's clocks
 in it.
 
 A stream is `QEVM`, a version, then sections without a length field, so it can't be walked without knowing
 every device. What is searched for is therefore recognised by its whole frame, header and footer, and must be
 there exactly once. Guaranteed: a stream that doesn't look as it must raises ValueError; nothing else in a
 stream is ever changed. Sources: QEMU migration/savevm.c (framing), softmmu/cpu-timers.c, later
-system/cpu-timers.c (`vmstate_timers`).
+system/cpu-timers.c (`vmstate_timers`), hw/i386/kvm/clock.c (`kvmclock_vmsd`), target/i386/machine.c
+(`vmstate_x86_cpu`).
 """
 
 import re
@@ -21,12 +22,25 @@ _INT64_MAX = 2**63 - 1
 CLOCK_NS_MIN = 1_000_000
 """A younger guest's tick rate can't be told from its clock (1 ms: the two are read up to 1 us apart)."""
 
-# The whole frame: type, section id, name, instance 0, version 2, the fields, footer with the same section id.
-# A look-ahead, so that what only looks like a frame can't hide the one it overlaps.
+# Whole frames: type, section id, name, instance, version, the fields, footer with the same section id.
+_TIMER = b"\x05timer"
 _TIMER_SECTION = re.compile(
-    rb"(?=\x04(?P<id>.{4})\x05timer\x00{4}\x00{3}\x02(?P<ticks>.{8}).{8}(?P<clock>.{8})\x7e(?P=id))",
+    rb"\x04(?P<id>.{4})\x05timer\x00{4}\x00{3}\x02(?P<ticks>.{8}).{8}(?P<clock>.{8})\x7e(?P=id)", re.DOTALL
+)
+# On machine types from 2.9 on with a subsection of one byte.
+_KVMCLOCK = b"\x08kvmclock"
+_KVMCLOCK_SECTION = re.compile(
+    rb"\x04(?P<id>.{4})\x08kvmclock\x00{4}\x00{3}\x01(?P<clock>.{8})"
+    rb"(?:\x05\x1akvmclock/clock_is_reliable\x00{3}\x01.)?\x7e(?P=id)",
     re.DOTALL,
 )
+# One for each processor: 1157 bytes of registers, the TSC, 652 bytes, and subsections that depend on the processor.
+_CPU = b"\x03cpu"
+_CPU_SECTION = re.compile(
+    rb"\x04(?P<id>.{4})\x03cpu(?P<instance>.{4})\x00{3}\x0c.{1157}(?P<tsc>.{8}).{652}(?:\x7e(?P=id)|\x05.cpu/)",
+    re.DOTALL,
+)
+_NAME_AT = 5
 _FOOTER_BYTES = 5
 
 
@@ -38,6 +52,17 @@ class GuestClock:
 
     ticks: int
     clock_ns: int
+
+
+@dataclass(frozen=True)
+class KvmClocks:
+    """What a guest under KVM reads: kvmclock in nanoseconds, None when its VM has none, and each processor's TSC.
+
+    Under TCG the TSCs are 0, whatever the guest reads: there it is `GuestClock` that counts.
+    """
+
+    kvmclock_ns: int | None
+    tscs: tuple[int, ...]
 
 
 def with_configuration(stream: bytes, machine: str) -> bytes:
@@ -69,12 +94,23 @@ def read_clock(stream: bytes) -> GuestClock:
     return GuestClock(ticks, clock_ns)
 
 
+def read_kvm_clocks(stream: bytes) -> KvmClocks:
+    """The clocks that KVM keeps for the guest, as of when the VM was stopped.
+
+    ValueError: no device state, more than one kvmclock in it, or processors that are not 0, 1, 2, ...
+    """
+    kvmclock = _kvmclock_section(stream)
+    clock_ns = None if kvmclock is None else int.from_bytes(kvmclock["clock"], "big")
+    return KvmClocks(clock_ns, tuple(int.from_bytes(cpu["tsc"], "big") for cpu in _cpu_sections(stream)))
+
+
 def advance_clock(stream: bytes, advance_ns: int) -> bytes:
-    """`stream` with the guest's clock moved forward by `advance_ns`, ticks and nanoseconds together.
+    """`stream` with all the guest's clocks moved forward by `advance_ns`, ticks and nanoseconds together; under KVM
+    also kvmclock and the TSCs.
 
     The tick rate is the stream's own, ticks per nanosecond since the first start: both count only while the
-    VM runs, and both travel with the state. ValueError as `read_clock`, for a negative advance, and for a
-    clock too young to have a rate (`CLOCK_NS_MIN`).
+    VM runs, and both travel with the state. ValueError as `read_clock` and `read_kvm_clocks`, for a negative
+    advance, and for a clock too young to have a rate (`CLOCK_NS_MIN`).
     """
     clock = read_clock(stream)
     if advance_ns == 0:
@@ -85,8 +121,19 @@ def advance_clock(stream: bytes, advance_ns: int) -> bytes:
         raise ValueError(
             f"the guest has run too short to know its tick rate ({clock.ticks} ticks, {clock.clock_ns} ns)"
         )
-    ticks = clock.ticks + clock.ticks * advance_ns // clock.clock_ns
-    return _with_clock(stream, GuestClock(ticks, clock.clock_ns + advance_ns))
+    ticks = clock.ticks * advance_ns // clock.clock_ns
+    if max(clock.ticks + ticks, clock.clock_ns + advance_ns) > _INT64_MAX:
+        raise ValueError("the guest's clock would run over its 64 bits")
+    changed = bytearray(stream)
+    timer, kvmclock = _timer_section(stream), _kvmclock_section(stream)
+    _add(changed, timer.span("ticks"), ticks)
+    _add(changed, timer.span("clock"), advance_ns)
+    if kvmclock is not None:
+        _add(changed, kvmclock.span("clock"), advance_ns)
+    for cpu in _cpu_sections(stream):
+        if any(cpu["tsc"]):
+            _add(changed, cpu.span("tsc"), ticks)
+    return bytes(changed)
 
 
 def _require_header(stream: bytes) -> None:
@@ -96,11 +143,42 @@ def _require_header(stream: bytes) -> None:
 
 def _timer_section(stream: bytes) -> re.Match[bytes]:
     """The one section of the clock: whole frame right, and something that can end a section right before it."""
-    _require_header(stream)
-    found = [match for match in _TIMER_SECTION.finditer(stream) if _section_can_begin(stream, match.start())]
+    found = _sections(_TIMER, _TIMER_SECTION, stream)
     if len(found) != 1:
         raise ValueError(f"the device state has {len(found)} clocks, not one")
     return found[0]
+
+
+def _kvmclock_section(stream: bytes) -> re.Match[bytes] | None:
+    found = _sections(_KVMCLOCK, _KVMCLOCK_SECTION, stream)
+    if len(found) > 1:
+        raise ValueError(f"the device state has {len(found)} sections of kvmclock, not one")
+    return found[0] if found else None
+
+
+def _cpu_sections(stream: bytes) -> list[re.Match[bytes]]:
+    """In the order of the processors."""
+    found = sorted(_sections(_CPU, _CPU_SECTION, stream), key=lambda section: section["instance"])
+    numbers = [int.from_bytes(section["instance"], "big") for section in found]
+    if numbers != list(range(len(found))):
+        raise ValueError(f"the device state has the processors {numbers}")
+    return found
+
+
+def _sections(name: bytes, frame: re.Pattern[bytes], stream: bytes) -> list[re.Match[bytes]]:
+    """Those that are framed so and begin where a section can begin.
+
+    Each place with the name counts, so that what only looks like a frame can't hide the one it overlaps.
+    """
+    _require_header(stream)
+    found = []
+    at = stream.find(name)
+    while at >= 0:
+        section = frame.match(stream, max(0, at - _NAME_AT))
+        if section is not None and _section_can_begin(stream, section.start()):
+            found.append(section)
+        at = stream.find(name, at + 1)
+    return found
 
 
 def _section_can_begin(stream: bytes, at: int) -> bool:
@@ -118,11 +196,7 @@ def _end_of_configuration(stream: bytes) -> int | None:
     return start + 5 + int(length)
 
 
-def _with_clock(stream: bytes, clock: GuestClock) -> bytes:
-    if max(clock.ticks, clock.clock_ns) > _INT64_MAX:
-        raise ValueError("the guest's clock would run over its 64 bits")
-    section = _timer_section(stream)
-    changed = bytearray(stream)
-    struct.pack_into(">q", changed, section.start("ticks"), clock.ticks)
-    struct.pack_into(">q", changed, section.start("clock"), clock.clock_ns)
-    return bytes(changed)
+def _add(stream: bytearray, place: tuple[int, int], amount: int) -> None:
+    """Add to the 64-bit number at `place`; it wraps, as a TSC does."""
+    start, end = place
+    stream[start:end] = ((int.from_bytes(stream[start:end], "big") + amount) % 2**64).to_bytes(8, "big")

@@ -109,7 +109,7 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *(part for place in enumerate(zip(config.macs, fds.nics, strict=True)) for part in _nic(*place)),
         *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
-        *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-qmp", "chardev:qmp"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     ]
 

@@ -151,14 +151,14 @@ class QemuLog:
     start: int
 
     def last_words(self) -> str:
-        """QEMU's last line under its own name, else the last line of all, or "nothing"."""
+        """QEMU's last line under its own name, else the last line of all, or "nothing"; no warning is why it ended."""
         try:
             with self.path.open("rb") as file:
                 file.seek(max(self.start, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
                 lines = file.read().decode(errors="replace").split("\n")
         except OSError:
             lines = []
-        spoken = [line.strip() for line in lines if line.strip()]
+        spoken = [line.strip() for line in lines if line.strip() and ": warning: " not in line]
         signed = [line for line in spoken if "qemu" in line.partition(": ")[0]]
         return (signed or spoken or ["nothing"])[-1]
 
