@@ -15,7 +15,7 @@ from .history import History, Reception
 from .scheduler import Host, Scheduler
 
 RESEND_US = 15_000
-THINK_US = (200, 2_500)
+THINK_US = (200, 1_500)
 REQUESTS_PER_CONNECTION = (2, 14)
 WINDOW = 1 << 16
 _KINDS = (PLAIN, RANDOM_BIT, RANDOM_NUMBER, TIME_OF_DAY)

@@ -144,17 +144,12 @@ class Exactly(Plan):
         return self._faults.get(number)
 
 
-_LONELY = (
-    _K.NO_ARBITER,
-    _K.NO_ARBITER,
-    _K.NO_ARBITER_HERE,
-    _K.LATE_CLAIM,
-    _K.CUT,
-    _K.CUT,
-    _K.CUT_IN,
-    _K.CUT_OUT,
-    _K.CLOG,
-)
+_CUTS = (_K.CUT, _K.CUT_IN, _K.CUT_OUT, _K.CUT_OUT, _K.CLOG)
+_OWN = (_K.PEER_LOST,)  # only some ports can say so
+_KINDS = {
+    "lonely": (*_CUTS, _K.NO_ARBITER, _K.NO_ARBITER, _K.NO_ARBITER_HERE, _K.LATE_CLAIM),
+    "apart": (*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
+}
 FOCUS_RATE = 0.3
 EARLY_RATE, EARLY_AWAITS = 0.3, 40
 BURST_RATE, BURST_AWAITS = 0.25, 12
@@ -164,7 +159,8 @@ class Drawn(Plan):
     """Up to `budget` faults, drawn from the seed, until the heal.
 
     Most of them strike at one port when there is a `focus`, or at the first awaits ("early"), or only at what joins the
-    hosts with each other and the arbiter ("lonely"); in `bursts` one seldom comes alone.
+    hosts with each other and the arbiter ("lonely"), or so that one host does not know of the other ("apart"); in
+    `bursts` one seldom comes alone.
     """
 
     def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
@@ -180,15 +176,16 @@ class Drawn(Plan):
         self._budget -= 1
         if self._bursts:
             self._burst_until = number + BURST_AWAITS
-        if self._focus == "lonely":
-            return Fault(self._random.choice(_LONELY), after=self._random.random() < 0.5)
+        if self._focus in _KINDS:
+            kinds = [kind for kind in _KINDS[self._focus] if kind not in _OWN or kind in _own_kinds(port)]
+            return Fault(self._random.choice(kinds), after=self._random.random() < 0.5)
         if port == "arbiter.claim" or self._random.random() < 0.1:
             kind = self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM, _K.UNANSWERED))
             if port == "arbiter.claim" or kind is not _K.UNANSWERED:
                 return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
         faults = faults_of(port)
-        kinds = {*_own_kinds(port), *_BEFORE_ONLY.get(port, ())} - {_K.VM_LOST}  # after which little happens
-        own = [fault for fault in faults if fault.kind in kinds]
+        own_kinds = {*_own_kinds(port), *_BEFORE_ONLY.get(port, ())} - {_K.VM_LOST}  # after which little happens
+        own = [fault for fault in faults if fault.kind in own_kinds]
         return self._random.choice(own if own and self._random.random() < 0.6 else faults)
 
     def _rate_at(self, number: int, port: str) -> float:

@@ -123,8 +123,8 @@ class Stack:
 
     def _in_some_way(self, seq: int, response: bytes, connection: Connection) -> list[Segment]:
         """The bytes are the answer; how they are cut, and when is acknowledged, is chance."""
-        way = self._entropy.randrange(4) if response else 3
-        if way == 0:
+        way = self._entropy.randrange(5) if response else 4
+        if way in (0, 3):
             return [_segment(connection, seq, b""), _segment(connection, seq, response)]
         if way == 1:
             cut = self._entropy.randrange(1, len(response))

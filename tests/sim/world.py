@@ -366,8 +366,9 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         learns=dice.random() < 0.5,
     )
     port = PORTS[seed % len(PORTS)]
-    focus = dice.choice((port, port, port, "early", "early", "lonely", "", ""))
-    rate = dice.choice((0.001, 0.004)) if focus not in ("", "lonely") else dice.choice((0.005, 0.02, 0.06))
+    focus = dice.choice((port, port, port, "early", "lonely", "apart", "apart", ""))
+    everywhere = focus in ("", "lonely", "apart")
+    rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
     bursts = dice.random() < 0.5
     return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus, bursts=bursts)
 
