@@ -46,6 +46,11 @@ def client_of(port: int) -> int:
     return (port - FIRST_PORT) // PORTS_PER_CLIENT
 
 
+def is_older(port: int, other: int) -> bool:
+    """Whether a client's connection of that port came before the other one."""
+    return (other - port) % PORTS_PER_CLIENT in range(1, PORTS_PER_CLIENT // 2)
+
+
 def after(place: int, other: int) -> int:
     """How far `place` lies behind `other` in numbers of 32 bits; negative when it lies before."""
     return (place - other + MOD // 2) % MOD - MOD // 2

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .frames import ACK, MOD, PSH, RST, SYN, Segment, after
+from .frames import ACK, MOD, PSH, RST, SYN, Segment, after, is_older
 
 _CONNECTION = struct.Struct(">HIIIIIB")
 _SECRET = struct.Struct(">II")  # whether there is one, and what it is
@@ -87,6 +87,8 @@ class Stack:
 
     def _open(self, segment: Segment, known: Connection) -> tuple[Connection, list[Segment]]:
         connection = known
+        if known.port and is_older(segment.client_port, known.port):
+            return connection, []  # a late copy, of a connection that is over
         if (known.port, known.client_isn) != (segment.client_port, segment.seq):
             isn = self._entropy.getrandbits(32)
             expected = (segment.seq + 1) % MOD
