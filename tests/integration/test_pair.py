@@ -249,7 +249,7 @@ STRANGERS = {
 
 
 TOLD = {
-    "version": "the primary speaks protocol 6 to 99, the secondary 5:",
+    "version": f"the primary speaks protocol {wire.PROTOCOL_VERSION + 1} to 99, the secondary {wire.PROTOCOL_VERSION}:",
     "another's name": "its certificate is for stranger",
 }
 

@@ -54,7 +54,7 @@ async def test_a_vm_on_two_networks_is_protected_and_taken_over(
             await hosts.kill("h1")
             status = await speaks_alone(hosts, "h2")
             await serves(loads)
-            assert any(is_announcement(frame) for frame in heard(wires))
+            await until(lambda: any(is_announcement(frame) for frame in heard(wires)), 5.0, "an announcement")
         for load in loads:
             result = await load.finish()
             wrong = [result[name] for name in ("failed", "reset", "wrong_bytes", "lost_acknowledged")]

@@ -305,7 +305,9 @@ async def test_a_secondary_of_a_version_that_we_do_not_speak() -> None:
     other = wire.encode_control(msgspec.structs.replace(WELCOME, version=9))
     for answer in (wire.HEADER.pack(len(body), 1) + body, other):
         async with impostor(None, answer) as (where, _):
-            with pytest.raises(EnvironmentFault, match="the primary speaks protocol 5, the secondary 9: install"):
+            with pytest.raises(
+                EnvironmentFault, match=f"the primary speaks protocol {wire.PROTOCOL_VERSION}, the secondary 9: install"
+            ):
                 await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
 
 
