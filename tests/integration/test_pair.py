@@ -86,7 +86,9 @@ async def test_every_checkpoint_under_load_is_an_exact_copy(checked: Pair) -> No
 async def test_a_capture_under_load_has_what_both_copies_said_and_why_it_left(checked: Pair) -> None:
     await checked.load_on()
     async with Client(checked.primary.state_dir) as primary, Client(checked.secondary.state_dir) as secondary:
+        held = (await primary.status())["packets"]["held_frames"]
         begun = await primary.start_capture(64, 60)
+        held = max(held, (await primary.status())["packets"]["held_frames"])
         with pytest.raises(WrongState, match="ask the primary"):
             await secondary.start_capture(64, 60)
         await checked.serves(1.0)
@@ -102,7 +104,7 @@ async def test_a_capture_under_load_has_what_both_copies_said_and_why_it_left(ch
         found = [(meta.ifname.decode(), b"".join(meta.comments or []).decode()) for _, meta in reader]
     assert len(found) == sum(report.frames.values())
     unknown = [comment for name, comment in found if name == "primary" and "; held " not in comment]
-    assert len(unknown) < 50, "only frames that were held when the capture began came unseen"
+    assert len(unknown) < 50 + 4 * held, "only frames that were held when the capture began came unseen"
 
 
 async def test_a_secondary_takes_no_checkpoints(checked: Pair) -> None:

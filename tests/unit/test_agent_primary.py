@@ -454,6 +454,22 @@ def test_an_agent_without_a_lease_takes_no_more_than_it_may_keep(host: Host, mon
     assert host.tap.heard() == [arp()] * 5
 
 
+def test_what_waits_for_a_lease_is_not_confirmed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partner still has it to say, when we die before we do."""
+    host.peer.hears()
+    monkeypatch.setattr(host.peer, "grant", lambda: None)
+    monkeypatch.setattr(host.side._lease, "until_ms", 0.0)
+    host.svm(udp(b"one"))
+    host.pvm(udp(b"one"))
+    host.turn()
+    monkeypatch.undo()
+    assert host.tap.heard() == []
+    assert host.peer.hears() == []
+    host.turn()
+    assert host.tap.heard() == [udp(b"one")]
+    assert host.peer.hears() == [wire.Confirm(0, [0])]
+
+
 def test_a_partner_that_says_that_it_leaves_is_lost(host: Host) -> None:
     host.peer.far.send(wire.EndLeases())
     with pytest.raises(PeerLost, match="left the pair"):

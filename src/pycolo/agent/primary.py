@@ -282,10 +282,11 @@ class PrimarySide(Side):
             self.open_channel().send(msgspec.structs.replace(message, nic=card.number))
 
     def _confirm(self) -> None:
+        """Tell the peer what has left; on a card where something waits for a lease, later."""
         if self.channel is None:
             return
         for card in self.cards:
-            numbers = [] if card.dataplane is None else card.dataplane.take_confirmations()
+            numbers = [] if card.dataplane is None or card.unspoken else card.dataplane.take_confirmations()
             if numbers:
                 self.channel.send(wire.Confirm(card.number, numbers))
 
