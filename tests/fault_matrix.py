@@ -263,10 +263,15 @@ it has lost its own), "any" of the two, "not": the same two go on as a pair, or 
 
 
 def has_moved(was: Seen, now: Seen, moves: Moves) -> bool:
-    """Whether the pair of now is what had to become of the one before."""
+    """Whether the pair of now is what had to become of the one before.
+
+    One that goes on may have got another term: a claim that was given up has been granted late (ADR 10).
+    """
+    if moves == "not":
+        return (now.primary, now.secondary) == (was.primary, was.secondary) and now.term >= was.term
     if now == was:
-        return moves in ("not", "may")
-    heirs: dict[Moves, tuple[str, ...]] = {"over": (was.secondary,), "on": (was.primary,), "not": ()}
+        return moves == "may"
+    heirs: dict[Moves, tuple[str, ...]] = {"over": (was.secondary,), "on": (was.primary,)}
     return now.term > was.term and now.primary in heirs.get(moves, (was.primary, was.secondary))
 
 

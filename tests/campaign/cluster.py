@@ -14,6 +14,7 @@ from fault_matrix import NAMES, VM, Cluster, Moves, Seen, has_moved
 from file_systems import run, small_file_system
 from pair import BOOT_S_MAX, failures_in_text, socket_in, until
 from pycolo.demo.lab import GUEST_ADDRESS
+from pycolo.errors import PycoloError, UnknownVm
 from pycolo.guest.builder import READY_LINE, GuestImage
 from pycolo.host.models import VmStatus
 
@@ -84,10 +85,23 @@ class CampaignCluster(Cluster):
     async def is_down(self) -> bool:
         """All daemons answer, none runs a copy, and those that had one say why; that stays so."""
         for _ in range(2):
-            statuses = await self.statuses()
-            if None in statuses or any(one.running or not one.reason for one in statuses if one is not None):
+            known = [one for one in await self.statuses() if one is not None]
+            if not known or any(one.running or not one.reason for one in known):
+                return False
+            if not all([await self._answers(name) for name in NAMES]):
                 return False
             await asyncio.sleep(SILENT_S / 2)
+        return True
+
+    async def _answers(self, name: str) -> bool:
+        """Whether the daemon does, also one that has never heard of the VM."""
+        try:
+            async with asyncio.timeout(1.0), self._client(name) as client:
+                await client.vm(VM)
+        except UnknownVm:
+            return True
+        except (PycoloError, TimeoutError):
+            return False
         return True
 
     def news_of_failures(self) -> list[str]:
