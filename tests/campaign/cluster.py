@@ -96,7 +96,7 @@ class CampaignCluster(Cluster):
     async def _answers(self, name: str) -> bool:
         """Whether the daemon does, also one that has never heard of the VM."""
         try:
-            async with asyncio.timeout(1.0), self._client(name) as client:
+            async with asyncio.timeout(1.0), self.client(name) as client:
                 await client.vm(VM)
         except UnknownVm:
             return True
