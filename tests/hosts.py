@@ -16,11 +16,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pair import END_S_MAX, LeftBehind, environment_of_pair, namespaces_of_processes, output_of, processes_of, until
-from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, host_address, make_pki
+from pair import (
+    END_S_MAX,
+    LeftBehind,
+    environment_of_pair,
+    namespaces_of_processes,
+    output_of,
+    processes_of,
+    until,
+    vm_values,
+)
+from pycolo.demo.lab import HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import GuestImage
-from tested_qemu import CPUS, QEMU
+from tested_qemu import CPUS
 
 COMMAND_S_MAX = 90.0
 
@@ -98,12 +107,7 @@ class Hosts:
         values: dict[str, Any] = {
             "name": "web",
             "memory_mib": 128,
-            "cpus": CPUS,
-            "qemu": QEMU,
-            "accel": "tcg",
-            "kernel": str(self.image.kernel),
-            "initrd": str(self.image.initrd),
-            "append": self.image.command_line(f"{GUEST_ADDRESS}/24"),
+            **vm_values(self.image),
             **changed,
         }
         path = self.folder / f"vm{len(list(self.folder.glob('vm*.toml')))}.toml"

@@ -279,12 +279,7 @@ class Pair:
         vm = {
             "name": "paired",
             "memory_mib": self.memory_mib,
-            "cpus": CPUS,
-            "qemu": QEMU,
-            "accel": "tcg",
-            "kernel": str(self.image.kernel),
-            "initrd": str(self.image.initrd),
-            "append": self.image.command_line(f"{GUEST_ADDRESS}/24"),
+            **vm_values(self.image),
             **self.vm,
             **changed,
         }
@@ -429,6 +424,18 @@ def environment_of_pair(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[MARK]
+
+
+def vm_values(image: GuestImage) -> dict[str, Any]:
+    """What stands in the vm.toml of every pair: the tested QEMU, and the guest that it boots."""
+    return {
+        "cpus": CPUS,
+        "qemu": QEMU,
+        "accel": "tcg",
+        "kernel": str(image.kernel),
+        "initrd": str(image.initrd),
+        "append": image.command_line(f"{GUEST_ADDRESS}/24"),
+    }
 
 
 @contextlib.asynccontextmanager

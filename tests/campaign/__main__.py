@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import signal
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from .judge import Round
 from .nemesis import draw
 from .report import report, summary
 from .rounds import Player
+from .signals import until_signalled
 
 PROTECTION = {"heartbeat_lost_max": 10}  # how fast a loss is seen is the matrix's question: this bears a busy machine
 
@@ -86,13 +85,7 @@ class Campaign:
 
 
 async def _until_stopped(campaign: Campaign, image: GuestImage) -> None:
-    task = asyncio.create_task(campaign.run(image))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    if task.cancelled():
+    if await until_signalled(campaign.run(image)):
         campaign.ended_by = "Ended by a signal."
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
-import signal
 import sys
 import tempfile
 import time
@@ -28,6 +26,7 @@ from .cluster import CampaignCluster
 from .growth import Allowance, Samples, complaints, gained
 from .page import card, page, picture, table
 from .sampler import sample
+from .signals import until_signalled
 
 # Over the time after the warm-up. RSS is not judged: it has the guest's memory, which grows as the guest touches it.
 ALLOWANCES = {
@@ -125,14 +124,6 @@ def report(series: Mapping[str, Samples], problems: Sequence[str], seconds: floa
     return page(title, lead, "".join(body), good=not problems)
 
 
-async def _until_stopped(soak: Soak, image: GuestImage) -> None:
-    task = asyncio.create_task(soak.run(image))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     soak, began_s = Soak(options), time.monotonic()
     try:
-        asyncio.run(_until_stopped(soak, build_guest()))
+        asyncio.run(until_signalled(soak.run(build_guest())))
     except (PycoloError, OSError, TimeoutError) as problem:
         print(f"no hosts for a soak: {problem}")
         return 2

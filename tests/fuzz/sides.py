@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import cache
 from typing import cast
@@ -142,6 +142,14 @@ def _message(what: int, number: int, reader: Reader, piece: bytes) -> bytes:
     return b"".join(bytes(part) for part in wire.encode_frames(number, epoch, first_no, frames))
 
 
+def _choices(reader: Reader) -> Iterator[int]:
+    """What an agent is to do, one after the other: below 12."""
+    for _ in range(STEPS_MAX):
+        if not reader:
+            return
+        yield reader.number() % 12
+
+
 def primary_agent(data: bytes) -> None:
     """Clients hear nothing that the guest has not put out, and nothing twice."""
     reader = Reader(data)
@@ -151,10 +159,7 @@ def primary_agent(data: bytes) -> None:
     side.attach(talk.channel, 0.0)
     side._lease.until_ms = math.inf  # so that what is free to go leaves at once
     with suppress(PeerLost), mock.patch("pycolo.agent.primary.QUEUED_IN_QEMU_S", 0.0):
-        for _ in range(STEPS_MAX):
-            if not reader:
-                break
-            what = reader.number() % 12
+        for what in _choices(reader):
             if what < 8:
                 talk.step(what, reader)
             elif what < 10:
@@ -183,10 +188,7 @@ def secondary_agent(data: bytes) -> None:
     talk, epoch = _Talk(side, is_primary=False), 0
     side.channel = talk.channel
     with suppress(PeerLost):
-        for _ in range(STEPS_MAX):
-            if not reader:
-                break
-            what = reader.number() % 12
+        for what in _choices(reader):
             if what < 8:
                 talk.step(what, reader)
             elif what < 10:

@@ -80,7 +80,6 @@ class Manager:
         self.arbiter = ArbiterPort(around.gate, around.side.host)
         self._claims = 0
         self.vm_lost_by_fault = False
-        self.done = False
 
     async def run(self) -> None:
         """All that this copy ever does."""
@@ -126,7 +125,7 @@ class Manager:
                 self.side.guest.kill()
                 self.side.agent.end()
             case Command.EXIT:
-                self.done = True
+                pass  # the story ends by itself
             case _:
                 return await self.story.speak()
         return None

@@ -69,7 +69,7 @@ class PrimaryCard(Card):
         What is behind it may be said again later: to the translation it is as if the guest had repeated it.
         """
         at = 0
-        while at < len(packed) and (deadline_s == math.inf or boottime_s() <= deadline_s):
+        while at < len(packed) and boottime_s() <= deadline_s:
             # A part at a time: the clock must not run while all the others are being translated.
             end, _ = measure(packed, at, BATCH_FRAMES_MAX)
             said = self.chain.outbound_packed(packed[at:end])
