@@ -20,9 +20,11 @@ from pair import (
     END_S_MAX,
     LeftBehind,
     environment_of_pair,
+    files_in_shm,
     namespaces_of_processes,
     output_of,
     processes_of,
+    stayed_in_shm,
     until,
     vm_values,
 )
@@ -49,7 +51,7 @@ class Hosts:
         self.lab = build_lab(names)
         self.daemons: dict[str, asyncio.subprocess.Process] = {}
         self.environments: dict[str, dict[str, str]] = {}  # of daemons, beside ours
-        self._shm_before = set(os.listdir("/dev/shm"))
+        self._shm_before = files_in_shm()
 
     def address(self, host: str) -> str:
         """Where the other hosts reach it."""
@@ -181,9 +183,9 @@ class Hosts:
         with contextlib.suppress(TimeoutError):
             await until(lambda: not processes_of(self.folder) and not self.taps(), END_S_MAX, "the end of all")
         left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in processes_of(self.folder)]
-        new = set(os.listdir("/dev/shm")) - self._shm_before
-        if left or self.taps() or new:
-            raise LeftBehind(f"left are processes {left}, taps {self.taps()}, files in /dev/shm {new}")
+        stayed = await stayed_in_shm(self._shm_before)
+        if left or self.taps() or stayed:
+            raise LeftBehind(f"left are processes {left}, taps {self.taps()}, files in /dev/shm {stayed}")
 
     def taps(self, host: str = "") -> list[str]:
         hosts: list[Namespace] = [self.lab.hosts[host]] if host else list(self.lab.hosts.values())

@@ -71,7 +71,7 @@ class Pair:
         self.load: LoadProcess | None = None
         self._daemons: list[DaemonProcess] = []
         self._closed = False
-        self._shm_before = set(os.listdir("/dev/shm"))
+        self._shm_before = files_in_shm()
         self.join_arbiter(*HOSTS)
 
     @property
@@ -206,8 +206,10 @@ class Pair:
         """Send a signal to processes of one side; returns when that was, in ms."""
         pids = [self.pids()[str(role), name] for name in names]
         at_ms = now_ms()
-        for pid in pids:
-            os.kill(pid, number)
+        os.kill(pids[0], number)
+        for pid in pids[1:]:
+            with contextlib.suppress(ProcessLookupError):  # the end of the one before was the end of this one, too
+                os.kill(pid, number)
         return at_ms
 
     async def exit_status(self, daemon: DaemonProcess) -> int:
@@ -257,9 +259,8 @@ class Pair:
             raise LeftBehind(f"processes are left: {left}")
         if self._taps():
             raise LeftBehind(f"tap devices are left: {self._taps()}")
-        new = set(os.listdir("/dev/shm")) - self._shm_before
-        if new:
-            raise LeftBehind(f"files are left in /dev/shm: {new}")
+        if stayed := await stayed_in_shm(self._shm_before):
+            raise LeftBehind(f"files are left in /dev/shm: {stayed}")
 
     def _processes(self) -> list[int]:
         """Living processes that descend from a daemon of this pair."""
@@ -305,6 +306,19 @@ async def until(condition: Callable[[], Any], wait_s: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not come in {wait_s} s")
         await asyncio.sleep(0.05)
+
+
+def files_in_shm() -> set[str]:
+    """The names of the files in memory that the whole machine shares."""
+    return set(os.listdir("/dev/shm"))
+
+
+async def stayed_in_shm(before: set[str]) -> set[str]:
+    """Files that came since and stay; the ones that go soon belong to a living process, maybe of other tests."""
+    came = files_in_shm() - before
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: not came & files_in_shm(), END_S_MAX, "the end of what lives")
+    return came & files_in_shm()
 
 
 async def take_checkpoints(pair: Pair, count: int) -> None:
