@@ -44,6 +44,7 @@ LISTEN_BYTES = 32 << 20
 LISTEN_S = 0.02
 SETTLE_S_MAX = 30.0
 SERVE_S = 0.5
+REUNION_S_MAX = 3.0
 PARTS = ("daemon", "manager", "agent", "qemu", "disks")
 
 
@@ -372,8 +373,15 @@ async def cut_all_arbiters(cluster: Cluster, _: Seen) -> Undo:
 
 
 async def cut_everything(cluster: Cluster, seen: Seen) -> Undo:
+    """The link comes back first, early enough for the two to find each other; else one of them rightly claims."""
     arbiters = await cluster.cut_arbiter(*NAMES)
-    return partial(all_of, [cluster.cut(seen.primary, (seen.secondary,)), arbiters])
+
+    async def reunited() -> None:
+        with contextlib.suppress(TimeoutError):  # one of them may be dead by a second fault
+            async with asyncio.timeout(REUNION_S_MAX):
+                await cluster.protected(seen, "not")
+
+    return partial(all_of, [cluster.cut(seen.primary, (seen.secondary,)), reunited, arbiters])
 
 
 FAULTS = (
