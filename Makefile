@@ -75,6 +75,11 @@ sim: setup ## A longer simulation campaign (ARGS="--seeds 0..9999", ARGS=--sweep
 fuzz: setup ## Fuzz every parser, SECONDS=60 each (ARGS="--target NAME"; CONTRIBUTING.md)
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
 
+.PHONY: bench
+bench: setup test-packages ## The same guest unprotected, ours, QEMU's own COLO, checkpoints alone: one report (ARGS="--help")
+	@scripts/install-packages wrk $(MATRIX)
+	@PYTHONPATH=benchmarks $(BIN)/python -m side_by_side $(ARGS)
+
 .PHONY: bench-disk
 bench-disk: setup test-packages ## The disk server beside qemu-nbd, with fio (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/disk.py $(ARGS)
@@ -109,4 +114,4 @@ bench-divergences: setup ## How often two copies differ under load, and which se
 
 .PHONY: clean
 clean: ## Remove what the targets made here
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build test-matrix demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json campaign.html soak.html src/*.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build bench test-matrix demo-report bench-compare.json bench-disk.json bench-failover.json bench-tls.json bench-flows.json bench-upload.json bench-tap.json bench-divergences.json campaign.html soak.html src/*.egg-info

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,18 +111,24 @@ def altered(image: GuestImage, setting: Setting, folder: Path) -> GuestImage:
     files: dict[str, Entry] = {}
     if setting.load.startswith("odd:"):
         edits = [ODD_SERVICE, ODD_AWAITED, *edits]
-        files["bin/odd-answers"] = file_entry(_compiled(folder), executable=True)
+        files["bin/odd-answers"] = file_entry(
+            compiled(ODD_SOURCE, folder / "odd-answers").read_bytes(), executable=True
+        )
     if setting.load == "tls":
-        files["etc/tls.pem"] = file_entry(_certificate())
-    files |= _edited(edits)
-    if not files:
-        return image
+        files["etc/tls.pem"] = file_entry(certificate())
+    files |= edited(edits)
+    return extended(image, files, folder) if files else image
+
+
+def extended(image: GuestImage, files: Mapping[str, Entry], folder: Path) -> GuestImage:
+    """The guest with these files, path -> entry, in the place of its own or besides; its archive is in `folder`."""
     initrd = folder / "altered.cpio"
     initrd.write_bytes(image.initrd.read_bytes() + archive(files))
     return replace(image, initrd=initrd)
 
 
-def _edited(edits: Sequence[Edit]) -> dict[str, Entry]:
+def edited(edits: Sequence[Edit]) -> dict[str, Entry]:
+    """The guest's sources with these changes, as files of its archive."""
     texts: dict[str, str] = {}
     for name, old, new in edits:
         text = texts.get(name) or (GUEST_SOURCES / name).read_text()
@@ -135,14 +141,15 @@ def _edited(edits: Sequence[Edit]) -> dict[str, Entry]:
     }
 
 
-def _compiled(folder: Path) -> bytes:
-    output = folder / "odd-answers"
-    command = ["gcc", "-static", "-Os", "-s", "-Wall", "-pthread", "-o", str(output), str(ODD_SOURCE)]
+def compiled(source: Path, output: Path, **strings: str) -> Path:
+    """A static program of one C file, in which these names are strings; returns `output`."""
+    named = [f'-D{name}="{value}"' for name, value in strings.items()]
+    command = ["gcc", "-static", "-Os", "-s", "-Wall", "-pthread", *named, "-o", str(output), str(source)]
     subprocess.run(command, check=True, timeout=COMPILE_S_MAX)
-    return output.read_bytes()
+    return output
 
 
-def _certificate() -> bytes:
+def certificate() -> bytes:
     """A certificate that nobody verifies, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "guest")])

@@ -141,7 +141,8 @@ async def _copy(
 ) -> DaemonProcess:
     name = HOSTS[0 if role is Role.PRIMARY else 1]
     state_dir, host_toml, vm_toml = folder / name, folder / f"{name}.toml", folder / f"vm-{name}.toml"
-    host_toml.write_text(lab.copy_toml(name, state_dir, file_arbiter(folder / "arbiter"), folder, folder / "pki"))
+    disks = disk_folder(folder, name)
+    host_toml.write_text(lab.copy_toml(name, state_dir, file_arbiter(folder / "arbiter"), disks, folder / "pki"))
     vm = {
         "name": "bench",
         "memory_mib": MEMORY_MIB,
@@ -155,6 +156,13 @@ async def _copy(
     copy = await DaemonProcess.start(lab.hosts[name], role, host_toml, vm_toml, state_dir, outlives_us=False)
     stack.push_async_callback(_end, copy)
     return copy
+
+
+def disk_folder(folder: Path, host: str) -> Path:
+    """Where a host keeps its images; it is there."""
+    disks = folder / f"disks-{host}"
+    disks.mkdir(exist_ok=True)
+    return disks
 
 
 async def _end(copy: DaemonProcess) -> None:
@@ -287,9 +295,10 @@ def _card(more: str) -> list[str]:
 
 
 def start_qemu(
-    stack: AsyncExitStack, host: Namespace, arguments: list[str], fds: tuple[int, ...]
+    stack: AsyncExitStack, host: Namespace, arguments: list[str], fds: tuple[int, ...], qemu: str = QEMU
 ) -> subprocess.Popen[bytes]:
-    command = ["setpriv", "--pdeathsig", "KILL", *host.prefix(), QEMU, *arguments]
+    """A QEMU on a host, ended with the stack."""
+    command = ["setpriv", "--pdeathsig", "KILL", *host.prefix(), qemu, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
     stack.callback(process.wait, STOP_S_MAX)
     stack.callback(process.kill)

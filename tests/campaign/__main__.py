@@ -22,6 +22,7 @@ from pycolo.guest.builder import GuestImage, build_guest
 
 from .cluster import CampaignCluster
 from .judge import Round
+from .kept import keep
 from .nemesis import draw
 from .report import report, summary
 from .rounds import Player
@@ -77,11 +78,7 @@ class Campaign:
     def _keep_logs(self, played: Round) -> None:
         if self._options.logs is None:
             return
-        folder = self._options.logs / f"seed-{played.plan.seed}"
-        for name, text in {**played.logs, "round": str(played)}.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        keep(self._options.logs / f"seed-{played.plan.seed}", {**played.logs, "round": str(played)})
 
 
 async def _until_stopped(campaign: Campaign, image: GuestImage) -> None:

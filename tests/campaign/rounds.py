@@ -14,10 +14,10 @@ from .cluster import SILENT_S, CampaignCluster
 from .history import History
 from .inflict import PAUSE_S, fault_of_plan
 from .judge import Round
+from .kept import LOG_CHARS_MAX
 from .nemesis import Plan
 
 ANSWERED_S_MAX = 20.0
-LOG_CHARS_MAX = 60_000
 WAYS_TO_FAIL = (AssertionError, TimeoutError, PycoloError, OSError, ValueError, KeyError)
 
 

@@ -24,6 +24,7 @@ from pycolo.guest.builder import GuestImage, build_guest
 
 from .cluster import CampaignCluster
 from .growth import Allowance, Samples, complaints, gained
+from .kept import LOG_CHARS_MAX, keep
 from .page import card, page, picture, table
 from .sampler import sample
 from .signals import until_signalled
@@ -74,6 +75,8 @@ class Soak:
             (ended,) = await asyncio.gather(faults, return_exceptions=True)
         if isinstance(ended, Exception):
             self.problems.append(f"after a fault: {type(ended).__name__}: {ended}")
+            if self._options.logs is not None:
+                keep(self._options.logs, cluster.tails(LOG_CHARS_MAX))
         result = await cluster.load.finish()
         self.problems += [f"clients: {result[name]} x {name}: {result['errors']}" for name in NOTICED if result[name]]
         self.problems += cluster.news_of_failures()
@@ -131,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every-s", type=float, default=5.0, help="between samples")
     parser.add_argument("--fault-every-s", type=float, default=0.0, help="0: no faults")
     parser.add_argument("--report", type=Path, default=Path("soak.html"))
+    parser.add_argument("--logs", type=Path, help="a folder for the hosts' logs, should a fault not be got over")
     options = parser.parse_args(arguments)
     soak, began_s = Soak(options), time.monotonic()
     try:

@@ -94,6 +94,7 @@ class QmpSession:
             answer.close()
             raise VmLost(self.lost.result())
         task = asyncio.ensure_future(answer)
+        task.add_done_callback(_taken_note_of)
         limit_s = self._deadline_s if deadline_s is None else deadline_s
         try:
             await wait_for_first((task, self.lost), limit_s)
@@ -113,6 +114,12 @@ class QmpSession:
         await asyncio.wait({self.lost}, timeout=REASON_WAIT_S)
         self.lose(f"QEMU {self._name} is lost: {otherwise}")
         return self.lost.result()
+
+
+def _taken_note_of(task: asyncio.Future[Any]) -> None:
+    """What an answer that nobody waits for any more ends with is no news: a reason has been given."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _QuietClient(QMPClient):
