@@ -7,7 +7,7 @@ Guarantees
   the primary is dead, as the fastest failure detector could.
 * The migration stream goes over a unix socket or over TCP between the hosts; frames go over TCP, without delay.
 
-From QEMU 11.0 on COLO works under TCG; 7.2 to 10.2 stand still for ever at the first checkpoint (docs/qemu.md).
+From QEMU 11.0 on COLO works under TCG; 7.2 to 10.2 stand still for ever at the first checkpoint (docs/qemu-notes.md).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from pycolo.errors import PycoloError
 from pycolo.guest.builder import GuestImage, build_guest
 
 from .cluster import CampaignCluster
-from .judge import Round
+from .judge import Round, clients_noticed, counts
 from .kept import keep
 from .nemesis import draw
 from .report import report, summary
@@ -69,11 +69,11 @@ class Campaign:
             if played.problems:
                 self._keep_logs(played)
                 return
-        result = await cluster.load.finish()
-        noticed = ("failed", "reset", "wrong_bytes", "lost_acknowledged")
-        if any(result[name] for name in noticed[2:]):
-            self.rounds[-1].problems.append(f"the last look of the clients: {result['errors']}")
-            print(self.rounds[-1], flush=True)
+        result, last = await cluster.load.finish(), self.rounds[-1]
+        noticed = clients_noticed(cluster.counted, counts(result), last.plan.promise, last.went_down)
+        if noticed:
+            last.problems += [f"at the last look, {one}: {result['errors']}" for one in noticed]
+            print(last, flush=True)
 
     def _keep_logs(self, played: Round) -> None:
         if self._options.logs is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ from .wall_clock import WallClock, build_library
 DISK_MIB = 640  # for an image of 512 MiB, which has holes, and its journal
 SILENT_S = 1.0
 DOWN_S_MAX = 90.0  # a copy that was offered and not claimed ends after 50 s
+LOGS_EVERY_S = 1.0
 PORTS = (7, 80, 6379, 5432)
 
 
@@ -37,7 +39,8 @@ class CampaignCluster(Cluster):
         self.clocks: dict[str, WallClock] = {}
         self.registers: RegisterClients
         self.counted: dict[str, int] = {}  # what the clients of the load had noticed when they were asked last
-        self._read: dict[Path, int] = {}
+        self._read: dict[int, int] = {}  # of each log, by its inode, how many bytes
+        self._failures: list[str] = []
         self._pids: dict[str, dict[str, int]] = {}
 
     async def _prepare(self, stack: contextlib.AsyncExitStack) -> None:
@@ -54,6 +57,8 @@ class CampaignCluster(Cluster):
         log = self.folder / "registers.log"
         self.registers = await RegisterClients.start(self.hosts.lab.clients, GUEST_ADDRESS, log)
         stack.push_async_callback(self.registers.close)
+        reading = asyncio.create_task(self._read_logs())
+        stack.callback(reading.cancel)
 
     # ---- looking
 
@@ -106,18 +111,31 @@ class CampaignCluster(Cluster):
 
     def news_of_failures(self) -> list[str]:
         """What must never stand in a log, as far as it is new since the last call."""
-        found = []
-        for log in self.logs():
-            text = log.read_bytes()
-            start = self._read.get(log, 0)
-            found += failures_in_text(text[start if start <= len(text) else 0 :].decode(errors="replace"))
-            self._read[log] = len(text)
+        self._look_at_logs()
+        found, self._failures = self._failures, []
         return found
+
+    async def _read_logs(self) -> None:
+        """A copy's log is kept once when the next copy begins, and lost when the one after that does."""
+        while True:
+            self._look_at_logs()
+            await asyncio.sleep(LOGS_EVERY_S)
+
+    def _look_at_logs(self) -> None:
+        for log in self.logs():
+            with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+                inode, size = os.fstat(file.fileno()).st_ino, os.fstat(file.fileno()).st_size
+                start = self._read.get(inode, 0)
+                file.seek(start if start <= size else 0)
+                text = file.read()
+                whole = text.rfind(b"\n") + 1  # the rest of a line may come
+                self._failures += failures_in_text(text[:whole].decode(errors="replace"))
+                self._read[inode] = file.tell() - len(text) + whole
 
     def logs(self) -> list[Path]:
         """Of the daemons and of the copies that they have."""
         here = [self.folder / f"{name}.log" for name in NAMES]
-        return [path for path in (*here, *sorted(self.folder.glob(f"h*/vms/{VM}/manager.log"))) if path.exists()]
+        return [path for path in (*here, *sorted(self.folder.glob(f"h*/vms/{VM}/manager.log*"))) if path.exists()]
 
     def tails(self, chars_max: int) -> dict[str, str]:
         """The ends of all logs, of the guest's consoles and of what the clients complain about too."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 WARM_UP_SHARE = 1 / 3
 SAMPLES_MIN = 12
+SECONDS_MIN = 180.0  # a process of before that is still learning what it needs
 SAMPLES_MAX = 240
 
 
@@ -51,6 +52,11 @@ def gained(samples: Samples) -> float:
     return slope(seen) * (seen[-1][0] - seen[0][0]) if len(seen) > 1 else 0.0
 
 
+def is_long(samples: Samples) -> bool:
+    """Whether it has been seen for long enough to say whether it grows."""
+    return len(samples) >= SAMPLES_MIN and samples[-1][0] - samples[0][0] >= SECONDS_MIN
+
+
 def complaints(series: Mapping[str, Samples], allowances: Mapping[str, Allowance]) -> list[str]:
     """What grows, in sentences; `series` by `KIND of WHAT`, `allowances` by kind. What has been seen for too short a
     time to say is passed over, and so is what has no allowance.
@@ -58,7 +64,7 @@ def complaints(series: Mapping[str, Samples], allowances: Mapping[str, Allowance
     found = []
     for name, samples in series.items():
         allowance = allowances.get(name.partition(" of ")[0])
-        if allowance is None or len(samples) < SAMPLES_MIN:
+        if allowance is None or not is_long(samples):
             continue
         level = statistics.median(value for _, value in after_warm_up(samples))
         grown, allowed = gained(samples), allowance.fixed + allowance.share * abs(level)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import cast
 
 from etcd_cluster import EtcdCluster, Member
-from fault_matrix import FAULTS, NAMES, VM, Cluster, Fault, Inflict, Seen, Undo, all_of, kill
+from fault_matrix import FAULTS, NAMES, VM, Cluster, Fault, Inflict, Seen, Undo, all_of
 from file_systems import fill
 from pycolo.errors import PycoloError
 
@@ -127,7 +127,6 @@ def fault_of(strike: Strike) -> Fault:
         "step the secondary's clock": (step_clock("secondary", amount), "not", CLOCK_S),
         "fill the primary's disk": (fill_disk("primary"), "may", FULL_S),
         "fill the secondary's disk": (fill_disk("secondary"), "may", FULL_S),
-        "kill the secondary's qemu": (kill("secondary", ("qemu",)), "on", 0.0),
         "kill the third's daemon": (kill_third, "not", PAUSE_S),
         "cut the secondary from the third": (cut_from_third, "not", PAUSE_S),
     }

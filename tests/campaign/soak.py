@@ -16,16 +16,20 @@ import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from fault_matrix import FAULTS, suffer
+from fault_matrix import FAULTS, PARTS, serves, suffer
 from pair import LeftBehind
 from pycolo.errors import PycoloError
 from pycolo.guest.builder import GuestImage, build_guest
 
 from .cluster import CampaignCluster
-from .growth import Allowance, Samples, complaints, gained
+from .growth import Allowance, Samples, complaints, gained, is_long
+from .history import History
+from .judge import clients_noticed, counts, speakers
 from .kept import LOG_CHARS_MAX, keep
 from .page import card, page, picture, table
+from .rounds import WAYS_TO_FAIL
 from .sampler import sample
 from .signals import until_signalled
 
@@ -40,7 +44,8 @@ ALLOWANCES = {
     "/dev/shm MiB": Allowance(1.0),
 }
 KINDS = ("RSS MiB", *ALLOWANCES)
-NOTICED = ("failed", "reset", "wrong_bytes", "lost_acknowledged")
+STILL_MAX = 4  # samples; a fault is over much sooner
+LONG_S = 300.0
 
 
 class Soak:
@@ -52,14 +57,16 @@ class Soak:
         self.series: dict[str, list[tuple[float, float]]] = {}
         self.problems: list[str] = []
         self.faults = 0
+        self._requests = self._still = 0
 
     async def run(self, image: GuestImage) -> None:
         """The whole time. Raises PycoloError, OSError, TimeoutError when there can be no hosts."""
         with tempfile.TemporaryDirectory(prefix="colo-soak-", ignore_cleanup_errors=True) as folder:
             try:
                 async with CampaignCluster.running(image, Path(folder), heartbeat_lost_max=10) as cluster:
-                    await cluster.registers.begin()
+                    history = await cluster.registers.begin()
                     await self._under_load(cluster)
+                    self._judge(cluster, history, await cluster.load.finish())
             except LeftBehind as problem:
                 self.problems.append(f"left behind: {problem}")
 
@@ -70,16 +77,40 @@ class Soak:
             while (now_s := time.monotonic() - self._began_s) < 60 * self._options.minutes and not faults.done():
                 self._take(now_s, await sample(cluster))
                 await asyncio.sleep(self._options.every_s)
+                if not self._serves(cluster.load.latest):
+                    break
         finally:
             faults.cancel()
             (ended,) = await asyncio.gather(faults, return_exceptions=True)
-        if isinstance(ended, Exception):
-            self.problems.append(f"after a fault: {type(ended).__name__}: {ended}")
+        try:
+            if isinstance(ended, Exception):
+                raise ended
+            await cluster.protected()
+            await serves(cluster)
+        except WAYS_TO_FAIL as problem:
+            self.problems.append(f"{type(problem).__name__}: {problem}")
             if self._options.logs is not None:
                 keep(self._options.logs, cluster.tails(LOG_CHARS_MAX))
-        result = await cluster.load.finish()
-        self.problems += [f"clients: {result[name]} x {name}: {result['errors']}" for name in NOTICED if result[name]]
+
+    def _serves(self, tick: Mapping[str, Any]) -> bool:
+        """Without a load nothing is shown by what does not grow."""
+        self._still = self._still + 1 if tick["requests"] == self._requests else 0
+        self._requests = tick["requests"]
+        if self._still == STILL_MAX:
+            self.problems.append(f"no client has had an answer for {STILL_MAX} samples")
+        return self._still < STILL_MAX
+
+    def _judge(self, cluster: CampaignCluster, history: History, result: Mapping[str, Any]) -> None:
+        """What clients, wires and logs have to say in the end."""
+        noticed = clients_noticed({}, counts(result), "kept", down=False)
+        self.problems += [f"{one}: {result['errors']}" for one in noticed]
+        self.problems += speakers(cluster.speakers.turns())
+        self.problems += history.contradictions()
         self.problems += cluster.news_of_failures()
+        judged = {name.partition("'s ")[2].split(" ")[0] for name, seen in self.series.items() if is_long(seen)}
+        missing = set(PARTS) - judged
+        if time.monotonic() - self._began_s > LONG_S and missing:
+            self.problems.append(f"too few samples of any {', '.join(sorted(missing))}")
 
     async def _faults(self, cluster: CampaignCluster) -> None:
         """One after the other, all of the matrix; or none, for ever."""
@@ -87,7 +118,9 @@ class Soak:
         for fault in itertools.cycle(FAULTS):
             await asyncio.sleep(every_s or 60 * self._options.minutes)
             if every_s:
-                print(f"  {await suffer(cluster, fault)}", flush=True)
+                outcome = await suffer(cluster, fault)
+                print(f"  {outcome}", flush=True)
+                self.problems += speakers(outcome.turns)
                 self.faults += 1
 
     def _take(self, now_s: float, values: Mapping[str, float]) -> None:

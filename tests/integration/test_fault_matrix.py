@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from campaign import judge
 from campaign.cluster import CampaignCluster
 from campaign.nemesis import Plan, Strike
 from campaign.rounds import Player
-from fault_matrix import FAULTS, NAMES, Fault, noticed, speakers_are_single, suffer
-from pair import failures_in_text
+from fault_matrix import FAULTS, Fault, suffer
 from pycolo.guest.builder import GuestImage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,14 +21,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CampaignCluster]:
-    folder = tmp_path_factory.mktemp("m")
-    async with CampaignCluster.running(guest_image, folder) as cluster:
+    async with CampaignCluster.running(guest_image, tmp_path_factory.mktemp("m")) as cluster:
         yield cluster
         result = await cluster.load.finish()
-        assert not any(result[name] for name in ("failed", "reset", "wrong_bytes", "lost_acknowledged")), result
+        assert judge.clients_noticed({}, judge.counts(result), "kept", down=False) == [], result["errors"]
         assert result["connections_kept"]
-    logs = [*(folder / f"{name}.log" for name in NAMES), *folder.glob("*/vms/web/manager.log")]
-    assert [line for log in logs for line in failures_in_text(log.read_text(errors="replace"))] == []
+        assert cluster.news_of_failures() == []
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
@@ -38,8 +36,9 @@ async def test_one_goes_on_and_is_protected_again(
     outcome = await suffer(cluster, fault)
     with capsys.disabled():  # what it cost is what people would like to read
         print(f"  {outcome}")
-    assert noticed(cluster.load) == {}
-    assert speakers_are_single(outcome.turns), outcome
+    assert judge.clients_noticed({}, judge.counts(cluster.load.latest), "kept", down=False) == []
+    assert judge.speakers(outcome.turns) == []
+    assert cluster.news_of_failures() == []
 
 
 @pytest.mark.parametrize(

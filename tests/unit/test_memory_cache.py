@@ -52,6 +52,15 @@ def test_a_whole_checkpoint_becomes_the_image() -> None:
     assert cache.debt.owed().tolist() == [0, 1, 4]
 
 
+def test_who_goes_on_alone_needs_no_image() -> None:
+    cache = MemoryCache(PAGES)
+    committed(cache, 1, batch((2, 1)))
+    cache.stage(2, batch((2, 2)))
+    cache.drop_image()
+    assert (cache.image.nbytes, cache.image.base, cache.committed_epoch) == (0, None, 1)
+    assert not cache.apply_next()
+
+
 def test_later_batches_win() -> None:
     cache = MemoryCache(PAGES)
     committed(cache, 1, batch((2, 1)), batch((2, 2)), batch((2, 3)))

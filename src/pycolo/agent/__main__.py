@@ -283,7 +283,8 @@ class Agent:
 
     def _take_over(self, secondary: SecondarySide) -> int:
         """The secondary's side ends, a primary's begins, with the same sockets."""
-        self._turn_until(secondary.may_speak, LEASE_WAIT_MS_MAX)
+        free = self._turn_until(secondary.may_speak, LEASE_WAIT_MS_MAX)
+        assert free, "a lease ends by itself before that"
         released, missed = secondary.take_over(now_ms())
         side = self._primary(secondary.cards)
         side.counters = secondary.counters

@@ -88,6 +88,7 @@ class SecondarySide(Side):
         self._asked = False
         self._promise = Promise()
         self._left: PacketChannel | None = None  # we have left, and the primary may not know it
+        self._broken: PacketChannel | None = None
 
     @property
     def packet_port(self) -> int:
@@ -144,11 +145,18 @@ class SecondarySide(Side):
                 self.open_channel().send(wire.GrantLease(message.number))
 
     def _receive(self, channel: PacketChannel) -> list[Incoming]:
-        """A primary's agent that closes its end gives up its leases. Raises PeerLost."""
+        """A primary's agent that closes its end gives up its leases. Raises PeerLost.
+
+        Not so a channel that broke on our side: the kernel says why once, and from then on that it has ended.
+        """
         try:
             return channel.receive()
         except PeerClosed:
-            self._promise.void()
+            if channel is not self._broken:
+                self._promise.void()
+            raise
+        except PeerLost:
+            self._broken = channel
             raise
 
     def on_time(self, now_ms: float) -> float | None:

@@ -9,6 +9,7 @@ Guarantee: whatever the frames and their order, verdicts, order within a flow an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from weakref import WeakMethod
 
 from pycolo.core._hot import HotFlows
 from pycolo.core.compare_terms import DEFAULT_TERMS, CompareTerms
@@ -38,7 +39,8 @@ class HotTable(FlowTable):
         fetch: Callable[[bytes], None],
     ) -> None:
         super().__init__(flows_max, epoch, budget, terms)
-        self._hot, self._fetch = hot, fetch
+        self._hot = hot
+        self._fetch = WeakMethod(fetch)  # the dataplane has this table: a dataplane of before must not wait for a GC
 
     def _in_use(self, flow: Flow, now_ms: float) -> bool:
         used = self._hot.seen(flow.key)
@@ -57,7 +59,9 @@ class HotTable(FlowTable):
         return super().is_half_open(key) and not (used is not None and used[3])
 
     def _forget(self, key: bytes, flow: Flow) -> None:
-        self._fetch(key)
+        fetch = self._fetch()
+        assert fetch is not None
+        fetch(key)
         super()._forget(key, flow)
 
 

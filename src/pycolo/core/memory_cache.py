@@ -156,6 +156,12 @@ class MemoryCache:
         self.debt.add(batch.zeros)
         return True
 
+    def drop_image(self) -> None:
+        """The SVM goes on alone, and nothing is ever loaded again: as much memory as the guest has is free."""
+        self.discard()
+        self._unapplied.clear()
+        self.image = self.image[:0].copy()
+
     def _running_digest(self, epoch: int) -> StageDigest:
         if self._digest is None:
             self._staging_epoch = epoch

@@ -150,7 +150,8 @@ class LoadProcess:
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *_with_owner(namespace, outlives_us=False),
-                *("pycolo.demo.load", "--target", target, *(["--workers", workers] if workers else [])),
+                *("pycolo.demo.load", "--target", target, "--seconds-max", "inf"),
+                *(["--workers", workers] if workers else []),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,

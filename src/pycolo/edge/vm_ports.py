@@ -123,6 +123,10 @@ class SecondaryVmPort:
             self._qemu.dirty.wrote(part, contents)
             await self.breathe()
 
+    def forget_image(self) -> None:
+        """It is loaded no more."""
+        self._image = None
+
     async def load_device_state(self, device_state: bytes) -> None:
         """Load with the guest's clock moved to where the PVM's will be when the SVM resumes (design section 3)."""
         self._load_began_at_s = time.monotonic()

@@ -46,12 +46,12 @@ class Manager:
             primary = self._primary = copy.story = PrimaryStory(copy)
             await primary.begin()
         else:
-            secondary = copy.story = SecondaryStory(copy)
-            await secondary.live()
+            copy.story = SecondaryStory(copy)
+            await copy.story.live()
             if copy.failover.ended:
                 return
             copy.failover.promote()
-            primary = self._primary = copy.story = PrimaryStory(copy, secondary.last_epoch)
+            primary = self._primary = copy.story = PrimaryStory(copy, copy.story.last_epoch)
         await primary.live()
 
     @property

@@ -11,6 +11,7 @@ from pycolo.agent import protocol
 from pycolo.core.checkpoint import CheckpointLimits, take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Event, State
+from pycolo.edge.heap import give_back_memory
 from pycolo.edge.peer_greeting import connect
 from pycolo.edge.peer_link import SessionWithSecondary
 from pycolo.edge.vm_ports import PrimaryVmPort
@@ -26,6 +27,7 @@ WANTED_MAX = 8
 LOADED_S_MAX = 1.0
 FAILED_CHECKPOINTS_MAX = 5
 FAILED_CHECKPOINT_RETRY_S = 0.1
+FIRST_SYNC = "first-sync"
 
 
 class PrimaryStory:
@@ -90,6 +92,7 @@ class PrimaryStory:
         """The VM runs alone here: find a secondary, protect, and again; until the VM ends."""
         copy = self._copy
         copy.agent.on_wanted = self.want_checkpoint
+        copy.qemu.guest_end.on_end = _nothing  # a secondary asks its primary then; we look by ourselves
         copy.agent.on_divergences, copy.agent.on_paced = self.divergences.note, self.divergences.paced
         try:
             while not copy.failover.ended:
@@ -167,7 +170,7 @@ class PrimaryStory:
 
     async def _protect(self, session: SessionWithSecondary) -> Event:
         """Take checkpoints as they are wanted; returns what ends that. Raises VmLost, VmEnds."""
-        reason, failures = "first-sync", 0
+        reason, failures = FIRST_SYNC, 0
         self._hands_over = False
         try:
             await self._copy_disks(session)
@@ -176,6 +179,8 @@ class PrimaryStory:
                 try:
                     await self._checkpoint(session, reason)
                     failures = 0
+                    if reason == FIRST_SYNC:
+                        give_back_memory()
                 except CheckpointFailed as failed:
                     failures += 1
                     self._copy.events.add("checkpoint-failed", reason=str(failed))
@@ -289,6 +294,10 @@ async def claim_first_term(copy: VmCopy) -> None:
     if not answer.granted:
         raise EnvironmentFault(f"the VM can't start here: {answer.reason}")
     copy.term = term
+
+
+def _nothing() -> None:
+    """Has nothing to do."""
 
 
 async def _either(waiting: Any, lost: asyncio.Future[str], wait_s: float) -> Any:
