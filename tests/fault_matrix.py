@@ -44,6 +44,7 @@ LISTEN_S = 0.02
 SETTLE_S_MAX = 30.0
 SERVE_S = 0.5
 REUNION_S_MAX = 3.0
+AWAKE_S = 1.0
 ANSWER_S_MAX = 12.0  # clients give up after 10
 PARTS = ("daemon", "manager", "agent", "qemu", "disks")
 
@@ -368,6 +369,13 @@ def isolate(side: str) -> Inflict:
     return inflict
 
 
+async def frozen_alone(cluster: Cluster, seen: Seen) -> Undo:
+    """The primary stands still, is cut off, and wakes cut off: only its lease tells it that it may not speak."""
+    thaw = await freeze("primary", PARTS)(cluster, seen)
+    join = await isolate("primary")(cluster, seen)
+    return partial(all_of, [thaw, partial(asyncio.sleep, AWAKE_S), join])
+
+
 async def cut_all_arbiters(cluster: Cluster, _: Seen) -> Undo:
     return await cluster.cut_arbiter(*NAMES)
 
@@ -400,6 +408,7 @@ FAULTS = (
     Fault("what the secondary sends is lost", mute_secondary, "any"),
     Fault("isolate the primary", isolate("primary"), "over"),
     Fault("isolate the secondary", isolate("secondary"), "on"),
+    Fault("freeze and isolate the primary", frozen_alone, "over"),
     Fault("cut the arbiter", cut_all_arbiters, "not", undo_first=True, lasts_s=1.0),
     Fault("cut link and arbiter", cut_everything, "not", undo_first=True, lasts_s=1.0),
 )

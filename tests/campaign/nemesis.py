@@ -89,7 +89,7 @@ DEATHS = (
     *(f"freeze all of the {side}" for side in SIDES),
 )
 LINKS = ("cut the link", "what the primary sends is lost", "what the secondary sends is lost")
-ISOLATIONS = ("isolate the primary", "isolate the secondary")
+ISOLATIONS = ("isolate the primary", "isolate the secondary", "freeze and isolate the primary")
 PAUSES = ("freeze the primary's daemon", "freeze the secondary's daemon")
 SLOW = ("slow link", "thin link")
 ARBITER = ("cut the arbiter", "cut link and arbiter", "kill etcd's leader", "freeze etcd's leader")
