@@ -57,6 +57,8 @@ class LoopbackRelay:
             return
         try:
             await asyncio.gather(_pass(reader, back), _pass(there, writer))
+        except asyncio.CancelledError:
+            return  # the cut, which asyncio's streams would take for an error of ours
         finally:
             writer.transport.abort()
             back.transport.abort()

@@ -30,6 +30,7 @@ from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.dial import dial
 from pycolo.edge.doorway import Doorway
+from pycolo.edge.heap import trim_heap
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import GREETING, PacketChannel
@@ -299,6 +300,7 @@ class Agent:
 
     def _connect(self, command: protocol.Connect) -> PacketChannel:
         """Connect while the packets of the VM, which runs solo, go on."""
+        trim_heap()  # what the last pair held is free
         where = f"the peer's agent at {command.host}:{command.port}"
         context = None if command.tls is None else client_context(command.tls)
         wrap = wrap_dialled(context, where, command.peer_name)

@@ -27,7 +27,6 @@ WANTED_MAX = 8
 LOADED_S_MAX = 1.0
 FAILED_CHECKPOINTS_MAX = 5
 FAILED_CHECKPOINT_RETRY_S = 0.1
-FIRST_SYNC = "first-sync"
 
 
 class PrimaryStory:
@@ -97,6 +96,8 @@ class PrimaryStory:
         try:
             while not copy.failover.ended:
                 if copy.failover.state is State.SOLO:
+                    self._session = None
+                    give_back_memory()
                     self._session = await self._find_secondary()
                     await copy.drive(Event.PEER_JOINED)
                 assert self._session is not None
@@ -170,7 +171,7 @@ class PrimaryStory:
 
     async def _protect(self, session: SessionWithSecondary) -> Event:
         """Take checkpoints as they are wanted; returns what ends that. Raises VmLost, VmEnds."""
-        reason, failures = FIRST_SYNC, 0
+        reason, failures = "first-sync", 0
         self._hands_over = False
         try:
             await self._copy_disks(session)
@@ -179,8 +180,6 @@ class PrimaryStory:
                 try:
                     await self._checkpoint(session, reason)
                     failures = 0
-                    if reason == FIRST_SYNC:
-                        give_back_memory()
                 except CheckpointFailed as failed:
                     failures += 1
                     self._copy.events.add("checkpoint-failed", reason=str(failed))

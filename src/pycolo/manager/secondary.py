@@ -11,7 +11,6 @@ from pycolo.core.checkpoint import receive_checkpoint, roll_forward
 from pycolo.core.failover import Event, State
 from pycolo.core.memory_cache import MemoryCache
 from pycolo.core.pages import PAGE_BYTES
-from pycolo.edge.heap import give_back_memory
 from pycolo.edge.peer_greeting import Listener, listening
 from pycolo.edge.peer_link import Connection, SessionWithPrimary
 from pycolo.edge.vm_ports import SecondaryVmPort
@@ -126,7 +125,6 @@ class SecondaryStory:
         await copy.qemu.announce()
         self._svm.forget_image()
         self._cache.drop_image()
-        give_back_memory()
 
     async def _follow(self, session: SessionWithPrimary) -> str:
         """Follow the primary until it is lost or sends us away; returns why."""
