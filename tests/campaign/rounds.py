@@ -34,7 +34,7 @@ class Player:
         """After a round with problems the cluster is not what it was: take a new one."""
         cluster, found = self._cluster, self._round
         self._history = await cluster.registers.begin()
-        load = cluster.load
+        load, counted = cluster.load, cluster.counted
         try:
             await self._way()()
             await self._registers_answer()
@@ -42,7 +42,7 @@ class Player:
             found.problems.append(f"{type(problem).__name__}: {problem}")
             found.turns = found.turns or cluster.speakers.turns()
         after = judge.counts(load.latest)
-        found.problems += judge.clients_noticed(cluster.counted, after, self._plan.promise, found.went_down)
+        found.problems += judge.clients_noticed(counted, after, self._plan.promise, found.went_down)
         if cluster.load is load:
             cluster.counted = after
         found.problems += judge.speakers(found.turns)
@@ -111,8 +111,8 @@ class Player:
         seen: Seen = await cluster.protected()
         cluster.speakers.turns()
         result = await cluster.load.finish()
-        before = dict.fromkeys(judge.counts(result), 0)
-        self._round.problems += judge.clients_noticed(before, judge.counts(result), "kept", down=False)
+        noticed = judge.clients_noticed(cluster.counted, judge.counts(result), "kept", down=False)
+        self._round.problems += [f"before the reboot, {one}" for one in noticed]
         began_ms = self._redis_until_ms = now_ms()
         await cluster.reboot(seen.primary)
         await cluster.protected(seen, "not")
