@@ -45,6 +45,7 @@ from pycolo.manager.nics import VmNics
 CLAIM_S_MAX = 1.0
 CLAIM_RETRY_S = 0.2
 END_S_MAX = 5.0
+DOUBT_S = 10.0  # ATTEMPT_S_MAX of etcd's gateway, many times over
 ARBITER_CHECK_S = 30.0  # often enough for etcd to keep our token
 COPY_CHECK_S = 0.5
 DISK_PAUSED = "io-error"  # QEMU's run state
@@ -96,6 +97,7 @@ class VmCopy:
         self.term = 0  # under which the pair was formed; whoever goes alone claims the next
         self._claim_id = ""
         self._base_in_doubt = False
+        self._doubt_ends_s = 0.0
         self._promised = True  # the secondary, if there is one, does not take over
         self.arbiter_trouble = ""
         self.session: PeerSession | None = None
@@ -245,7 +247,8 @@ class VmCopy:
             outcome = await self._carry_out(commands.popleft())
             if outcome is not None:
                 # Claims were given up: one may have been granted.
-                self._base_in_doubt = self._base_in_doubt or outcome is Event.PEER_RETURNED
+                if outcome is Event.PEER_RETURNED:
+                    self._base_in_doubt, self._doubt_ends_s = True, time.monotonic() + DOUBT_S
                 commands.extend(self.decide(outcome))
 
     def decide(self, event: Event) -> tuple[Command, ...]:
@@ -298,7 +301,9 @@ class VmCopy:
                 record = await self.check_arbiter()
                 if record is not None and record.term > self.term:
                     await self.story.newer_term(record.term)
-                self._base_in_doubt = self._base_in_doubt and bool(self.arbiter_trouble)
+                if self.arbiter_trouble:  # a claim that was given up may be under way until some time after it answers
+                    self._doubt_ends_s = time.monotonic() + DOUBT_S
+                self._base_in_doubt = self._base_in_doubt and time.monotonic() < self._doubt_ends_s
             await asyncio.sleep(CLAIM_RETRY_S)
 
     async def check_arbiter(self) -> ClaimRecord | None:
