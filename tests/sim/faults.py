@@ -89,6 +89,10 @@ AROUND = (
     *(_K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.CLOCK),
 )
 
+ENDING = (_K.VM_LOST, _K.DIE, _K.GUEST_DIES)  # these end the copy where they strike
+# Of a pair that is parted one may be fenced.
+PARTING = (*(_K.PEER_LOST, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS), _K.FREEZE, _K.PEER_FREEZES)
+
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:
     kinds: list[Kind] = []

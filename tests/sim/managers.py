@@ -79,7 +79,7 @@ class Manager:
         self.story: Story
         self.arbiter = ArbiterPort(around.gate, around.side.host)
         self._claims = 0
-        self.vm_lost_by_fault = False
+        self.vm_lost = False
 
     async def run(self) -> None:
         """All that this copy ever does."""
@@ -97,8 +97,8 @@ class Manager:
     def take(self, event: Event) -> tuple[Command, ...]:
         """The table's decision."""
         before = self.failover.state
+        self.vm_lost |= event is Event.VM_LOST and not self.failover.ended
         decision = self.failover.handle(event)
-        self.vm_lost_by_fault |= event is Event.VM_LOST
         self._around.trace(f"{self.side.name}: {before} + {event} -> {decision.state}: {decision.reason}")
         return decision.commands
 

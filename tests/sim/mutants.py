@@ -22,12 +22,14 @@ from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Command, Decision, Event, State
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
+from pycolo.errors import VmLost
 
 from . import network
 from .checkers import client_history, committed_state, liveness
 from .disk_mutants import DISK_MUTANTS
 from .mutant import Apply, Mutant
 from .packet_mutants import PACKET_MUTANTS
+from .ports import SvmPort
 
 
 class _EarlyLink:
@@ -161,6 +163,19 @@ def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint, "roll_forward", mutated)
 
 
+def _lost_at_a_takeover(patch: pytest.MonkeyPatch) -> None:
+    """What a takeover finds rolled forward already it takes for lost, once any fault has struck."""
+    real = checkpoint.roll_forward
+
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache) -> None:
+        assert isinstance(vm, SvmPort)
+        if vm.faults and cache.committed is not None and cache.fed_epoch == cache.committed_epoch:
+            raise VmLost("for no reason")
+        await real(vm, feed, disks, cache)
+
+    patch.setattr(checkpoint, "roll_forward", mutated)
+
+
 def _set_back_when_fed(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
 
@@ -216,6 +231,7 @@ MUTANTS = (
     Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 7),
     Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 16),
     Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 11),
+    Mutant("a takeover after any fault takes the VM for lost", liveness.NAME, _lost_at_a_takeover, 0),
     Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 2),
     Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten, 0),
     Mutant("epoch number reused", committed_state.NAME, _epoch_reused, 0),

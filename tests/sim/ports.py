@@ -14,7 +14,7 @@ from pycolo.core.pages import Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import Agent
-from .faults import Fault, Kind, Plan
+from .faults import ENDING, PARTING, Fault, Kind, Plan
 from .guest import Guest
 from .history import Cut, History, Image, Load
 from .links import LinkEnd, Message, Verdict
@@ -48,12 +48,19 @@ class Side:
     agent: Agent
     link: LinkEnd | None = None
     partner: Side | None = None
+    harmed: bool = False  # whether a fault took its VM
     host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
 
     def linked(self) -> LinkEnd:
         """The link of a pair."""
         assert self.link is not None
         return self.link
+
+    def can_end_by(self, kind: Kind) -> bool:
+        """Whether a fault that strikes here now can end a copy: this one, its partner, or one of the two."""
+        if kind is Kind.PEER_DIES:
+            return self.partner is not None and self.partner.host.alive and not self.partner.guest.dead
+        return kind in ENDING or (kind in PARTING and self.link is not None and not self.link.lost)
 
 
 class Gate:
@@ -103,8 +110,10 @@ class Gate:
         self.history.faults.append(f"{fault} {port} on {host.name}")
         self.trace(f"{host.name}: fault {fault} {port}")
         own = self._own(host)
+        self.history.deadly += own.can_end_by(fault.kind)
         match fault.kind:
             case Kind.VM_LOST:
+                own.harmed = True
                 raise VmLost(f"injected at {port}")
             case Kind.PEER_LOST:  # a link that lost its peer once never finds it again
                 own.linked().lose()
@@ -139,6 +148,7 @@ class Gate:
         host = own.host
         match kind:
             case Kind.GUEST_DIES:
+                own.harmed = True
                 own.guest.kill()
             case Kind.PEER_DIES if own.partner is not None:
                 self.kill(own.partner)
@@ -309,6 +319,11 @@ class SvmPort:
 
     def __init__(self, gate: Gate, guest: Guest, cache: MemoryCache) -> None:
         self._gate, self._guest, self._cache = gate, guest, cache
+
+    @property
+    def faults(self) -> list[str]:
+        """For mutants: those that have struck."""
+        return self._gate.history.faults
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: now(effect), vm=True)

@@ -26,7 +26,7 @@ from .disks import PvmDisk, SvmDisk
 from .faults import PORTS, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
-from .history import Ending, History, Leaving
+from .history import Ending, History, LastAct, Leaving
 from .links import LinkEnd, connect
 from .managers import Manager, PrimaryStory, SecondaryStory, Surroundings
 from .network import CALM, Arbiter, ClientNetwork, Weather, Wires
@@ -158,7 +158,7 @@ class World:
         side.link, side.partner, second.side.partner = links[0], second.side, side
         assert isinstance(primary.manager.story, PrimaryStory)
         primary.manager.story.join(links[0], self._pair_disk)
-        self.run.history.pairs += 1
+        self.run.history.pairs.append((side.name, second.side.name))
         self._trace(f"{side.name} and {second.side.name} are to be a pair")
         scheduler.spawn(host, second.manager.run())
 
@@ -208,7 +208,7 @@ class World:
                 self._hosts[name] = Host(name)
                 del self._dead_since_us[name]
         alone = self._alone()
-        if alone is not None and self.run.history.pairs < self._scenario.pairs_max:
+        if alone is not None and len(self.run.history.pairs) < self._scenario.pairs_max:
             busy = {copy.side.host for copy in self.copies if copy.goes_on}
             free = [host for host in self._hosts.values() if host.alive and host not in busy]
             if free:
@@ -273,12 +273,18 @@ class World:
             if pair is None:
                 break
             last = pair[0] if self._scenario.kill_primary_last else pair[1]
-            self._trace(f"last act: {last.side.name} dies")
-            self.run.history.faults.append(f"last act: {last.side.name} dies")
-            self._gate.kill(last.side)
-            self._settle()
+            self._last_act(last.side)
         self._finish()
         return self.run
+
+    def _last_act(self, victim: Side) -> None:
+        history = self.run.history
+        self._trace(f"last act: {victim.name} dies")
+        deadly = history.deadly
+        self._gate.kill(victim)
+        self._settle()
+        survived = any(copy.goes_on for copy in self.copies)
+        history.last_acts.append(LastAct(victim.name, survived, history.deadly - deadly))
 
     def _settle(self) -> None:
         for client in self._clients:
@@ -305,12 +311,12 @@ class World:
         return (going[0], going[1]) if whole else None
 
     def _settled(self) -> bool:
-        """A protected pair or one survivor, with every client answered; or nobody is left."""
+        """A protected pair or one survivor, with every client answered; or nobody is left, and the checker asks why."""
         if self._over():
             return True
         if not all(client.quiet for client in self._clients):
             return False
-        more = self.run.history.pairs < self._scenario.pairs_max
+        more = len(self.run.history.pairs) < self._scenario.pairs_max
         return self._whole_pair() is not None or (self._alone() is not None and not more)
 
     def _crashes(self) -> list[str]:
@@ -340,9 +346,11 @@ class World:
 
     def _ending(self, copy: Copy) -> Ending:
         cause = ""
-        if not copy.side.host.alive:
+        if copy.manager.vm_lost and not copy.side.harmed:
+            cause = "vm-lost-unharmed"
+        elif not copy.side.host.alive:
             cause = "died"
-        elif copy.manager.vm_lost_by_fault:
+        elif copy.manager.vm_lost:
             cause = "vm-lost"
         elif copy.manager.failover.ended:
             cause = str(copy.manager.state)
