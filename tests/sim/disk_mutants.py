@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
 import pytest
 
 from pycolo.core import checkpoint, disk_journal
+from pycolo.core.block_store import BlockStore
 from pycolo.core.changed_chunks import ChangedChunks
 from pycolo.core.checkpoint import PrimaryLink, SecondaryDisks, SecondaryFeed, SecondaryVm
 from pycolo.core.disk_epochs import SecondaryDisk
@@ -190,6 +192,16 @@ def _written_since_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChangedChunks, "applied", applied)
 
 
+def _failed_writes_ignored(patch: pytest.MonkeyPatch) -> None:
+    real = BlockStore._write
+
+    def write(self: BlockStore, first: int, data: memoryview) -> None:
+        with suppress(OSError):
+            real(self, first, data)
+
+    patch.setattr(BlockStore, "_write", write)
+
+
 def _marks_gone_with_the_partner(patch: pytest.MonkeyPatch) -> None:
     def lost(self: ChangedChunks) -> None:
         self._bits[:] = 0
@@ -210,5 +222,6 @@ DISK_MUTANTS = (
     Mutant("image written without a journal", disks.NAME, _no_journal, 34),
     Mutant("marks of what was written since forgotten", disks.NAME, _written_since_forgotten, 0),
     Mutant("marks gone with the partner", disks.NAME, _marks_gone_with_the_partner, 0),
+    Mutant("failed writes to the spill file ignored", committed_state.NAME, _failed_writes_ignored, 0),
     Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read, 1),
 )

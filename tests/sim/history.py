@@ -122,6 +122,9 @@ class History:
     committed_before_end: bool = False  # the newest secondary had a committed checkpoint when the primary ended
     pairs: list[tuple[str, str]] = field(default_factory=list)  # the names of the two, the newest pair last
     reunions: int = 0  # how often one that had lost itself found itself again
+    rebases: int = 0  # how often one went on under a term that it had found at the arbiter
+    takeovers: int = 0
+    disks_failed: int = 0
     leavings: list[Leaving] = field(default_factory=list)
     survivor: str | None = None
     survivor_ram: Contents | None = None

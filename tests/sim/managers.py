@@ -37,6 +37,7 @@ from .scheduler import Task
 POLL_US = 700
 WAIT_US = 24_000  # of a secondary, for the primary's call: it calls about every CLAIM_RETRY_US
 REBASE_US_MAX = 30_000
+ARBITER_CHECK_US = 40_000
 EPOCH_US_MAX = 12_000
 RETRY_US = 8_000
 CLAIM_RETRY_US = 8_000
@@ -161,6 +162,7 @@ class PrimaryStory:
         self._to_secondary: ToSecondary
         self._disk: PvmDisk
         self._joined = self._wanted = self._base_in_doubt = False
+        self._check_at_us = ARBITER_CHECK_US
 
     def join(self, link: LinkEnd, disk: PvmDisk) -> None:
         """A secondary is there, behind `link`."""
@@ -216,7 +218,7 @@ class PrimaryStory:
 
     async def _epoch(self) -> Event | None:
         """Wait until a checkpoint is wanted, take it; returns what happened meanwhile."""
-        if self._base_in_doubt:
+        if self._base_in_doubt or self._gate.scheduler.now_us >= self._check_at_us:
             await self._agree_on_the_base()
         started_us = self._gate.scheduler.now_us
         while not self._wanted and self._gate.scheduler.now_us - started_us < EPOCH_US_MAX:
@@ -230,20 +232,22 @@ class PrimaryStory:
         return await self._checkpoint()
 
     async def _agree_on_the_base(self) -> None:
-        """As soon as the arbiter answers, both go by the term that stands there, the secondary first."""
+        """When the arbiter answers, and now and then: both go by the term that stands there, the secondary first."""
         manager, link = self._manager, self._side.linked()
+        self._check_at_us = self._gate.scheduler.now_us + ARBITER_CHECK_US
         try:
             record = await manager.arbiter.record()
         except ClaimUnanswered:
             return
         self._base_in_doubt = False
-        if record is None or record.term <= manager.term:
+        if record is None or record.term <= manager.term or manager.state is not State.PROTECTED:
             return
         link.say(Rebase(record.term))
         until_us = self._gate.scheduler.now_us + REBASE_US_MAX
         while not link.lost and self._gate.scheduler.now_us < until_us:
             if link.rebased_to == record.term:
                 manager.term = record.term
+                self._gate.history.rebases += 1
                 return
             await manager.sleep(POLL_US)
 
@@ -379,6 +383,7 @@ class SecondaryStory:
             self.to_primary.look("takeover")
             await self._disks.take_over()
             await self._feed.take_over()
+            self._gate.history.takeovers += 1
         except VmLost:
             return Event.VM_LOST
         return None

@@ -50,11 +50,17 @@ class Side:
     partner: Side | None = None
     harmed: bool = False  # whether a fault took its VM
     host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
+    disk_fails: Callable[[], bool] = lambda: False  # the disk of one who follows, or did; whether there is one
 
     def linked(self) -> LinkEnd:
         """The link of a pair."""
         assert self.link is not None
         return self.link
+
+    def harm(self) -> None:
+        """The VM is lost; nobody is told."""
+        self.harmed = True
+        self.guest.kill()
 
     def can_end_by(self, kind: Kind) -> bool:
         """Whether a fault that strikes here now can end a copy: this one, its partner, or one of the two."""
@@ -74,7 +80,7 @@ class Gate:
         self.sides: list[Side] = []
         self.trace: Callable[[str], None] = lambda _: None
         self.outside = Host("arbiter")
-        self.late_claims = 0
+        self.late_claims = self.late_under_way = 0
 
     async def operate(self, host: Host, port: str, effect: Callable[[], Awaitable[T]], *, vm: bool = False) -> T:
         """One call of a port: half of its time, the effect, the other half; a fault before or after the effect."""
@@ -148,8 +154,10 @@ class Gate:
         host = own.host
         match kind:
             case Kind.GUEST_DIES:
-                own.harmed = True
-                own.guest.kill()
+                own.harm()
+            case Kind.DISK_FAILS:
+                pair = [side for side in (own, own.partner) if side is not None and side.host.alive]
+                self.history.deadly += sum(side.disk_fails() for side in pair)
             case Kind.PEER_DIES if own.partner is not None:
                 self.kill(own.partner)
             case Kind.FREEZE:
@@ -455,6 +463,7 @@ class ArbiterPort:
         self._check_reachable()
         if gate.late_claims:  # the question arrives when nobody waits for its answer any more
             gate.late_claims -= 1
+            gate.late_under_way += 1
             gate.scheduler.call_later(LATE_US, gate.outside, lambda: self._arrive_late(term, claim_id))
             raise ClaimUnanswered
         answer = gate.arbiter.claim(self._host.name, term, claim_id)
@@ -475,4 +484,5 @@ class ArbiterPort:
             raise ClaimUnanswered
 
     def _arrive_late(self, term: int, claim_id: str) -> None:
+        self._gate.late_under_way -= 1
         self._gate.arbiter.claim(self._host.name, term, claim_id)

@@ -23,7 +23,7 @@ from pycolo.errors import PeerLost
 from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
-from .faults import PORTS, Drawn, Plan
+from .faults import GOING_ALONE, PORTS, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
 from .history import Ending, History, LastAct, Leaving
@@ -151,7 +151,8 @@ class World:
         disk = SvmDisk(scheduler, host, links[1], self.run.history, content, f"{seed} disk")
         second = self._new_copy(host, disk, Role.SECONDARY, primary.manager.term, links[1])
         second.disk, second.cache = disk, MemoryCache(PAGES)
-        second.side.host_dies = disk.host_dies
+        second.side.host_dies, second.side.disk_fails = disk.host_dies, disk.fails_for_a_while
+        disk.on_failed = lambda: self._disk_failed(second.side)
         around, interrupts = self._around(second.side), self._scenario.interrupts
         second.story = SecondaryStory(around, second.manager, disk, second.cache, interrupts=interrupts)
         second.manager.story = second.story
@@ -161,6 +162,11 @@ class World:
         self.run.history.pairs.append((side.name, second.side.name))
         self._trace(f"{side.name} and {second.side.name} are to be a pair")
         scheduler.spawn(host, second.manager.run())
+
+    def _disk_failed(self, side: Side) -> None:
+        self._trace(f"{side.name}: its disk has failed")
+        self.run.history.disks_failed += 1
+        side.harm()
 
     def _new_link(self, primary: Host, secondary: Host, seed: str) -> tuple[LinkEnd, LinkEnd]:
         """The primary's end, and the other."""
@@ -303,12 +309,20 @@ class World:
         going = [copy for copy in self.copies if copy.goes_on]
         if len(going) != 2 or any(copy.manager.state is not State.PROTECTED for copy in going):
             return None
+        if not self._base_is_agreed(going):
+            return None
         whole = all(
             copy.side.link and not copy.side.link.lost and not copy.side.link.broken and not copy.side.guest.dead
             for copy in going
-        )
+        ) and not any(copy.disk is not None and copy.disk.failing for copy in going)
         going.sort(key=lambda copy: copy.manager.failover.role is Role.SECONDARY)
         return (going[0], going[1]) if whole else None
+
+    def _base_is_agreed(self, going: list[Copy]) -> bool:
+        """Else one who has been granted a claim that it gave up can't die yet without the VM: ADR 10 says so."""
+        record = self._arbiter.record
+        terms = {record.term if record else 0, *(copy.manager.term for copy in going)}
+        return len(terms) == 1 and not self._gate.late_under_way
 
     def _settled(self) -> bool:
         """A protected pair or one survivor, with every client answered; or nobody is left, and the checker asks why."""
@@ -374,11 +388,13 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         learns=dice.random() < 0.5,
     )
     port = PORTS[seed % len(PORTS)]
-    focus = dice.choice((port, port, port, "early", "lonely", "apart", "apart", ""))
-    everywhere = focus in ("", "lonely", "apart")
+    alone = dice.choice(GOING_ALONE)
+    focus = dice.choice((port, port, port, "early", "lonely", "reunited", "apart", "apart", alone, alone, ""))
+    everywhere = focus in ("", "lonely", "reunited", "apart", *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
-    bursts = dice.random() < 0.5
-    return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus, bursts=bursts)
+    bursts = dice.random() < 0.5 or focus == "reunited"
+    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus == "reunited")
+    return scenario, Drawn(f"plan {seed}", rate, budget, focus, bursts=bursts)
 
 
 def play(scenario: Scenario, plan: Plan) -> Run:
