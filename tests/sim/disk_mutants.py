@@ -219,9 +219,9 @@ DISK_MUTANTS = (
     Mutant("mark one write early", committed_state.NAME, _mark_early, 0),
     Mutant("writes of a failed checkpoint dropped", committed_state.NAME, _only_the_very_epoch(drop=True), 104),
     Mutant("writes of a failed checkpoint stay behind", committed_state.NAME, _only_the_very_epoch(drop=False), 104),
-    Mutant("image written without a journal", disks.NAME, _no_journal, 34),
+    Mutant("image written without a journal", disks.NAME, _no_journal, 8, only=True),
     Mutant("marks of what was written since forgotten", disks.NAME, _written_since_forgotten, 0),
     Mutant("marks gone with the partner", disks.NAME, _marks_gone_with_the_partner, 0),
-    Mutant("failed writes to the spill file ignored", committed_state.NAME, _failed_writes_ignored, 0),
+    Mutant("failed writes to the spill file ignored", committed_state.NAME, _failed_writes_ignored, 28),
     Mutant("what is being applied is not read", committed_state.NAME, _applying_not_read, 1),
 )

@@ -90,6 +90,16 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Heir:
+    """A copy at the moment when it has to answer for everything that was let go before."""
+
+    name: str
+    emissions: int  # that came before
+    ram: Contents
+    disk: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LastAct:
     """A host of a whole pair was killed after the heal."""
 
@@ -123,7 +133,7 @@ class History:
     pairs: list[tuple[str, str]] = field(default_factory=list)  # the names of the two, the newest pair last
     reunions: int = 0  # how often one that had lost itself found itself again
     rebases: int = 0  # how often one went on under a term that it had found at the arbiter
-    takeovers: int = 0
+    takeovers: list[Heir] = field(default_factory=list)
     disks_failed: int = 0
     leavings: list[Leaving] = field(default_factory=list)
     survivor: str | None = None

@@ -290,7 +290,7 @@ class SecondaryStory:
         self.disk = disk
         self._listens = False
         self._returned: LinkEnd | None = None
-        self._feed = FeedPort(self._gate, self._side.agent)
+        self._feed = FeedPort(self._gate, self._side)
         self._vm = SvmPort(self._gate, self._side.guest, cache)
         self._disks = SvmDisksPort(self._gate, self._side.host, disk)
         self._told_epoch = 0
@@ -383,7 +383,6 @@ class SecondaryStory:
             self.to_primary.look("takeover")
             await self._disks.take_over()
             await self._feed.take_over()
-            self._gate.history.takeovers += 1
         except VmLost:
             return Event.VM_LOST
         return None

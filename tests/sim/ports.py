@@ -16,7 +16,7 @@ from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 from .agents import Agent
 from .faults import ENDING, PARTING, Fault, Kind, Plan
 from .guest import Guest
-from .history import Cut, History, Image, Load
+from .history import Cut, Heir, History, Image, Load
 from .links import LinkEnd, Message, Verdict
 from .network import Arbiter, Wires
 from .scheduler import Host, HostDied, Scheduler
@@ -373,8 +373,8 @@ class SvmPort:
 class FeedPort:
     """SecondaryFeed."""
 
-    def __init__(self, gate: Gate, agent: Agent) -> None:
-        self._gate, self._agent = gate, agent
+    def __init__(self, gate: Gate, side: Side) -> None:
+        self._gate, self._agent, self._side = gate, side.agent, side
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: now(effect))
@@ -393,7 +393,13 @@ class FeedPort:
 
     async def take_over(self) -> None:
         """The command TAKE_OVER, after the roll-forward."""
-        await self._gate.operate(self._agent.host, "feed.take_over", self._agent.take_over)
+        await self._gate.operate(self._agent.host, "feed.take_over", self._take_over)
+
+    async def _take_over(self) -> None:
+        await self._agent.take_over()
+        history, guest = self._gate.history, self._side.guest
+        heir = Heir(self._side.name, len(history.emissions), guest.ram.copy(), guest.disk.content)
+        history.takeovers.append(heir)
 
 
 def _applied(cache: MemoryCache) -> Contents:

@@ -17,21 +17,25 @@ from .history import Ending, History, LastAct
 from .mutant import Mutant
 from .mutants import MUTANTS, seal_forgotten
 from .sweep import SWEPT, awaits_of, one_fault_plans
-from .verdict import finders, problems_of
+from .verdict import CHECKERS, finders, problems_of
 from .world import STEPS, Scenario, drawn, play
 
 SEEDS = 300
+HAPPENS_AT_LEAST = {"commits": 1000, "takeovers": 100, "reunions": 10, "rebases": 1, "failed disks": 5}
 SWEEP_EVERY = 5  # `make sim ARGS=--sweep` leaves nothing out
 
 
 def test_no_seed_violates_a_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    began_s, struck = time.monotonic(), Counter[str]()
+    began_s, struck, events = time.monotonic(), Counter[str](), Counter[str]()
     for seed in range(SEEDS):
         told = run_seed((seed, STEPS))
         assert told.problems == [], f"seed {seed}"
         struck.update(told.faults)
+        events.update(told.events)
     with capsys.disabled():
-        print(f"\n  {said(SEEDS, STEPS, 0, struck, time.monotonic() - began_s)}")
+        print(f"\n  {said(SEEDS, STEPS, 0, struck, events, time.monotonic() - began_s)}")
+    assert set(Kind) - set(struck) == set(), "faults that never struck"
+    assert {what: events[what] for what, least in HAPPENS_AT_LEAST.items() if events[what] < least} == {}
 
 
 @pytest.mark.parametrize("seed", [3, 11, 42])
@@ -75,9 +79,18 @@ def _hunts(mutant: Mutant) -> Iterator[int]:
 def test_no_mutant_survives(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         mutant.apply(patch)
-        caught_in = next((seed for seed in _hunts(mutant) if mutant.checker in finders(_played(seed))), None)
+        caught_in = next((seed for seed in _hunts(mutant) if _catches(mutant, finders(_played(seed)))), None)
     assert caught_in is not None, f"not caught in {SEEDS} seeds"
     assert problems_of(_played(caught_in)) == [], "the same run must be clean without the mutant"
+
+
+def _catches(mutant: Mutant, found_by: set[str]) -> bool:
+    return found_by == {mutant.checker} if mutant.only else mutant.checker in found_by
+
+
+def test_every_checker_is_needed() -> None:
+    """Each has a mutant that, in its seed, no other one catches."""
+    assert {mutant.checker for mutant in MUTANTS if mutant.only} == {checker.NAME for checker in CHECKERS}
 
 
 def test_what_a_failed_first_seal_held_leaves_when_the_secondary_goes(monkeypatch: pytest.MonkeyPatch) -> None:

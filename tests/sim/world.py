@@ -389,7 +389,7 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
     )
     port = PORTS[seed % len(PORTS)]
     alone = dice.choice(GOING_ALONE)
-    focus = dice.choice((port, port, port, "early", "lonely", "reunited", "apart", "apart", alone, alone, ""))
+    focus = dice.choice((port, port, port, "early", "lonely", "reunited", "apart", "apart", "apart", alone, alone, ""))
     everywhere = focus in ("", "lonely", "reunited", "apart", *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
     bursts = dice.random() < 0.5 or focus == "reunited"
