@@ -28,6 +28,8 @@ class Kind(enum.StrEnum):
     LATE_CLAIM = "late-claim"  # the next claim gets no answer, and reaches the arbiter later
     FREEZE = "freeze"
     PEER_FREEZES = "peer-freezes"
+    AGENT_FREEZES = "agent-freezes"  # that of the primary, and nothing else on its host
+    MANAGER_FREEZES = "manager-freezes"  # that of the primary, likewise
     SLOW = "slow"
     SPOIL = "spoil"  # a byte of the next page batch changes on its way
     DROP = "drop"  # the next page batch is lost
@@ -89,12 +91,15 @@ PORTS = (
 # The faults that leave the port's own answer alone.
 AROUND = (
     *(_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS, _K.CLOG),
-    *(_K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.CLOCK, _K.DISK_FAILS),
+    *(_K.FREEZE, _K.PEER_FREEZES, _K.AGENT_FREEZES, _K.MANAGER_FREEZES, _K.SUSPEND, _K.CLOCK, _K.DISK_FAILS),
 )
 
 ENDING = (_K.VM_LOST, _K.DIE, _K.GUEST_DIES)  # these end the copy where they strike
 # Of a pair that is parted one may be fenced.
-PARTING = (*(_K.PEER_LOST, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS), _K.FREEZE, _K.PEER_FREEZES)
+PARTING = (
+    *(_K.PEER_LOST, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS),
+    *(_K.FREEZE, _K.PEER_FREEZES, _K.MANAGER_FREEZES),
+)
 
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:
@@ -157,14 +162,26 @@ GOING_ALONE = ("output.go_solo", *_TAKEOVER)  # awaited only by one whose partne
 _KINDS = {
     **dict.fromkeys(GOING_ALONE, (*_CUTS[:-1], _K.DIE, _K.DIE, _K.PEER_DIES, _K.PEER_DIES, _K.PEER_FREEZES)),
     "lonely": (*_CUTS, _K.NO_ARBITER, _K.NO_ARBITER, _K.NO_ARBITER_HERE, _K.LATE_CLAIM),
-    "apart": (*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
+    "apart": (
+        *(*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
+        *(_K.AGENT_FREEZES, _K.AGENT_FREEZES, _K.MANAGER_FREEZES, _K.MANAGER_FREEZES),
+    ),
 }
-_REUNITED = (  # nobody is granted anything, or hears of it, before the two find each other again
-    (_K.NO_ARBITER, _K.CUT),
-    (_K.NO_ARBITER, _K.CUT_DISK),
-    (_K.LATE_CLAIM, _K.LATE_CLAIM, _K.CUT_PACKETS),
-    (_K.LATE_CLAIM, _K.NO_ARBITER_HERE, _K.CUT_DISK),
-)
+_STORIES = {
+    "reunited": (  # nobody is granted anything, or hears of it, before the two find each other again
+        (_K.NO_ARBITER, _K.CUT),
+        (_K.NO_ARBITER, _K.CUT_DISK),
+        (_K.LATE_CLAIM, _K.LATE_CLAIM, _K.CUT_PACKETS),
+        (_K.LATE_CLAIM, _K.NO_ARBITER_HERE, _K.CUT_DISK),
+    ),
+    "asleep": (  # one who does not hear that its partner has taken over: its lease is what must hold
+        (_K.AGENT_FREEZES, _K.CUT),
+        (_K.MANAGER_FREEZES, _K.AGENT_FREEZES, _K.CUT),
+        (_K.MANAGER_FREEZES, _K.CUT),
+        (_K.CUT_OUT, _K.PEER_FREEZES),
+    ),
+}
+STORIES = tuple(_STORIES)
 FOCUS_RATE, ALONE_RATE = 0.3, 0.9
 EARLY_RATE, EARLY_AWAITS = 0.3, 40
 BURST_RATE, BURST_AWAITS = 0.25, 12
@@ -174,9 +191,9 @@ class Drawn(Plan):
     """Up to `budget` faults, drawn from the seed, until the heal.
 
     Most of them strike at one port when there is a `focus`, or at the first awaits ("early"), or only at what joins the
-    hosts with each other and the arbiter ("lonely"; "reunited": so that a pair may find itself again), or so that one
-    host does not know of the other ("apart"); in `bursts` one seldom comes alone. When the focus is a port of one who
-    goes alone, the others see to it that one does.
+    hosts with each other and the arbiter ("lonely"), or so that one host does not know of the other ("apart"); in
+    `bursts` one seldom comes alone. When the focus is a port of one who goes alone, the others see to it that one does.
+    Of the _STORIES the faults come one after the other.
     """
 
     def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
@@ -184,7 +201,7 @@ class Drawn(Plan):
         self._random = random.Random(seed)
         self._rate, self._budget, self._focus, self._bursts = rate, budget, focus, bursts
         self._burst_until = 0
-        self._due: list[Kind] = []  # of one of _REUNITED, the next one last
+        self._due: list[Kind] = []  # of a story, the next one last
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
@@ -193,8 +210,8 @@ class Drawn(Plan):
         self._budget -= 1
         if self._bursts:
             self._burst_until = number + BURST_AWAITS
-        if self._focus == "reunited":
-            self._due = self._due or [*reversed(self._random.choice(_REUNITED))]
+        if self._focus in _STORIES:
+            self._due = self._due or [*reversed(self._random.choice(_STORIES[self._focus]))]
             return Fault(self._due.pop(), after=self._random.random() < 0.5)
         if self._focus in _KINDS and port != self._focus:
             kinds = [kind for kind in _KINDS[self._focus] if kind not in _OWN or kind in _own_kinds(port)]

@@ -93,7 +93,7 @@ class Manager:
 
     async def sleep(self, delay_us: int) -> None:
         """Wait in virtual time."""
-        await self._gate.scheduler.sleep(delay_us, self.side.host)
+        await self._gate.scheduler.sleep(delay_us, self.side.host.manager)
 
     def take(self, event: Event) -> tuple[Command, ...]:
         """The table's decision."""
@@ -116,7 +116,7 @@ class Manager:
     async def _carry_out(self, command: Command) -> Event | None:
         match command:
             case Command.LEAVE_PAIR:
-                self._leave_pair()
+                await self._leave_pair()
             case Command.CLAIM:
                 return await self._claim()
             case Command.RETRY_CLAIM_LATER:
@@ -131,9 +131,15 @@ class Manager:
                 return await self.story.speak()
         return None
 
-    def _leave_pair(self) -> None:
-        """First the packets, then the session: nothing may be released by a peer that we are leaving."""
-        self.side.agent.leave_pair()
+    async def _leave_pair(self) -> None:
+        """First the packets, then the session: nothing may be released by a peer that we are leaving.
+
+        A side that ends does not ask its agent, which may hang.
+        """
+        if self.failover.ended:
+            self.side.agent.end()
+        else:
+            await self.side.agent.obey(self.side.agent.leave_pair)
         if self.side.link is not None:
             self.side.link.close()
 
@@ -322,7 +328,7 @@ class SecondaryStory:
 
     async def wait_for_peer(self) -> Event | None:
         """See Story: listen."""
-        self._side.agent.listen()
+        await self._side.agent.obey(self._side.agent.listen)
         self._listens, self._returned = True, None
         until_us = self._gate.scheduler.now_us + WAIT_US
         while self._returned is None and self._gate.scheduler.now_us < until_us and not self._side.guest.dead:
@@ -355,7 +361,7 @@ class SecondaryStory:
 
     async def _follow(self) -> list[Event]:
         procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._disks, self.cache)
-        self._follower = self._gate.scheduler.spawn(self._side.host, procedure)
+        self._follower = self._gate.scheduler.spawn(self._side.host.manager, procedure)
         self._follower.handled = (VmLost, PeerLost)
         while not self._follower.finished.done:
             await self._manager.sleep(POLL_US)

@@ -101,7 +101,7 @@ class Gate:
     async def _work(self, host: Host) -> None:
         """Half the time of a call; now and then it takes long."""
         span = LONG_US if self._random.random() < LONG_SHARE else OP_US
-        await self.scheduler.sleep(self._random.randint(*span), host)
+        await self.scheduler.sleep(self._random.randint(*span), host.manager)
 
     def _check(self, host: Host, vm: bool) -> None:
         if not host.alive:
@@ -132,7 +132,7 @@ class Gate:
                 self.kill(own)
                 raise HostDied(host.name)
             case Kind.SLOW:
-                await self.scheduler.sleep(SLOW_US, host)
+                await self.scheduler.sleep(SLOW_US, host.manager)
                 self._check(host, False)
             case Kind.NO_ARBITER_HERE | Kind.NO_ARBITER | Kind.LATE_CLAIM:
                 self._disturb_arbiter(host, fault.kind)
@@ -162,6 +162,10 @@ class Gate:
                 self.kill(own.partner)
             case Kind.FREEZE:
                 host.frozen_until_us = self.scheduler.now_us + FREEZE_US
+            case Kind.AGENT_FREEZES | Kind.MANAGER_FREEZES:
+                primary = own if own.agent.is_primary or own.partner is None else own.partner
+                part = primary.host.agent if kind is Kind.AGENT_FREEZES else primary.host.manager
+                part.stopped_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SUSPEND:
                 host.suspended_us += FREEZE_US
                 host.frozen_until_us = self.scheduler.now_us + SHORT_US
@@ -262,7 +266,7 @@ class OutputPort:
         self.epoch = 0
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: now(effect))
+        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: self._agent.obey(effect))
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
@@ -377,7 +381,7 @@ class FeedPort:
         self._gate, self._agent, self._side = gate, side.agent, side
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: now(effect))
+        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: self._agent.obey(effect))
 
     async def stop_feed(self) -> None:
         """See SecondaryFeed."""

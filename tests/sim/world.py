@@ -23,7 +23,7 @@ from pycolo.errors import PeerLost
 from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
-from .faults import GOING_ALONE, PORTS, Drawn, Plan
+from .faults import GOING_ALONE, PORTS, STORIES, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
 from .history import Ending, History, LastAct, Leaving
@@ -138,7 +138,7 @@ class World:
         copy.manager.story = PrimaryStory(self._around(copy.side), copy.manager, PAGES, 0)
         copy.side.guest.resume()
         self._network.announce(copy.side.host)
-        self.scheduler.spawn(copy.side.host, copy.manager.run())
+        self.scheduler.spawn(copy.side.host.manager, copy.manager.run())
 
     def _pair(self, primary: Copy, host: Host) -> None:
         """A secondary begins on `host`, and the primary finds it."""
@@ -161,7 +161,7 @@ class World:
         primary.manager.story.join(links[0], self._pair_disk)
         self.run.history.pairs.append((side.name, second.side.name))
         self._trace(f"{side.name} and {second.side.name} are to be a pair")
-        scheduler.spawn(host, second.manager.run())
+        scheduler.spawn(host.manager, second.manager.run())
 
     def _disk_failed(self, side: Side) -> None:
         self._trace(f"{side.name}: its disk has failed")
@@ -204,7 +204,7 @@ class World:
         reached.append(links[0])
 
     def _is_frozen(self, copy: Copy) -> bool:
-        return copy.side.host.frozen_until_us > self.scheduler.now_us
+        return copy.side.host.manager.frozen_until_us > self.scheduler.now_us
 
     def _protect(self) -> None:
         """Dead hosts come back, and a copy that is alone gets a partner."""
@@ -389,11 +389,11 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
     )
     port = PORTS[seed % len(PORTS)]
     alone = dice.choice(GOING_ALONE)
-    focus = dice.choice((port, port, port, "early", "lonely", "reunited", "apart", "apart", "apart", alone, alone, ""))
-    everywhere = focus in ("", "lonely", "reunited", "apart", *GOING_ALONE)
+    focus = dice.choice((port, port, port, "early", "lonely", *STORIES, "apart", "apart", "apart", alone, alone, ""))
+    everywhere = focus in ("", "lonely", "apart", *STORIES, *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
-    bursts = dice.random() < 0.5 or focus == "reunited"
-    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus == "reunited")
+    bursts = dice.random() < 0.5 or focus in STORIES
+    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus in STORIES)
     return scenario, Drawn(f"plan {seed}", rate, budget, focus, bursts=bursts)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 
+from ..clients import WINDOW
 from ..frames import ACK, MOD, RST, SYN, Segment, after, client_of, is_older, read
 from ..guest import CONNECTION_AT, RESPONSE, answered, logged, response_digest
 from ..history import Emission, Heir, History
@@ -87,23 +89,25 @@ def _inherited(history: History, said: list[Said]) -> list[str]:
 def _released(said: list[Said]) -> list[tuple[int, bytes]]:
     """The answers, each with the number of the emission that completed it."""
     released: list[tuple[int, bytes]] = []
-    starts: dict[int, int] = {}
-    streams: dict[int, dict[int, int]] = {}
+    streams: dict[tuple[int, int], dict[int, int]] = {}  # by port and first number: a SYN-ACK that got lost has its own
     for number, (_, segment) in enumerate(said):
-        port, payload = segment.client_port, segment.payload
         if segment.flags is None:
-            released.append((number, payload))
+            released.append((number, segment.payload))
         elif segment.flags & SYN:
-            starts.setdefault(port, (segment.seq + 1) % MOD)
-        elif payload and port in starts:
-            place, stream = after(segment.seq, starts[port]), streams.setdefault(port, {})
-            stream.update(enumerate(payload, place))
-            for first in range(place - place % RESPONSE.size, place + len(payload), RESPONSE.size):
-                response = [stream.get(at) for at in range(first, first + RESPONSE.size)]
-                whole = bytes(byte for byte in response if byte is not None)
-                if len(whole) == RESPONSE.size:
-                    released.append((number, whole))
+            streams.setdefault((segment.client_port, (segment.seq + 1) % MOD), {})
+        for (port, start), stream in streams.items() if segment.payload else ():
+            if port == segment.client_port and 0 <= (place := after(segment.seq, start)) < WINDOW:
+                stream.update(enumerate(segment.payload, place))
+                released += [(number, whole) for whole in _whole_answers(stream, place, place + len(segment.payload))]
     return released
+
+
+def _whole_answers(stream: dict[int, int], begin: int, end: int) -> Iterator[bytes]:
+    """Those of which some bytes lie between the two places, and none is missing."""
+    for first in range(begin - begin % RESPONSE.size, end, RESPONSE.size):
+        places = range(first, first + RESPONSE.size)
+        if all(at in stream for at in places):
+            yield bytes(stream[at] for at in places)
 
 
 def _acknowledged(history: History, said: list[Said]) -> list[str]:
