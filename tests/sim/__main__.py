@@ -61,17 +61,19 @@ def _campaign(seeds: range, steps: int, jobs: int) -> int:
     began_s = told_s = time.monotonic()
     done = failed = 0
     struck: Counter[str] = Counter()
+    events: Counter[str] = Counter()
     with multiprocessing.Pool(jobs) as pool:
         for told in pool.imap_unordered(run_seed, [(seed, steps) for seed in seeds], chunksize=8):
             done += 1
             failed += bool(told.problems)
             struck.update(told.faults)
+            events.update(told.events)
             for problem in told.problems[:3]:
                 print(f"seed {told.seed}: {problem}", flush=True)
             if time.monotonic() - told_s > PROGRESS_S:
                 told_s = time.monotonic()
                 print(f"  {done} of {len(seeds)} seeds, {failed} with a finding", file=sys.stderr, flush=True)
-    print(said(len(seeds), steps, failed, struck, time.monotonic() - began_s))
+    print(said(len(seeds), steps, failed, struck, events, time.monotonic() - began_s))
     return failed > 0
 
 

@@ -1,6 +1,6 @@
 """The agent of one VM copy: the production's sides (`pycolo.agent`) with the model's wires, and their event loop.
 
-A command is carried out at once, as the agent's process does between two turns of its loop.
+A command is carried out at once, as the agent's process does between two turns of its loop, or when it goes on.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from unittest import mock
 
 from pycolo.agent import primary as primary_module
@@ -35,6 +36,7 @@ from .network import ClientNetwork
 from .scheduler import Scheduler
 from .wires import ModelNic, ModelTap, ModelTransport
 
+T = TypeVar("T")
 LIMITS = DataplaneLimits(hold_ms_min=3, hold_ms_max=20, flows_max=64, held_frames_max=200, datagrams_max=64)
 TURN_US = (5, 60)
 FEED_DRAIN_US_MAX = 20_000
@@ -90,6 +92,11 @@ class Agent:
         return self.host.now_ms(self._scheduler.now_us)
 
     @property
+    def is_primary(self) -> bool:
+        """Whether it speaks, or will."""
+        return isinstance(self._side, PrimarySide)
+
+    @property
     def primary(self) -> PrimarySide:
         """The side of one who speaks, or will."""
         assert isinstance(self._side, PrimarySide)
@@ -111,7 +118,7 @@ class Agent:
         """Something may be readable."""
         if not self._turning and not self._gone:
             self._turning = True
-            self._scheduler.call_later(self._dice.randint(*TURN_US), self.host, self._turn)
+            self._scheduler.call_later(self._dice.randint(*TURN_US), self.host.agent, self._turn)
 
     def _turn(self) -> None:
         self._turning = False
@@ -124,11 +131,11 @@ class Agent:
                 thing()
         except PeerLost:
             self._side.leave_pair()
-            self.on_channel_lost()
+            self._scheduler.call_later(0, self.host.manager, self.on_channel_lost)
         due_ms = self._side.on_time(self._now_ms())
         if due_ms is not None:
             delay_us = max(0, int((due_ms - self._now_ms()) * 1000))
-            self._scheduler.call_later(delay_us + self._dice.randint(*TURN_US), self.host, self._poke)
+            self._scheduler.call_later(delay_us + self._dice.randint(*TURN_US), self.host.agent, self._poke)
 
     def _on_tap(self) -> None:
         if self._tap.inbox and self._side.reads_tap(0):
@@ -157,6 +164,12 @@ class Agent:
 
     # ---- commands of both roles
 
+    async def obey(self, command: Callable[[], T]) -> T:
+        """A command of the manager, which waits for a process that stands still."""
+        while self.host.agent.frozen_until_us > self._scheduler.now_us:
+            await self._scheduler.sleep(0, self.host.agent)
+        return command()
+
     def connect(self, link: LinkEnd) -> None:
         """The packet channel to the partner is open."""
         transport = self._transport = ModelTransport(link, self._poke)
@@ -184,10 +197,11 @@ class Agent:
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
-        boundary, paused_ms = self.primary.pause_feed(self._now_ms()), self._now_ms()
+        boundary = await self.obey(lambda: self.primary.pause_feed(self._now_ms()))
+        paused_ms = self._now_ms()
         until_us = self._scheduler.now_us + FEED_DRAIN_US_MAX
         while self.primary.waits_for_qemu(self._now_ms() - paused_ms) and self._scheduler.now_us < until_us:
-            await self._scheduler.sleep(FEED_CHECK_US, self.host)
+            await self._scheduler.sleep(FEED_CHECK_US, self.host.agent)
         self.primary.end_wait()
         return boundary
 
@@ -232,9 +246,9 @@ class Agent:
 
     async def take_over(self) -> None:
         """Wait out the primary's lease, send what is not known to be released, then let output flow."""
-        secondary = self.secondary
+        secondary = await self.obey(lambda: self.secondary)
         while not secondary.may_speak():
-            await self._scheduler.sleep(FEED_CHECK_US, self.host)
+            await self._scheduler.sleep(FEED_CHECK_US, self.host.agent)
         released, missed = secondary.take_over(self._now_ms())
         side = self._primary(list(secondary.cards))
         side.counters = secondary.counters

@@ -1,7 +1,8 @@
 """The model disks: the primary's streams its writes at once, the secondary's is the production core over model files.
 
 The secondary brings committed writes to its image in the background, by the production journal, a few steps of it at a
-time; when its host dies the files lose what was not synced, and the journal is replayed.
+time; when its host dies the files lose what was not synced, and the journal is replayed. When one of its files
+fails it is lost, and its VM with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ from pycolo.core import disk_journal
 from pycolo.core.block_store import BlockStore
 from pycolo.core.changed_chunks import ChangedChunks, bitmap_bytes_of, ranges_of
 from pycolo.core.disk_epochs import OnImage, SecondaryDisk
-from pycolo.errors import PeerLost
+from pycolo.errors import PeerLost, VmLost
 
 from .guest import DISK_BYTES
 from .history import DiskSeen, History
@@ -26,11 +28,13 @@ from .links import DiskApplied, DiskMark, DiskMessage, DiskWrite, LinkEnd
 from .scheduler import Host, Scheduler
 from .storage import FaultyStorage, MemorySpill
 
-MEMORY_BLOCKS, SPILL_BLOCKS, ZERO_BLOCKS_MAX = 8, 600, 600
+MEMORY_BLOCKS, SPILL_BLOCKS, ZERO_BLOCKS_MAX = 4, 600, 600
 APPLY_US = (100, 4_000)
 APPLY_STEP_US = (20, 1_200)
 APPLY_STEPS = (1, 3)
 FOLD_US = 6_000
+FAILS_US = 20_000
+STEPS_UNTIL_FAILED = 4
 SCALE = 64  # a byte of the model stands for so many, so that the disk has several chunks
 FIRST_DISK = random.Random("disk").randbytes(DISK_BYTES)
 
@@ -120,7 +124,8 @@ class SvmDisk:
         self._dice = random.Random(seed)
         self._journal = FaultyStorage(b"", self._dice)
         self._image = FaultyStorage(content, self._dice, DISK_BYTES)
-        store = BlockStore(MEMORY_BLOCKS, SPILL_BLOCKS, MemorySpill())
+        self._spill = MemorySpill()
+        store = BlockStore(MEMORY_BLOCKS, SPILL_BLOCKS, self._spill)
         self.core = SecondaryDisk(DISK_BYTES, store, lambda *place: self._image.read(*place), ZERO_BLOCKS_MAX)
         self._marked_epoch = 0
         self.written = bytearray(content)  # what the guest has to find, by what it wrote and what was loaded
@@ -130,6 +135,8 @@ class SvmDisk:
         self._retired = False
         self._applying: Whole | None = None
         self._steps: deque[Callable[[], None]] = deque()
+        self.failing = self._failed = False
+        self.on_failed: Callable[[], None] = lambda: None
         link.on_disk = self._on_disk
 
     # ---- the stream
@@ -140,14 +147,15 @@ class SvmDisk:
         link.on_disk = self._on_disk
 
     def _on_disk(self, message: DiskMessage) -> None:
-        match message:
-            case DiskMark(epoch):
-                self._marked_epoch = epoch
-                self.core.mark(epoch)
-            case DiskWrite(offset, length, None):
-                self.core.stage_zeros(offset, length)
-            case DiskWrite(offset, _, bytes() as data):
-                self.core.stage(offset, memoryview(data))
+        with self._ends_it():
+            match message:
+                case DiskMark(epoch):
+                    self._marked_epoch = epoch
+                    self.core.mark(epoch)
+                case DiskWrite(offset, length, None):
+                    self.core.stage_zeros(offset, length)
+                case DiskWrite(offset, _, bytes() as data):
+                    self.core.stage(offset, memoryview(data))
 
     async def staged(self, epoch: int) -> None:
         """See SecondaryDisks."""
@@ -155,6 +163,8 @@ class SvmDisk:
             await self._link.arrival()
         if self._marked_epoch < epoch:
             raise PeerLost("the disk's writes will not come any more")
+        if self._failed:
+            raise VmLost("the disk has failed")
 
     # ---- checkpoint and takeover
 
@@ -167,8 +177,8 @@ class SvmDisk:
         self._apply_soon()
 
     def would_commit(self, epoch: int) -> bytes | None:
-        """What a roll-forward to `epoch` would make of the disk; None once the SVM goes its own way."""
-        if self.taken_over:
+        """What a roll-forward to `epoch` would make of the disk; None once the SVM goes its own way, or none."""
+        if self.taken_over or self._failed:
             return None
         twin = copy.deepcopy(self.core)
         twin.commit(epoch)
@@ -189,7 +199,7 @@ class SvmDisk:
         return content
 
     def _fold(self) -> None:
-        if self._retired:
+        if self._retired or self._failed:
             return
         self.core.fold()
         self._folded()
@@ -215,30 +225,70 @@ class SvmDisk:
 
     def write(self, offset: int, data: bytes) -> None:
         """See Disk."""
-        self.core.write(offset, memoryview(data))
-        self.written[offset : offset + len(data)] = data
+        with self._ends_it():
+            self.core.write(offset, memoryview(data))
+            self.written[offset : offset + len(data)] = data
 
     def write_zeros(self, offset: int, length: int) -> None:
         """See Disk."""
-        self.core.write_zeros(offset, length)
-        self.written[offset : offset + length] = bytes(length)
+        with self._ends_it():
+            self.core.write_zeros(offset, length)
+            self.written[offset : offset + length] = bytes(length)
+
+    # ---- failures
+
+    def fails_for_a_while(self) -> bool:
+        """The journal or the image fails at a step to come, or the spill file is full; whether the disk is in use."""
+        if self._retired or self._failed:
+            return False
+        self.failing = True
+        steps, error = self._dice.randrange(STEPS_UNTIL_FAILED), OSError(5, "scripted")
+        match self._dice.choice(("journal", "image", "spill")):
+            case "journal":
+                self._journal.steps.fail_soon(steps, error)
+            case "image":
+                self._image.steps.fail_soon(steps, error)
+            case _:
+                self._spill.full = True
+        self._scheduler.call_later(FAILS_US, self._host, self._works_again)
+        return True
+
+    def _works_again(self) -> None:
+        self._journal.steps.fail_at = self._image.steps.fail_at = None
+        self._spill.full = self.failing = False
+
+    @contextmanager
+    def _ends_it(self) -> Iterator[None]:
+        """A write that fails here is the end of this disk, and of the VM on it."""
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            self._steps.clear()
+            self.on_failed()
 
     # ---- the image
 
     def _apply_soon(self) -> None:
-        if self._applying is None and self.core.unapplied:
+        if self._applying is None and self.core.unapplied and not self._failed:
             self._applying = self._on_image  # until it begins
             self._scheduler.call_later(self._dice.randint(*APPLY_US), self._host, self._begin)
 
     def _begin(self) -> None:
+        if self._failed:
+            return
         self._applying = self._committed
         journal, image = _Recorder(self._journal, self._steps), _Recorder(self._image, self._steps)
-        disk_journal.apply(journal, image, list(self.core.begin_applying()))
+        with self._ends_it():
+            disk_journal.apply(journal, image, list(self.core.begin_applying()))
         self._go_on()
 
     def _go_on(self) -> None:
-        for _ in range(min(len(self._steps), self._dice.randint(*APPLY_STEPS))):
-            self._steps.popleft()()
+        with self._ends_it():
+            for _ in range(min(len(self._steps), self._dice.randint(*APPLY_STEPS))):
+                self._steps.popleft()()
+        if self._failed:
+            return
         if self._steps:
             self._scheduler.call_later(self._dice.randint(*APPLY_STEP_US), self._host, self._go_on)
         else:

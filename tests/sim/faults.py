@@ -28,11 +28,14 @@ class Kind(enum.StrEnum):
     LATE_CLAIM = "late-claim"  # the next claim gets no answer, and reaches the arbiter later
     FREEZE = "freeze"
     PEER_FREEZES = "peer-freezes"
+    AGENT_FREEZES = "agent-freezes"  # that of the primary, and nothing else on its host
+    MANAGER_FREEZES = "manager-freezes"  # that of the primary, likewise
     SLOW = "slow"
     SPOIL = "spoil"  # a byte of the next page batch changes on its way
     DROP = "drop"  # the next page batch is lost
     NO_ARBITER_HERE = "no-arbiter-here"  # for a time
     NO_ARBITER = "no-arbiter"  # for all hosts
+    DISK_FAILS = "disk-fails"  # of the secondary: a file of it fails at a step to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Fault:
 _K = Kind
 _PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
 _PVM_DISKS = ("pvm_disks.expect_pause", "pvm_disks.seal", "pvm_disks.expect_requests")
-_OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit")
+_OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit", "output.go_solo")
 _TO_SECONDARY = ("to_secondary.send_pages", "to_secondary.send_stage", "to_secondary.committed")
 _SVM = (
     "svm.breathe",
@@ -61,6 +64,7 @@ _SVM = (
 )
 _SVM_DISKS = ("svm_disks.staged", "svm_disks.expect_pause", "svm_disks.commit")
 _FEED = ("feed.stop_feed", "feed.drop_output", "feed.start_feed")
+_TAKEOVER = ("svm_disks.take_over", "feed.take_over")
 _TO_PRIMARY = ("to_primary.receive", "to_primary.send_committed", "to_primary.send_discarded", "to_primary.send_loaded")
 _REFUSING = (
     *(p for p in _PVM + _PVM_DISKS if p not in ("pvm.resume", "pvm_disks.expect_requests")),
@@ -77,6 +81,7 @@ PORTS = (
     *_SVM,
     *_SVM_DISKS,
     *_FEED,
+    *_TAKEOVER,
     *_TO_PRIMARY,
     "arbiter.claim",
     "arbiter.record",
@@ -86,13 +91,20 @@ PORTS = (
 # The faults that leave the port's own answer alone.
 AROUND = (
     *(_K.DIE, _K.PEER_DIES, _K.GUEST_DIES, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS, _K.CLOG),
-    *(_K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.CLOCK),
+    *(_K.FREEZE, _K.PEER_FREEZES, _K.AGENT_FREEZES, _K.MANAGER_FREEZES, _K.SUSPEND, _K.CLOCK, _K.DISK_FAILS),
+)
+
+ENDING = (_K.VM_LOST, _K.DIE, _K.GUEST_DIES)  # these end the copy where they strike
+# Of a pair that is parted one may be fenced.
+PARTING = (
+    *(_K.PEER_LOST, _K.CUT, _K.CUT_OUT, _K.CUT_IN, _K.CUT_DISK, _K.CUT_PACKETS),
+    *(_K.FREEZE, _K.PEER_FREEZES, _K.MANAGER_FREEZES),
 )
 
 
 def _own_kinds(port: str) -> tuple[Kind, ...]:
     kinds: list[Kind] = []
-    if port in _PVM + _PVM_DISKS + _OUTPUT + _SVM + _SVM_DISKS + _FEED:
+    if port in _PVM + _PVM_DISKS + _OUTPUT + _SVM + _SVM_DISKS + _FEED + _TAKEOVER:
         kinds.append(_K.VM_LOST)
     if port in ("partner.call", *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY):
         kinds.append(_K.PEER_LOST)
@@ -146,11 +158,31 @@ class Exactly(Plan):
 
 _CUTS = (_K.CUT, _K.CUT_IN, _K.CUT_OUT, _K.CUT_OUT, _K.CLOG)
 _OWN = (_K.PEER_LOST,)  # only some ports can say so
+GOING_ALONE = ("output.go_solo", *_TAKEOVER)  # awaited only by one whose partner is lost
 _KINDS = {
+    **dict.fromkeys(GOING_ALONE, (*_CUTS[:-1], _K.DIE, _K.DIE, _K.PEER_DIES, _K.PEER_DIES, _K.PEER_FREEZES)),
     "lonely": (*_CUTS, _K.NO_ARBITER, _K.NO_ARBITER, _K.NO_ARBITER_HERE, _K.LATE_CLAIM),
-    "apart": (*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
+    "apart": (
+        *(*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
+        *(_K.AGENT_FREEZES, _K.AGENT_FREEZES, _K.MANAGER_FREEZES, _K.MANAGER_FREEZES),
+    ),
 }
-FOCUS_RATE = 0.3
+_STORIES = {
+    "reunited": (  # nobody is granted anything, or hears of it, before the two find each other again
+        (_K.NO_ARBITER, _K.CUT),
+        (_K.NO_ARBITER, _K.CUT_DISK),
+        (_K.LATE_CLAIM, _K.LATE_CLAIM, _K.CUT_PACKETS),
+        (_K.LATE_CLAIM, _K.NO_ARBITER_HERE, _K.CUT_DISK),
+    ),
+    "asleep": (  # one who does not hear that its partner has taken over: its lease is what must hold
+        (_K.AGENT_FREEZES, _K.CUT),
+        (_K.MANAGER_FREEZES, _K.AGENT_FREEZES, _K.CUT),
+        (_K.MANAGER_FREEZES, _K.CUT),
+        (_K.CUT_OUT, _K.PEER_FREEZES),
+    ),
+}
+STORIES = tuple(_STORIES)
+FOCUS_RATE, ALONE_RATE = 0.3, 0.9
 EARLY_RATE, EARLY_AWAITS = 0.3, 40
 BURST_RATE, BURST_AWAITS = 0.25, 12
 
@@ -160,7 +192,8 @@ class Drawn(Plan):
 
     Most of them strike at one port when there is a `focus`, or at the first awaits ("early"), or only at what joins the
     hosts with each other and the arbiter ("lonely"), or so that one host does not know of the other ("apart"); in
-    `bursts` one seldom comes alone.
+    `bursts` one seldom comes alone. When the focus is a port of one who goes alone, the others see to it that one does.
+    Of the _STORIES the faults come one after the other.
     """
 
     def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
@@ -168,6 +201,7 @@ class Drawn(Plan):
         self._random = random.Random(seed)
         self._rate, self._budget, self._focus, self._bursts = rate, budget, focus, bursts
         self._burst_until = 0
+        self._due: list[Kind] = []  # of a story, the next one last
 
     def draw(self, number: int, port: str) -> Fault | None:
         """See Plan."""
@@ -176,7 +210,10 @@ class Drawn(Plan):
         self._budget -= 1
         if self._bursts:
             self._burst_until = number + BURST_AWAITS
-        if self._focus in _KINDS:
+        if self._focus in _STORIES:
+            self._due = self._due or [*reversed(self._random.choice(_STORIES[self._focus]))]
+            return Fault(self._due.pop(), after=self._random.random() < 0.5)
+        if self._focus in _KINDS and port != self._focus:
             kinds = [kind for kind in _KINDS[self._focus] if kind not in _OWN or kind in _own_kinds(port)]
             return Fault(self._random.choice(kinds), after=self._random.random() < 0.5)
         if port == "arbiter.claim" or self._random.random() < 0.1:
@@ -185,12 +222,14 @@ class Drawn(Plan):
                 return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
         faults = faults_of(port)
         own_kinds = {*_own_kinds(port), *_BEFORE_ONLY.get(port, ())} - {_K.VM_LOST}  # after which little happens
+        if port in _PVM_DISKS + _SVM_DISKS:
+            own_kinds.add(_K.DISK_FAILS)
         own = [fault for fault in faults if fault.kind in own_kinds]
         return self._random.choice(own if own and self._random.random() < 0.6 else faults)
 
     def _rate_at(self, number: int, port: str) -> float:
         if port == self._focus:
-            return FOCUS_RATE
+            return ALONE_RATE if port in GOING_ALONE else FOCUS_RATE
         if self._focus == "early" and number < EARLY_AWAITS:
             return EARLY_RATE
         return BURST_RATE if number < self._burst_until else self._rate

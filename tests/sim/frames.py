@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tcp_frames import CLIENT, GUEST, ipv4, ones_complement, stamps, tcp
 
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+SYN, RST, PSH, ACK = 2, 4, 8, 16
 MOD = 1 << 32
 GUEST_PORT = 80
 FIRST_PORT, PORTS_PER_CLIENT = 10_000, 1000

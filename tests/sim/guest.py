@@ -160,7 +160,7 @@ class Guest:
             return
         self._busy = False
         said = self._hear(read(self._queue.pop(0), from_guest=False))
-        if said:
+        if said and not self.dead:  # its disk may have failed meanwhile
             self.outbox += [build(segment, from_guest=True) for segment in said]
             self.on_output()
         self._worked += 1

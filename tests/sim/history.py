@@ -89,11 +89,32 @@ class Leaving:
     image: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """A copy at the moment when it has to answer for everything that was let go before."""
+
+    name: str
+    emissions: int  # that came before
+    ram: Contents
+    disk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LastAct:
+    """A host of a whole pair was killed after the heal."""
+
+    victim: str
+    survived: bool  # whether a copy goes on
+    deadly_since: int  # how many faults that can end a copy have struck since
+
+
 @dataclass(slots=True)
 class History:
     """Everything recorded in one run."""
 
     faults: list[str] = field(default_factory=list)
+    deadly: int = 0  # how many of them could end a copy, by themselves or by parting a pair
+    last_acts: list[LastAct] = field(default_factory=list)
     sent: dict[int, int] = field(default_factory=dict)  # client -> newest sequence number it sent
     emissions: list[Emission] = field(default_factory=list)
     receptions: list[Reception] = field(default_factory=list)
@@ -109,8 +130,11 @@ class History:
     endings: list[Ending] = field(default_factory=list)
     holder: str | None = None  # who holds the claim at the end
     committed_before_end: bool = False  # the newest secondary had a committed checkpoint when the primary ended
-    pairs: int = 0  # how many were formed
+    pairs: list[tuple[str, str]] = field(default_factory=list)  # the names of the two, the newest pair last
     reunions: int = 0  # how often one that had lost itself found itself again
+    rebases: int = 0  # how often one went on under a term that it had found at the arbiter
+    takeovers: list[Heir] = field(default_factory=list)
+    disks_failed: int = 0
     leavings: list[Leaving] = field(default_factory=list)
     survivor: str | None = None
     survivor_ram: Contents | None = None

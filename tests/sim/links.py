@@ -158,7 +158,7 @@ class LinkEnd:
         self.on_rebase: Callable[[int], bool] = lambda _: False
         self.rebased_to = 0
         self.damage: Callable[[PageBatch], PageBatch | None] | None = None
-        scheduler.call_later(HEARTBEAT_US, host, self._beat)
+        scheduler.call_later(HEARTBEAT_US, host.manager, self._beat)
 
     # ---- sending
 
@@ -184,7 +184,8 @@ class LinkEnd:
             if generation == self._generation and channel not in self._ended_channels:
                 other.take(channel, carried)
 
-        self._scheduler.call_later(at_us - self._scheduler.now_us, other.host, arrive)
+        reader = other.host.manager if channel == "control" else other.host
+        self._scheduler.call_later(at_us - self._scheduler.now_us, reader, arrive)
 
     def carry_packets(self, take: Callable[[bytes], None], give_up: Callable[[], None]) -> None:
         """Who takes the agents' bytes; some may be here already. `give_up` when the connection is lost."""
@@ -210,8 +211,11 @@ class LinkEnd:
     def end_channel(self, channel: str) -> None:
         """One connection of several ends; nothing of it arrives any more, and the session is lost with it."""
         self._ended_channels.add(channel)
-        ends = self.lose if channel == "disk" else self.on_packets_lost
-        self._scheduler.call_later(self._random.randint(*CHANNEL_ENDS_US), self.host, ends)
+        delay_us = self._random.randint(*CHANNEL_ENDS_US)
+        if channel == "disk":
+            self._scheduler.call_later(delay_us, self.host.manager, self.lose)
+        else:
+            self._scheduler.call_later(delay_us, self.host, self.on_packets_lost)
 
     def close(self) -> None:
         """Leave: the other end learns of it after what was sent before. The agents' bytes have been ended before."""
@@ -269,7 +273,7 @@ class LinkEnd:
             await self._arrived
         message = self.inbox.popleft() if self.inbox else Closed()
         if self.inbox and isinstance(self.inbox[0], Closed) and not isinstance(message, Closed):
-            self._scheduler.call_later(0, self.host, self.lose)
+            self._scheduler.call_later(0, self.host.manager, self.lose)
         if isinstance(message, Closed):
             raise PeerLost("the primary is lost")
         return message
@@ -297,7 +301,7 @@ class LinkEnd:
             self.lose()
             return
         self.say(Alive())
-        self._scheduler.call_later(HEARTBEAT_US, self.host, self._beat)
+        self._scheduler.call_later(HEARTBEAT_US, self.host.manager, self._beat)
 
 
 def connect(one: LinkEnd, two: LinkEnd) -> None:

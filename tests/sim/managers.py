@@ -37,6 +37,7 @@ from .scheduler import Task
 POLL_US = 700
 WAIT_US = 24_000  # of a secondary, for the primary's call: it calls about every CLAIM_RETRY_US
 REBASE_US_MAX = 30_000
+ARBITER_CHECK_US = 40_000
 EPOCH_US_MAX = 12_000
 RETRY_US = 8_000
 CLAIM_RETRY_US = 8_000
@@ -79,7 +80,7 @@ class Manager:
         self.story: Story
         self.arbiter = ArbiterPort(around.gate, around.side.host)
         self._claims = 0
-        self.vm_lost_by_fault = False
+        self.vm_lost = False
 
     async def run(self) -> None:
         """All that this copy ever does."""
@@ -92,13 +93,13 @@ class Manager:
 
     async def sleep(self, delay_us: int) -> None:
         """Wait in virtual time."""
-        await self._gate.scheduler.sleep(delay_us, self.side.host)
+        await self._gate.scheduler.sleep(delay_us, self.side.host.manager)
 
     def take(self, event: Event) -> tuple[Command, ...]:
         """The table's decision."""
         before = self.failover.state
+        self.vm_lost |= event is Event.VM_LOST and not self.failover.ended
         decision = self.failover.handle(event)
-        self.vm_lost_by_fault |= event is Event.VM_LOST
         self._around.trace(f"{self.side.name}: {before} + {event} -> {decision.state}: {decision.reason}")
         return decision.commands
 
@@ -115,7 +116,7 @@ class Manager:
     async def _carry_out(self, command: Command) -> Event | None:
         match command:
             case Command.LEAVE_PAIR:
-                self._leave_pair()
+                await self._leave_pair()
             case Command.CLAIM:
                 return await self._claim()
             case Command.RETRY_CLAIM_LATER:
@@ -130,9 +131,15 @@ class Manager:
                 return await self.story.speak()
         return None
 
-    def _leave_pair(self) -> None:
-        """First the packets, then the session: nothing may be released by a peer that we are leaving."""
-        self.side.agent.leave_pair()
+    async def _leave_pair(self) -> None:
+        """First the packets, then the session: nothing may be released by a peer that we are leaving.
+
+        A side that ends does not ask its agent, which may hang.
+        """
+        if self.failover.ended:
+            self.side.agent.end()
+        else:
+            await self.side.agent.obey(self.side.agent.leave_pair)
         if self.side.link is not None:
             self.side.link.close()
 
@@ -161,6 +168,7 @@ class PrimaryStory:
         self._to_secondary: ToSecondary
         self._disk: PvmDisk
         self._joined = self._wanted = self._base_in_doubt = False
+        self._check_at_us = ARBITER_CHECK_US
 
     def join(self, link: LinkEnd, disk: PvmDisk) -> None:
         """A secondary is there, behind `link`."""
@@ -216,7 +224,7 @@ class PrimaryStory:
 
     async def _epoch(self) -> Event | None:
         """Wait until a checkpoint is wanted, take it; returns what happened meanwhile."""
-        if self._base_in_doubt:
+        if self._base_in_doubt or self._gate.scheduler.now_us >= self._check_at_us:
             await self._agree_on_the_base()
         started_us = self._gate.scheduler.now_us
         while not self._wanted and self._gate.scheduler.now_us - started_us < EPOCH_US_MAX:
@@ -230,20 +238,22 @@ class PrimaryStory:
         return await self._checkpoint()
 
     async def _agree_on_the_base(self) -> None:
-        """As soon as the arbiter answers, both go by the term that stands there, the secondary first."""
+        """When the arbiter answers, and now and then: both go by the term that stands there, the secondary first."""
         manager, link = self._manager, self._side.linked()
+        self._check_at_us = self._gate.scheduler.now_us + ARBITER_CHECK_US
         try:
             record = await manager.arbiter.record()
         except ClaimUnanswered:
             return
         self._base_in_doubt = False
-        if record is None or record.term <= manager.term:
+        if record is None or record.term <= manager.term or manager.state is not State.PROTECTED:
             return
         link.say(Rebase(record.term))
         until_us = self._gate.scheduler.now_us + REBASE_US_MAX
         while not link.lost and self._gate.scheduler.now_us < until_us:
             if link.rebased_to == record.term:
                 manager.term = record.term
+                self._gate.history.rebases += 1
                 return
             await manager.sleep(POLL_US)
 
@@ -286,7 +296,7 @@ class SecondaryStory:
         self.disk = disk
         self._listens = False
         self._returned: LinkEnd | None = None
-        self._feed = FeedPort(self._gate, self._side.agent)
+        self._feed = FeedPort(self._gate, self._side)
         self._vm = SvmPort(self._gate, self._side.guest, cache)
         self._disks = SvmDisksPort(self._gate, self._side.host, disk)
         self._told_epoch = 0
@@ -318,7 +328,7 @@ class SecondaryStory:
 
     async def wait_for_peer(self) -> Event | None:
         """See Story: listen."""
-        self._side.agent.listen()
+        await self._side.agent.obey(self._side.agent.listen)
         self._listens, self._returned = True, None
         until_us = self._gate.scheduler.now_us + WAIT_US
         while self._returned is None and self._gate.scheduler.now_us < until_us and not self._side.guest.dead:
@@ -351,7 +361,7 @@ class SecondaryStory:
 
     async def _follow(self) -> list[Event]:
         procedure = checkpoint.receive_checkpoint(self.to_primary, self._vm, self._feed, self._disks, self.cache)
-        self._follower = self._gate.scheduler.spawn(self._side.host, procedure)
+        self._follower = self._gate.scheduler.spawn(self._side.host.manager, procedure)
         self._follower.handled = (VmLost, PeerLost)
         while not self._follower.finished.done:
             await self._manager.sleep(POLL_US)

@@ -22,12 +22,14 @@ from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Command, Decision, Event, State
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
+from pycolo.errors import VmLost
 
 from . import network
 from .checkers import client_history, committed_state, liveness
 from .disk_mutants import DISK_MUTANTS
 from .mutant import Apply, Mutant
 from .packet_mutants import PACKET_MUTANTS
+from .ports import SvmPort
 
 
 class _EarlyLink:
@@ -161,6 +163,19 @@ def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(checkpoint, "roll_forward", mutated)
 
 
+def _lost_at_a_takeover(patch: pytest.MonkeyPatch) -> None:
+    """What a takeover finds rolled forward already it takes for lost, once any fault has struck."""
+    real = checkpoint.roll_forward
+
+    async def mutated(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache) -> None:
+        assert isinstance(vm, SvmPort)
+        if vm.faults and cache.committed is not None and cache.fed_epoch == cache.committed_epoch:
+            raise VmLost("for no reason")
+        await real(vm, feed, disks, cache)
+
+    patch.setattr(checkpoint, "roll_forward", mutated)
+
+
 def _set_back_when_fed(patch: pytest.MonkeyPatch) -> None:
     real = checkpoint.roll_forward
 
@@ -202,23 +217,24 @@ def _own_writes_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS = (
-    Mutant("release before the commit", client_history.NAME, _release_before_commit, 10),
-    Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, 16),
-    Mutant("lost answer of a tracker forgets pages", committed_state.NAME, _lost_answer_forgets, 71),
-    Mutant("digest not verified", committed_state.NAME, _digest_not_verified, 259),
-    Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), 0),
-    Mutant("secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), 0),
-    Mutant("no answer is a yes", client_history.NAME, _no_answer_is_a_yes, 45),
-    Mutant("the claim is granted to everybody", client_history.NAME, _claim_for_everybody, 0),
-    Mutant("what is held stays held", liveness.NAME, _held_for_ever, 0),
+    Mutant("release before the commit", client_history.NAME, _release_before_commit, 21),
+    Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, 11),
+    Mutant("lost answer of a tracker forgets pages", committed_state.NAME, _lost_answer_forgets, 84),
+    Mutant("digest not verified", committed_state.NAME, _digest_not_verified, 69),
+    Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), 3),
+    Mutant("secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), 6),
+    Mutant("no answer is a yes", client_history.NAME, _no_answer_is_a_yes, 6),
+    Mutant("the claim is granted to everybody", client_history.NAME, _claim_for_everybody, 3),
+    Mutant("what is held stays held", liveness.NAME, _held_for_ever, 1),
     Mutant("boundary one too far", committed_state.NAME, _boundary_off(1), 0),
     Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1), 0),
-    Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 7),
-    Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 16),
-    Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 11),
-    Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 2),
-    Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten, 0),
-    Mutant("epoch number reused", committed_state.NAME, _epoch_reused, 0),
+    Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 0),
+    Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 0),
+    Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 16),
+    Mutant("a takeover after any fault takes the VM for lost", liveness.NAME, _lost_at_a_takeover, 0, only=True),
+    Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 0),
+    Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten, 0, only=True),
+    Mutant("epoch number reused", committed_state.NAME, _epoch_reused, 1),
     Mutant("SVM's own writes ignored", committed_state.NAME, _own_writes_ignored, 0),
     *DISK_MUTANTS,
     *PACKET_MUTANTS,

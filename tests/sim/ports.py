@@ -14,9 +14,9 @@ from pycolo.core.pages import Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import Agent
-from .faults import Fault, Kind, Plan
+from .faults import ENDING, PARTING, Fault, Kind, Plan
 from .guest import Guest
-from .history import Cut, History, Image, Load
+from .history import Cut, Heir, History, Image, Load
 from .links import LinkEnd, Message, Verdict
 from .network import Arbiter, Wires
 from .scheduler import Host, HostDied, Scheduler
@@ -48,12 +48,25 @@ class Side:
     agent: Agent
     link: LinkEnd | None = None
     partner: Side | None = None
+    harmed: bool = False  # whether a fault took its VM
     host_dies: Callable[[], None] = lambda: None  # besides what the model does anyway
+    disk_fails: Callable[[], bool] = lambda: False  # the disk of one who follows, or did; whether there is one
 
     def linked(self) -> LinkEnd:
         """The link of a pair."""
         assert self.link is not None
         return self.link
+
+    def harm(self) -> None:
+        """The VM is lost; nobody is told."""
+        self.harmed = True
+        self.guest.kill()
+
+    def can_end_by(self, kind: Kind) -> bool:
+        """Whether a fault that strikes here now can end a copy: this one, its partner, or one of the two."""
+        if kind is Kind.PEER_DIES:
+            return self.partner is not None and self.partner.host.alive and not self.partner.guest.dead
+        return kind in ENDING or (kind in PARTING and self.link is not None and not self.link.lost)
 
 
 class Gate:
@@ -67,7 +80,7 @@ class Gate:
         self.sides: list[Side] = []
         self.trace: Callable[[str], None] = lambda _: None
         self.outside = Host("arbiter")
-        self.late_claims = 0
+        self.late_claims = self.late_under_way = 0
 
     async def operate(self, host: Host, port: str, effect: Callable[[], Awaitable[T]], *, vm: bool = False) -> T:
         """One call of a port: half of its time, the effect, the other half; a fault before or after the effect."""
@@ -88,7 +101,7 @@ class Gate:
     async def _work(self, host: Host) -> None:
         """Half the time of a call; now and then it takes long."""
         span = LONG_US if self._random.random() < LONG_SHARE else OP_US
-        await self.scheduler.sleep(self._random.randint(*span), host)
+        await self.scheduler.sleep(self._random.randint(*span), host.manager)
 
     def _check(self, host: Host, vm: bool) -> None:
         if not host.alive:
@@ -103,8 +116,10 @@ class Gate:
         self.history.faults.append(f"{fault} {port} on {host.name}")
         self.trace(f"{host.name}: fault {fault} {port}")
         own = self._own(host)
+        self.history.deadly += own.can_end_by(fault.kind)
         match fault.kind:
             case Kind.VM_LOST:
+                own.harmed = True
                 raise VmLost(f"injected at {port}")
             case Kind.PEER_LOST:  # a link that lost its peer once never finds it again
                 own.linked().lose()
@@ -117,7 +132,7 @@ class Gate:
                 self.kill(own)
                 raise HostDied(host.name)
             case Kind.SLOW:
-                await self.scheduler.sleep(SLOW_US, host)
+                await self.scheduler.sleep(SLOW_US, host.manager)
                 self._check(host, False)
             case Kind.NO_ARBITER_HERE | Kind.NO_ARBITER | Kind.LATE_CLAIM:
                 self._disturb_arbiter(host, fault.kind)
@@ -139,11 +154,18 @@ class Gate:
         host = own.host
         match kind:
             case Kind.GUEST_DIES:
-                own.guest.kill()
+                own.harm()
+            case Kind.DISK_FAILS:
+                pair = [side for side in (own, own.partner) if side is not None and side.host.alive]
+                self.history.deadly += sum(side.disk_fails() for side in pair)
             case Kind.PEER_DIES if own.partner is not None:
                 self.kill(own.partner)
             case Kind.FREEZE:
                 host.frozen_until_us = self.scheduler.now_us + FREEZE_US
+            case Kind.AGENT_FREEZES | Kind.MANAGER_FREEZES:
+                primary = own if own.agent.is_primary or own.partner is None else own.partner
+                part = primary.host.agent if kind is Kind.AGENT_FREEZES else primary.host.manager
+                part.stopped_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SUSPEND:
                 host.suspended_us += FREEZE_US
                 host.frozen_until_us = self.scheduler.now_us + SHORT_US
@@ -244,7 +266,7 @@ class OutputPort:
         self.epoch = 0
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: now(effect))
+        return await self._gate.operate(self._agent.host, f"output.{name}", lambda: self._agent.obey(effect))
 
     async def pause_feed(self) -> int:
         """See PrimaryOutput."""
@@ -310,6 +332,11 @@ class SvmPort:
     def __init__(self, gate: Gate, guest: Guest, cache: MemoryCache) -> None:
         self._gate, self._guest, self._cache = gate, guest, cache
 
+    @property
+    def faults(self) -> list[str]:
+        """For mutants: those that have struck."""
+        return self._gate.history.faults
+
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
         return await self._gate.operate(self._guest.host, f"svm.{name}", lambda: now(effect), vm=True)
 
@@ -350,11 +377,11 @@ class SvmPort:
 class FeedPort:
     """SecondaryFeed."""
 
-    def __init__(self, gate: Gate, agent: Agent) -> None:
-        self._gate, self._agent = gate, agent
+    def __init__(self, gate: Gate, side: Side) -> None:
+        self._gate, self._agent, self._side = gate, side.agent, side
 
     async def _call(self, name: str, effect: Callable[[], T]) -> T:
-        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: now(effect))
+        return await self._gate.operate(self._agent.host, f"feed.{name}", lambda: self._agent.obey(effect))
 
     async def stop_feed(self) -> None:
         """See SecondaryFeed."""
@@ -370,7 +397,13 @@ class FeedPort:
 
     async def take_over(self) -> None:
         """The command TAKE_OVER, after the roll-forward."""
-        await self._gate.operate(self._agent.host, "feed.take_over", self._agent.take_over)
+        await self._gate.operate(self._agent.host, "feed.take_over", self._take_over)
+
+    async def _take_over(self) -> None:
+        await self._agent.take_over()
+        history, guest = self._gate.history, self._side.guest
+        heir = Heir(self._side.name, len(history.emissions), guest.ram.copy(), guest.disk.content)
+        history.takeovers.append(heir)
 
 
 def _applied(cache: MemoryCache) -> Contents:
@@ -440,6 +473,7 @@ class ArbiterPort:
         self._check_reachable()
         if gate.late_claims:  # the question arrives when nobody waits for its answer any more
             gate.late_claims -= 1
+            gate.late_under_way += 1
             gate.scheduler.call_later(LATE_US, gate.outside, lambda: self._arrive_late(term, claim_id))
             raise ClaimUnanswered
         answer = gate.arbiter.claim(self._host.name, term, claim_id)
@@ -460,4 +494,5 @@ class ArbiterPort:
             raise ClaimUnanswered
 
     def _arrive_late(self, term: int, claim_id: str) -> None:
+        self._gate.late_under_way -= 1
         self._gate.arbiter.claim(self._host.name, term, claim_id)

@@ -1,7 +1,8 @@
 """Virtual time: coroutines and callbacks on hosts, run in an order that depends on nothing but the seed.
 
 Guarantees: a dead host's coroutines are dropped at the await where they are (their `finally` blocks reach no port any
-more), a frozen host's work waits until it thaws, and time moves only between steps.
+more), the work of a frozen host, or of a stopped process on it, waits until it goes on, and time moves only between
+steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Host:
         self.clock_ahead_us = 0  # of its wall clock; somebody may set it
         self.suspended_us = 0  # by so much its other clock has jumped forward
         self.tasks: list[Task[Any]] = []
+        self.manager, self.agent = Process(self), Process(self)
 
     def wall_us(self, now_us: int) -> int:
         """What its wall clock says."""
@@ -36,6 +38,33 @@ class Host:
     def now_ms(self, now_us: int) -> float:
         """What its clock says that nobody sets: it never goes back."""
         return (now_us + self.suspended_us) / 1000
+
+
+class Process:
+    """A process on a host: it lives, freezes and dies with it, and may be stopped for a while when nothing else is."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.stopped_until_us = 0
+        self.tasks = host.tasks
+
+    @property
+    def alive(self) -> bool:
+        """See Host."""
+        return self._host.alive
+
+    @property
+    def frozen_until_us(self) -> int:
+        """When it goes on."""
+        return max(self.stopped_until_us, self._host.frozen_until_us)
+
+    def now_ms(self, now_us: int) -> float:
+        """See Host."""
+        return self._host.now_ms(now_us)
+
+
+Place = Host | Process
+"""Where something happens."""
 
 
 class Future(Generic[T]):
@@ -84,7 +113,7 @@ class Future(Generic[T]):
 class Task(Generic[T]):
     """A coroutine that runs on a host."""
 
-    def __init__(self, scheduler: Scheduler, host: Host, coroutine: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, scheduler: Scheduler, host: Place, coroutine: Coroutine[Any, Any, T]) -> None:
         self._scheduler, self._host, self._coroutine = scheduler, host, coroutine
         self._waiting: Future[Any] | None = None
         self.finished: Future[T] = Future()
@@ -141,23 +170,23 @@ class Scheduler:
         self.now_us = 0
         self.steps = 0
         self.failed: list[Task[Any]] = []
-        self.current = Host("nobody")  # on which something happens now
+        self.current: Place = Host("nobody")  # on which something happens now
         self._order = 0
-        self._queue: list[tuple[int, int, Host, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, Place, Callable[[], None]]] = []
 
-    def call_later(self, delay_us: int, host: Host, call: Callable[[], None]) -> None:
+    def call_later(self, delay_us: int, host: Place, call: Callable[[], None]) -> None:
         """Call on `host` after `delay_us`, unless it is dead by then."""
         self._order += 1
         heapq.heappush(self._queue, (self.now_us + delay_us, self._order, host, call))
 
-    def spawn(self, host: Host, coroutine: Coroutine[Any, Any, T]) -> Task[T]:
+    def spawn(self, host: Place, coroutine: Coroutine[Any, Any, T]) -> Task[T]:
         """Start a coroutine on a host."""
         task = Task(self, host, coroutine)
         host.tasks.append(task)
         self.call_later(0, host, task.step)
         return task
 
-    async def sleep(self, delay_us: int, host: Host) -> None:
+    async def sleep(self, delay_us: int, host: Place) -> None:
         """Wait in virtual time."""
         future: Future[None] = Future()
         self.call_later(delay_us, host, lambda: future.resolve(None))

@@ -35,6 +35,10 @@ class Steps:
         self.count += 1
         return self.count - 1 == self.fail_at
 
+    def fail_soon(self, steps: int, error: Exception) -> None:
+        """After so many more steps one fails with `error`."""
+        self.fail_at, self.error = self.count + steps, error
+
 
 class FaultyStorage:
     """Storage of disk_journal. `size_bytes` bounds what may be written: a device does not grow."""
@@ -128,20 +132,21 @@ class MemorySpill:
     def __init__(self) -> None:
         self.content = bytearray()
         self.fails = False
+        self.full = False  # only writes fail
         self.resets = 0
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """See Spill."""
-        self._fail()
+        self._fail(self.fails or self.full)
         _put(self.content, offset_bytes, bytes(data))
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """See Spill."""
-        self._fail()
+        self._fail(self.fails)
         return bytes(self.content[offset_bytes : offset_bytes + length_bytes])
 
-    def _fail(self) -> None:
-        if self.fails:
+    def _fail(self, fails: bool) -> None:
+        if fails:
             raise OSError(28, "scripted")
 
     def reset(self) -> None:

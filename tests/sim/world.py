@@ -23,10 +23,10 @@ from pycolo.errors import PeerLost
 from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
-from .faults import PORTS, Drawn, Plan
+from .faults import GOING_ALONE, PORTS, STORIES, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
-from .history import Ending, History, Leaving
+from .history import Ending, History, LastAct, Leaving
 from .links import LinkEnd, connect
 from .managers import Manager, PrimaryStory, SecondaryStory, Surroundings
 from .network import CALM, Arbiter, ClientNetwork, Weather, Wires
@@ -138,7 +138,7 @@ class World:
         copy.manager.story = PrimaryStory(self._around(copy.side), copy.manager, PAGES, 0)
         copy.side.guest.resume()
         self._network.announce(copy.side.host)
-        self.scheduler.spawn(copy.side.host, copy.manager.run())
+        self.scheduler.spawn(copy.side.host.manager, copy.manager.run())
 
     def _pair(self, primary: Copy, host: Host) -> None:
         """A secondary begins on `host`, and the primary finds it."""
@@ -151,16 +151,22 @@ class World:
         disk = SvmDisk(scheduler, host, links[1], self.run.history, content, f"{seed} disk")
         second = self._new_copy(host, disk, Role.SECONDARY, primary.manager.term, links[1])
         second.disk, second.cache = disk, MemoryCache(PAGES)
-        second.side.host_dies = disk.host_dies
+        second.side.host_dies, second.side.disk_fails = disk.host_dies, disk.fails_for_a_while
+        disk.on_failed = lambda: self._disk_failed(second.side)
         around, interrupts = self._around(second.side), self._scenario.interrupts
         second.story = SecondaryStory(around, second.manager, disk, second.cache, interrupts=interrupts)
         second.manager.story = second.story
         side.link, side.partner, second.side.partner = links[0], second.side, side
         assert isinstance(primary.manager.story, PrimaryStory)
         primary.manager.story.join(links[0], self._pair_disk)
-        self.run.history.pairs += 1
+        self.run.history.pairs.append((side.name, second.side.name))
         self._trace(f"{side.name} and {second.side.name} are to be a pair")
-        scheduler.spawn(host, second.manager.run())
+        scheduler.spawn(host.manager, second.manager.run())
+
+    def _disk_failed(self, side: Side) -> None:
+        self._trace(f"{side.name}: its disk has failed")
+        self.run.history.disks_failed += 1
+        side.harm()
 
     def _new_link(self, primary: Host, secondary: Host, seed: str) -> tuple[LinkEnd, LinkEnd]:
         """The primary's end, and the other."""
@@ -198,7 +204,7 @@ class World:
         reached.append(links[0])
 
     def _is_frozen(self, copy: Copy) -> bool:
-        return copy.side.host.frozen_until_us > self.scheduler.now_us
+        return copy.side.host.manager.frozen_until_us > self.scheduler.now_us
 
     def _protect(self) -> None:
         """Dead hosts come back, and a copy that is alone gets a partner."""
@@ -208,7 +214,7 @@ class World:
                 self._hosts[name] = Host(name)
                 del self._dead_since_us[name]
         alone = self._alone()
-        if alone is not None and self.run.history.pairs < self._scenario.pairs_max:
+        if alone is not None and len(self.run.history.pairs) < self._scenario.pairs_max:
             busy = {copy.side.host for copy in self.copies if copy.goes_on}
             free = [host for host in self._hosts.values() if host.alive and host not in busy]
             if free:
@@ -273,12 +279,18 @@ class World:
             if pair is None:
                 break
             last = pair[0] if self._scenario.kill_primary_last else pair[1]
-            self._trace(f"last act: {last.side.name} dies")
-            self.run.history.faults.append(f"last act: {last.side.name} dies")
-            self._gate.kill(last.side)
-            self._settle()
+            self._last_act(last.side)
         self._finish()
         return self.run
+
+    def _last_act(self, victim: Side) -> None:
+        history = self.run.history
+        self._trace(f"last act: {victim.name} dies")
+        deadly = history.deadly
+        self._gate.kill(victim)
+        self._settle()
+        survived = any(copy.goes_on for copy in self.copies)
+        history.last_acts.append(LastAct(victim.name, survived, history.deadly - deadly))
 
     def _settle(self) -> None:
         for client in self._clients:
@@ -297,20 +309,28 @@ class World:
         going = [copy for copy in self.copies if copy.goes_on]
         if len(going) != 2 or any(copy.manager.state is not State.PROTECTED for copy in going):
             return None
+        if not self._base_is_agreed(going):
+            return None
         whole = all(
             copy.side.link and not copy.side.link.lost and not copy.side.link.broken and not copy.side.guest.dead
             for copy in going
-        )
+        ) and not any(copy.disk is not None and copy.disk.failing for copy in going)
         going.sort(key=lambda copy: copy.manager.failover.role is Role.SECONDARY)
         return (going[0], going[1]) if whole else None
 
+    def _base_is_agreed(self, going: list[Copy]) -> bool:
+        """Else one who has been granted a claim that it gave up can't die yet without the VM: ADR 10 says so."""
+        record = self._arbiter.record
+        terms = {record.term if record else 0, *(copy.manager.term for copy in going)}
+        return len(terms) == 1 and not self._gate.late_under_way
+
     def _settled(self) -> bool:
-        """A protected pair or one survivor, with every client answered; or nobody is left."""
+        """A protected pair or one survivor, with every client answered; or nobody is left, and the checker asks why."""
         if self._over():
             return True
         if not all(client.quiet for client in self._clients):
             return False
-        more = self.run.history.pairs < self._scenario.pairs_max
+        more = len(self.run.history.pairs) < self._scenario.pairs_max
         return self._whole_pair() is not None or (self._alone() is not None and not more)
 
     def _crashes(self) -> list[str]:
@@ -340,9 +360,11 @@ class World:
 
     def _ending(self, copy: Copy) -> Ending:
         cause = ""
-        if not copy.side.host.alive:
+        if copy.manager.vm_lost and not copy.side.harmed:
+            cause = "vm-lost-unharmed"
+        elif not copy.side.host.alive:
             cause = "died"
-        elif copy.manager.vm_lost_by_fault:
+        elif copy.manager.vm_lost:
             cause = "vm-lost"
         elif copy.manager.failover.ended:
             cause = str(copy.manager.state)
@@ -366,11 +388,13 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
         learns=dice.random() < 0.5,
     )
     port = PORTS[seed % len(PORTS)]
-    focus = dice.choice((port, port, port, "early", "lonely", "apart", "apart", ""))
-    everywhere = focus in ("", "lonely", "apart")
+    alone = dice.choice(GOING_ALONE)
+    focus = dice.choice((port, port, port, "early", "lonely", *STORIES, "apart", "apart", "apart", alone, alone, ""))
+    everywhere = focus in ("", "lonely", "apart", *STORIES, *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
-    bursts = dice.random() < 0.5
-    return scenario, Drawn(f"plan {seed}", rate, dice.choice((1, 2, 2, 3, 5)), focus, bursts=bursts)
+    bursts = dice.random() < 0.5 or focus in STORIES
+    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus in STORIES)
+    return scenario, Drawn(f"plan {seed}", rate, budget, focus, bursts=bursts)
 
 
 def play(scenario: Scenario, plan: Plan) -> Run:
