@@ -258,12 +258,17 @@ class Agent:
         self._poke()
 
 
+def boottime_s(scheduler: Scheduler) -> float:
+    """CLOCK_BOOTTIME, which goes on while a host sleeps: the same for all."""
+    return scheduler.now_us / 1e6
+
+
 @contextmanager
 def in_virtual_time(scheduler: Scheduler, *, compiled: bool) -> Iterator[None]:
-    """The production's code reads the clock of the model host that it runs on, and compares with one of its engines."""
+    """The production's code reads the model's clock, and compares with one of its engines."""
 
     def now_s() -> float:
-        return scheduler.current.now_ms(scheduler.now_us) / 1000
+        return boottime_s(scheduler)
 
     with (
         mock.patch.object(primary_module, "boottime_s", now_s),

@@ -23,7 +23,7 @@ class Kind(enum.StrEnum):
     CUT_DISK = "cut-disk"  # only the channel of the disk's writes
     CUT_PACKETS = "cut-packets"  # only the agents' channel
     CLOG = "clog"  # what this side sends arrives late
-    SUSPEND = "suspend"  # the host stands still for a moment, and its clock says that it was long
+    SUSPEND = "suspend"  # the host sleeps, and its timers with it
     CLOCK = "clock"  # somebody sets the host's wall clock
     LATE_CLAIM = "late-claim"  # the next claim gets no answer, and reaches the arbiter later
     FREEZE = "freeze"

@@ -230,7 +230,7 @@ MUTANTS = (
     Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1), 0),
     Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 0),
     Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 0),
-    Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 16),
+    Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 35),
     Mutant("a takeover after any fault takes the VM for lost", liveness.NAME, _lost_at_a_takeover, 0, only=True),
     Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 0),
     Mutant("load-dirtied pages not rewritten", committed_state.NAME, _load_not_rewritten, 0, only=True),

@@ -167,8 +167,7 @@ class Gate:
                 part = primary.host.agent if kind is Kind.AGENT_FREEZES else primary.host.manager
                 part.stopped_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SUSPEND:
-                host.suspended_us += FREEZE_US
-                host.frozen_until_us = self.scheduler.now_us + SHORT_US
+                host.fall_asleep(self.scheduler.now_us, FREEZE_US)
             case Kind.CLOCK:
                 host.clock_ahead_us += self._random.randint(-CLOCK_US_MAX, CLOCK_US_MAX)
 

@@ -27,7 +27,8 @@ class Host:
         self.alive = True
         self.frozen_until_us = 0
         self.clock_ahead_us = 0  # of its wall clock; somebody may set it
-        self.suspended_us = 0  # by so much its other clock has jumped forward
+        self._slept_us = 0  # before the sleep that is noted here
+        self._sleep = (0, 0)
         self.tasks: list[Task[Any]] = []
         self.manager, self.agent = Process(self), Process(self)
 
@@ -35,9 +36,19 @@ class Host:
         """What its wall clock says."""
         return 10_000_000 + now_us + self.clock_ahead_us
 
+    def fall_asleep(self, now_us: int, for_us: int) -> None:
+        """Nothing runs on it for so long, and the clock that its timers go by stands still."""
+        since_us, until_us = self._sleep
+        if now_us >= until_us:
+            self._slept_us += until_us - since_us
+            since_us = now_us
+        self._sleep = (since_us, max(until_us, now_us + for_us))
+        self.frozen_until_us = max(self.frozen_until_us, now_us + for_us)
+
     def now_ms(self, now_us: int) -> float:
-        """What its clock says that nobody sets: it never goes back."""
-        return (now_us + self.suspended_us) / 1000
+        """What its timers go by (CLOCK_MONOTONIC): it never goes back, and stands still while the host sleeps."""
+        since_us, until_us = self._sleep
+        return (now_us - self._slept_us - max(0, min(now_us, until_us) - since_us)) / 1000
 
 
 class Process:
