@@ -24,7 +24,7 @@ from rich.table import Table
 import bulk_client
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.guest.builder import GuestImage, build_guest
-from upload_guests import Guest, Start, filters, pair, plain, solo
+from upload_guests import Guest, Start, cpu_s, filters, pair, plain, solo
 
 DIRECTIONS = ("upload", "download")
 CONTESTANTS: dict[str, Start] = {
@@ -101,13 +101,7 @@ def _idle_s() -> float:
 
 
 def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
-    ticks_per_s = os.sysconf("SC_CLK_TCK")
-
-    def spent(pid: int) -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / ticks_per_s
-
-    return {name: spent(pid) for name, pid in pids.items()}
+    return {name: cpu_s(pid) for name, pid in pids.items()}
 
 
 def _line(row: Row) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import time
@@ -75,7 +76,7 @@ async def plain(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
     """One QEMU whose tap is on the bridge, with all that a tap offers (checksums and large segments left to it)."""
     async with AsyncExitStack() as stack:
         lab = _lab(stack)
-        process = await _booted(stack, lab, 1, image, folder, _card(""))
+        process = await booted(stack, lab, 1, image, folder, card(""))
         yield Guest(lab.clients, {"qemu": process.pid})
 
 
@@ -186,14 +187,14 @@ def filters(*, offload: bool) -> Start:
     async def start(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
         async with AsyncExitStack() as stack:
             lab = _lab(stack)
-            card = _card("" if offload else ",vnet_hdr=off")
+            nic = card("" if offload else ",vnet_hdr=off")
             header = ",vnet_hdr_support=on" if offload else ""
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
             with theirs:
                 more = [*mirror_chardevs(folder, theirs.fileno()), *filters_of_primary(header)]
-                primary = await _booted(stack, lab, 1, image, folder, [*card, *more], (theirs.fileno(),))
-            secondary = await _booted(stack, lab, 2, image, folder, [*card, *filters_of_secondary(header)])
+                primary = await booted(stack, lab, 1, image, folder, [*nic, *more], (theirs.fileno(),))
+            secondary = await booted(stack, lab, 2, image, folder, [*nic, *filters_of_secondary(header)])
             await asyncio.sleep(SETTLE_S)
             pids = {"qemu primary": primary.pid, "qemu secondary": secondary.pid}
             yield Guest(lab.clients, pids, _requests(stack, ours))
@@ -201,7 +202,7 @@ def filters(*, offload: bool) -> Start:
     return start
 
 
-async def _booted(
+async def booted(
     stack: AsyncExitStack,
     lab: Lab,
     number: int,
@@ -209,10 +210,11 @@ async def _booted(
     folder: Path,
     more: list[str],
     fds: tuple[int, ...] = (),
+    qemu: str = QEMU,
 ) -> subprocess.Popen[bytes]:
     """A QEMU whose guest serves. The secondary's tap stays off the bridge: it gets what is mirrored."""
     console, host = folder / f"console{number}", lab.hosts[HOSTS[number - 1]]
-    process = start_qemu(stack, host, [*_machine(image, console), *more], fds)
+    process = start_qemu(stack, host, [*machine(image, console), *more], fds, qemu)
     await _serves(process, console, host)
     if number == 1:
         host.ip("link", "set", TAP, "master", "br0")
@@ -220,12 +222,18 @@ async def _booted(
 
 
 def mirror_chardevs(folder: Path, notices: int) -> list[str]:
+    """The primary's, and one on which colo-compare asks for checkpoints."""
+    return [*chardevs_of_primary(folder), "-chardev", f"socket,id=notices,fd={notices}"]
+
+
+def chardevs_of_primary(folder: Path) -> list[str]:
+    """To the secondary's filters, and between the primary's own."""
     far = f"host={host_address(1)},server=on,wait=off,nodelay=on"
     options = [f"socket,id=mirror,port={MIRROR_PORT},{far}", f"socket,id=theirs,port={COMPARE_PORT},{far}"]
     for name in ("compare", "out"):
         path = f"path={folder / name}"
         options += [f"socket,id={name},{path},server=on,wait=off", f"socket,id={name}-end,{path}"]
-    return [part for option in (*options, f"socket,id=notices,fd={notices}") for part in ("-chardev", option)]
+    return [part for option in options for part in ("-chardev", option)]
 
 
 def filters_of_primary(header: str) -> list[str]:
@@ -238,8 +246,9 @@ def filters_of_primary(header: str) -> list[str]:
     ]
 
 
-def filters_of_secondary(header: str) -> list[str]:
-    chardev = f"host={host_address(1)},reconnect=1,nodelay=on"
+def filters_of_secondary(header: str, reconnect: str = "reconnect=1") -> list[str]:
+    """`reconnect`: as that QEMU wants it said."""
+    chardev = f"host={host_address(1)},{reconnect},nodelay=on"
     return [
         *("-chardev", f"socket,id=mirror,port={MIRROR_PORT},{chardev}"),
         *("-chardev", f"socket,id=theirs,port={COMPARE_PORT},{chardev}"),
@@ -278,7 +287,7 @@ def _lab(stack: AsyncExitStack) -> Lab:
     return lab
 
 
-def _machine(image: GuestImage, console: Path) -> list[str]:
+def machine(image: GuestImage, console: Path) -> list[str]:
     """As `edge/qemu_command` has it."""
     return [
         *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "qemu64,-rdrand"),
@@ -289,9 +298,16 @@ def _machine(image: GuestImage, console: Path) -> list[str]:
     ]
 
 
-def _card(more: str) -> list[str]:
+def card(more: str) -> list[str]:
+    """The network card, on a tap device."""
     netdev = f"tap,id=net0,ifname={TAP},script=no,downscript=no,vhost=off{more}"
     return ["-netdev", netdev, "-device", f"virtio-net-pci,id=nic0,netdev=net0,mac={MAC},romfile="]
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far. Raises FileNotFoundError when it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start_qemu(

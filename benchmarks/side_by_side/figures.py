@@ -16,7 +16,7 @@ Row = dict[str, Any]
 Found = dict[str, dict[str, list[Row]]]
 """Workload -> contestant -> a row for each round."""
 
-BASES = {"unprotected": "unprotected", "unprotected 7.2": "unprotected 7.2", "ours 7.2": "unprotected 7.2"}
+BASES = {"unprotected 7.2": "unprotected 7.2", "ours 7.2": "unprotected 7.2"}
 """Who is compared with whom; everybody else with "unprotected"."""
 
 
@@ -111,6 +111,22 @@ class Figure:
     of: Callable[[Found, str, str], Spread | None]
     digits: int = 1
     log: bool = False
+
+
+def cells(figure: Figure, found: Found) -> dict[str, list[Spread | None]]:
+    """Workload -> a cell for each contestant, without workloads that nobody has a figure for."""
+    lines = {workload: [figure.of(found, workload, name) for name in contestants(found)] for workload in found}
+    return {workload: line for workload, line in lines.items() if any(line)}
+
+
+def without_figure(found: Found) -> list[str]:
+    """Each reason once, with whose it is."""
+    return [
+        f"{workload}, {name}: {problem}"
+        for workload in found
+        for name in contestants(found)
+        for problem in dict.fromkeys(failures(found, workload, name))
+    ]
 
 
 def _by(figure: Callable[[Row], float | None]) -> Callable[[Found, str, str], Spread | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,7 +15,7 @@ from pycolo.guest.disk_image import copy_disk
 from upload_guests import disk_folder, protected
 
 from .guest import HERE
-from .monitor import monitor
+from .monitor import Pauses, monitor
 from .subject import Row, Start, Subject
 
 DISK = "data.img"
@@ -36,7 +35,8 @@ def ours(qemu: str, vm_toml: str = "") -> Start:
                 copy_disk(disk, disk_folder(folder, "h1") / DISK)
             lab, primary, secondary = await stack.enter_async_context(protected(image, folder, tables))
             qemu_pid = primary.status["pids"]["qemu"]
-            watched = await stack.enter_async_context(monitor(folder / f"monitor-{qemu_pid}"))
+            pauses = Pauses()
+            await stack.enter_async_context(monitor(folder / f"monitor-{qemu_pid}", pauses))
 
             async def kill() -> float:
                 primary.kill_all()
@@ -46,7 +46,7 @@ def ours(qemu: str, vm_toml: str = "") -> Start:
             yield Subject(
                 lab.clients,
                 _pids(primary),
-                watched.pauses,
+                pauses,
                 _pids(secondary),
                 checkpoints=lambda: _checkpoints(primary),
                 request=lambda: primary.checkpoint("operator"),
@@ -70,8 +70,3 @@ async def _checkpoints(primary: DaemonProcess) -> list[Row]:
         for event in list(primary.events)
         if event["kind"] == "checkpoint"
     ]
-
-
-def is_there(qemu: str) -> bool:
-    """Whether that QEMU can be run."""
-    return os.access(qemu, os.X_OK)

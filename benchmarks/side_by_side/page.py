@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from .figures import FIGURES, Figure, Found, Spread, contestants, failures
+from .figures import FIGURES, Figure, Found, Spread, cells, contestants, without_figure
 
 STYLE = Path(__file__).with_name("page.css")
 LABEL_PX, BAR_PX, WIDTH_PX, GAP_PX = 230.0, 13.0, 1080.0, 12.0
@@ -26,7 +26,7 @@ def write_page(found: Found, path: Path) -> None:
     names = contestants(found)
     cards = [_card(figure.title, _bars(figure, found, names)) for figure in DRAWN]
     cards += [_card(figure.title, _table(figure, found, names)) for figure in FIGURES]
-    cards.append(_card("No figure", _failures(found, names)))
+    cards.append(_card("No figure", _failures(found)))
     path.write_text(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>pycolo side by side</title>'
         f'<meta name="color-scheme" content="light dark"><style>{STYLE.read_text()}</style></head><body><main>'
@@ -39,17 +39,11 @@ def _card(title: str, body: str) -> str:
     return f'<section class="card"><h2>{escape(title)}</h2>{body}</section>' if body else ""
 
 
-def _cells(figure: Figure, found: Found, names: list[str]) -> dict[str, list[Spread | None]]:
-    """Workload -> a cell for each contestant, without workloads that nobody has a figure for."""
-    lines = {workload: [figure.of(found, workload, name) for name in names] for workload in found}
-    return {workload: cells for workload, cells in lines.items() if any(cells)}
-
-
 def _bars(figure: Figure, found: Found, names: list[str]) -> str:
-    lines = _cells(figure, found, names)
+    lines = cells(figure, found)
     if not lines:
         return ""
-    top = max(cell.high for cells in lines.values() for cell in cells if cell)
+    top = max(cell.high for line in lines.values() for cell in line if cell)
 
     def length(value: float) -> float:
         if figure.log:
@@ -59,9 +53,9 @@ def _bars(figure: Figure, found: Found, names: list[str]) -> str:
         return share * (WIDTH_PX - LABEL_PX - 130)
 
     parts, y = [], 4.0
-    for workload, cells in lines.items():
+    for workload, line in lines.items():
         parts.append(f'<text class="label" x="{LABEL_PX - 10:g}" y="{y + BAR_PX:g}">{escape(workload)}</text>')
-        for number, (name, cell) in enumerate(zip(names, cells, strict=True)):
+        for number, (name, cell) in enumerate(zip(names, line, strict=True)):
             if cell is not None:
                 parts.append(_bar(f"{name}, {workload}", number, y, cell, length, figure.digits))
                 y += BAR_PX
@@ -84,24 +78,19 @@ def _bar(tip: str, number: int, y: float, cell: Spread, length: Callable[[float]
 
 
 def _table(figure: Figure, found: Found, names: list[str]) -> str:
-    lines = _cells(figure, found, names)
+    lines = cells(figure, found)
     if not lines:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
         f"<tr><td>{escape(workload)}</td>"
-        + "".join(f"<td>{escape(cell.text(figure.digits)) if cell else ''}</td>" for cell in cells)
+        + "".join(f"<td>{escape(cell.text(figure.digits)) if cell else ''}</td>" for cell in line)
         + "</tr>"
-        for workload, cells in lines.items()
+        for workload, line in lines.items()
     )
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _failures(found: Found, names: list[str]) -> str:
-    items = [
-        f"<li>{escape(workload)}, {escape(name)}: {escape(problem)}</li>"
-        for workload in found
-        for name in names
-        for problem in dict.fromkeys(failures(found, workload, name))
-    ]
-    return f"<ul>{''.join(items)}</ul>" if items else ""
+def _failures(found: Found) -> str:
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in without_figure(found))
+    return f"<ul>{items}</ul>" if items else ""

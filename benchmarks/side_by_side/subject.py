@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,6 +11,7 @@ from typing import Any
 
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import GuestImage
+from upload_guests import cpu_s
 
 from .monitor import Pauses
 
@@ -51,7 +51,7 @@ class Subject:
 
     def cpu_s(self) -> dict[str, float]:
         """Processor time so far of each process."""
-        return {name: _cpu_s(pid) for name, pid in (self.primary | self.secondary).items()}
+        return {name: cpu_s(pid) for name, pid in (self.primary | self.secondary).items() if not _is_dead(pid)}
 
     def secondary_mib(self) -> float:
         """Memory of the secondary's processes, what they share with others in proportion."""
@@ -60,7 +60,7 @@ class Subject:
     def check(self) -> None:
         """Raises DeadError when a process is gone."""
         for name, pid in (self.primary | self.secondary).items():
-            if not Path(f"/proc/{pid}").exists() or _is_dead(pid):
+            if _is_dead(pid):
                 raise DeadError(f"{name} has ended")
 
 
@@ -68,20 +68,11 @@ Start = Callable[[GuestImage, Path, Path | None], AbstractAsyncContextManager[Su
 """Boots a guest whose files are in a folder, with a copy of that disk if there is one."""
 
 
-def _fields(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
 def _is_dead(pid: int) -> bool:
-    return _fields(pid)[0] in ("Z", "X")
-
-
-def _cpu_s(pid: int) -> float:
     try:
-        user, system = _fields(pid)[11:13]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
     except FileNotFoundError:
-        return 0.0
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return True
 
 
 def _pss_mib(pid: int) -> float:

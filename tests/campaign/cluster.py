@@ -124,13 +124,13 @@ class CampaignCluster(Cluster):
     def _look_at_logs(self) -> None:
         for log in self.logs():
             with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
-                inode, size = os.fstat(file.fileno()).st_ino, os.fstat(file.fileno()).st_size
-                start = self._read.get(inode, 0)
-                file.seek(start if start <= size else 0)
+                status = os.fstat(file.fileno())
+                start = self._read.get(status.st_ino, 0)
+                file.seek(start if start <= status.st_size else 0)
                 text = file.read()
                 whole = text.rfind(b"\n") + 1  # the rest of a line may come
                 self._failures += failures_in_text(text[:whole].decode(errors="replace"))
-                self._read[inode] = file.tell() - len(text) + whole
+                self._read[status.st_ino] = file.tell() - len(text) + whole
 
     def logs(self) -> list[Path]:
         """Of the daemons and of the copies that they have."""
