@@ -21,16 +21,15 @@ from typing import Any, Self
 from etcd_cluster import EtcdCluster
 from hosts import Hosts
 from loopback_relay import LoopbackRelay
-from pair import BOOT_S_MAX, GUEST_MAC, now_ms, socket_in, until
+from pair import GUEST_MAC, now_ms, socket_in, until
 from pycolo.config import VmConfig, load_config
 from pycolo.demo.lab import GUEST_ADDRESS, Lab
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import PycoloError
-from pycolo.guest.builder import READY_LINE, GuestImage
+from pycolo.guest.builder import GuestImage
 from pycolo.guest.disk_image import build_disk, copy_disk
 from pycolo.host.client import DaemonClient
 from pycolo.host.models import ProtectRequest, VmStatus
-from pycolo.manager.common import console_says
 
 NAMES = ("h1", "h2", "h3")
 VM = "web"
@@ -148,7 +147,7 @@ class Cluster:
         copy_disk(build_disk(), hosts.disk_dir("h1") / DISK["path"])
         self.vm = load_config(hosts.vm_toml(disks=[DISK], protection=self._protection), VmConfig)
         await self.protect("h1")
-        await until(partial(console_says, self.console("h1"), READY_LINE), BOOT_S_MAX, "the guest's boot")
+        await hosts.boots("h1", VM)
         await self.protected()
         stack.push_async_callback(self._stop_load)
         await self.load_on()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pair import (
+    BOOT_S_MAX,
     END_S_MAX,
     LeftBehind,
     environment_of_pair,
@@ -30,7 +31,8 @@ from pair import (
 )
 from pycolo.demo.lab import HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
-from pycolo.guest.builder import GuestImage
+from pycolo.guest.builder import READY_LINE, GuestImage
+from pycolo.manager.common import console_says
 from tested_qemu import CPUS
 
 COMMAND_S_MAX = 90.0
@@ -154,6 +156,16 @@ class Hosts:
         async with asyncio.timeout(wait_s):
             while not condition(await self.status(host, vm)):  # noqa: ASYNC110 - another process is asked
                 await asyncio.sleep(0.2)
+
+    async def boots(self, host: str, vm: str = "web") -> None:
+        """Wait for the end of its guest's boot. Raises TimeoutError with what the VM and its guest did instead."""
+        folder = self.state_dir(host) / "vms" / vm
+        try:
+            await until(lambda: console_says(folder / "console.log", READY_LINE), BOOT_S_MAX, "the guest's boot")
+        except TimeoutError as error:
+            told = [(folder / name).read_text(errors="replace")[-3000:] for name in ("console.log", "manager.log")]
+            events = [(await self.colo(name, "events", vm))[1][-3000:] for name in self.names]
+            raise TimeoutError("\n".join([str(error), *told, *events])) from error
 
     async def kill(self, host: str) -> None:
         """SIGKILL to a daemon: what it owns has to go by itself."""

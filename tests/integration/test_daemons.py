@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 
 from hosts import Hosts
-from pair import BOOT_S_MAX, failures_in_text, until
+from pair import failures_in_text, until
 from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import EnvironmentFault, UnknownVm, WrongState
-from pycolo.guest.builder import READY_LINE, GuestImage
+from pycolo.guest.builder import GuestImage
 from pycolo.manager.common import console_says
 from tested_qemu import CPUS
 
@@ -168,8 +168,7 @@ async def test_stop_ends_both_copies_without_a_takeover(protected: Hosts) -> Non
 
 async def load_on(hosts: Hosts) -> LoadProcess:
     """Clients of the guest that was started on h1."""
-    console = hosts.state_dir("h1") / "vms" / "web" / "console.log"
-    await until(lambda: console_says(console, READY_LINE), BOOT_S_MAX, "the guest's boot")
+    await hosts.boots("h1")
     load = await LoadProcess.start(hosts.lab.clients, GUEST_ADDRESS, hosts.folder / "load.log")
     await until(lambda: load.latest.get("requests", 0) > 50, 10.0, "the load")
     return load

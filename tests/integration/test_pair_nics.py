@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from hosts import Hosts
-from pair import BOOT_S_MAX, failures_in_text, socket_in, until
+from pair import failures_in_text, socket_in, until
 from pycolo.api import Client
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, add_network
 from pycolo.demo.processes import LoadProcess
-from pycolo.guest.builder import READY_LINE, GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.builder import GuestImage
 
 STORAGE_CLIENT, STORAGE_GUEST = "10.79.0.1", "10.79.0.2"
 WORKERS = "redis=1,http=1,tcp=1,udp=1,icmp=1"
@@ -77,8 +76,7 @@ async def protect(hosts: Hosts) -> None:
     )
     code, _, err = await hosts.colo("h1", "protect", vm)
     assert code == 0, err
-    console = hosts.state_dir("h1") / "vms" / "web" / "console.log"
-    await until(lambda: console_says(console, READY_LINE), BOOT_S_MAX, "the guest's boot")
+    await hosts.boots("h1")
 
 
 async def checkpoints(hosts: Hosts) -> None:

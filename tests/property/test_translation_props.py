@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from corpus import captures
@@ -264,6 +264,7 @@ steps = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 9), st.integers(1,
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), steps)
+@example(2094, [(4, 0, 1), (1, 0, 1), (2, 0, 1), (9, 0, 1), (2, 0, 1), (9, 0, 1)])
 def test_every_stream_is_unbroken(seed: int, script: list[tuple[int, int, int]]) -> None:
     world = World(seed)
     world.open(bool(seed % 2))

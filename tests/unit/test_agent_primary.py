@@ -26,7 +26,7 @@ from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 from tcp_frames import arp, udp
 
-BRIEF_LEASE_MS = 100.0
+BRIEF_LEASE_MS = 300.0
 
 
 class Host:
@@ -313,6 +313,15 @@ def freeze_behind(host: Host, card: int, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(host.places[card].tap, "send", and_freeze)
 
 
+def hears(host: Host) -> list[bytes]:
+    """What leaves at the next turn: on a busy machine one may last longer than the leases it has."""
+    for _ in range(10):
+        host.turn()
+        if heard := host.tap.heard():
+            return heard
+    return []
+
+
 class Doubling(TranslatorChain):
     """Translates so that one sees it."""
 
@@ -404,8 +413,7 @@ def test_an_agent_says_nothing_after_its_lease_wherever_it_was_frozen(
 
     if step == "commit":
         brief.pvm(udp(b"two"))
-        brief.turn()
-        brief.tap.heard()
+        assert hears(brief) == [udp(b"one")]
         brief.seal(2, 1.0)
     monkeypatch.setattr(brief.peer, "grant", lambda: None)
     monkeypatch.setattr(dataplane, name, and_freeze)
@@ -417,8 +425,7 @@ def test_an_agent_says_nothing_after_its_lease_wherever_it_was_frozen(
         brief.turn()
     monkeypatch.undo()
     assert brief.tap.heard() == []
-    brief.turn()
-    assert brief.tap.heard() == [udp(b"two" if step == "commit" else b"one")]
+    assert hears(brief) == [udp(b"two" if step == "commit" else b"one")]
 
 
 def test_what_takes_long_to_translate_leaves_in_parts(brief: Host, monkeypatch: pytest.MonkeyPatch) -> None:

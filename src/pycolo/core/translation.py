@@ -10,7 +10,8 @@ Guarantees
 * A connection that existed at the takeover never shows its client a timestamp older than one it has shown: PAWS
   (RFC 7323, 5) would drop such segments for ever. What a client echoes is mapped back to the exact value the SVM sent.
   One whose opening the survivor repeats is taken for a new one: it does so a second later at the earliest (RFC 6298,
-  2.1), when its clock has passed that of the dead copy.
+  2.1), when its clock has passed that of the dead copy. Only a SYN that a client repeated in that time is answered at
+  once: then the client drops what it hears until the survivor's clock is no longer behind, and hears it repeated.
 * A connection that begins after the takeover is never touched.
 * Frames come out one for one, in order. In doubt nothing is translated: a copy that gets numbers it does not know
   drops them, the comparison finds it late, and a checkpoint sets the offsets to zero.
