@@ -179,12 +179,12 @@ async def test_one_host_dies_and_then_the_other(pair: Pair) -> None:
 
 async def test_no_room_on_the_secondary_ends_the_pair_and_room_brings_it_back(pair: Pair) -> None:
     folder = pair.disk(S, "data.img").parent
-    await small_file_system(folder, 104)
+    await small_file_system(folder, 400)
     try:
-        await pair.boot_primary()
-        secondary = await pair.start(S)
-        primary = pair.primary
-        async with asyncio.timeout(90.0):
+        await pair.protect()
+        primary, secondary = pair.primary, pair.secondary
+        await run("fallocate", "-l", str(free_bytes(folder)), str(folder / "ballast"))
+        async with asyncio.timeout(30.0):
             while not primary.first("peer-lost"):
                 await transact(pair, 0.5)
         lost = primary.first("peer-lost")

@@ -262,7 +262,7 @@ def quoted(frame: bytes) -> Quote:
 steps = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 9), st.integers(1, 1400)), max_size=120)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), steps)
 @example(2094, [(4, 0, 1), (1, 0, 1), (2, 0, 1), (9, 0, 1), (2, 0, 1), (9, 0, 1)])
 def test_every_stream_is_unbroken(seed: int, script: list[tuple[int, int, int]]) -> None:
