@@ -13,6 +13,7 @@ from campaign import linearizability
 from campaign.linearizability import Operation, TooManyOrders, Value, contradiction
 
 NEVER = math.inf
+UNKNOWN_MAX = 8  # in a history that is drawn: the search grows by a factor with each
 
 
 def read(value: Value, begun: float, ended: float) -> Operation:
@@ -115,7 +116,8 @@ def lived(draw: st.DrawFn) -> list[Operation]:
     value: Value = None
     for number in range(draw(st.integers(0, 60))):
         begun = number - draw(st.floats(0, 4))
-        ended = number + draw(st.floats(0, 4)) if draw(st.integers(0, 9)) else NEVER
+        many = sum(operation.unknown for operation in history) >= UNKNOWN_MAX
+        ended = number + draw(st.floats(0, 4)) if draw(st.integers(0, 9)) or many else NEVER
         kind = draw(st.sampled_from(["read", "write", "change"]))
         if kind == "read":
             history.append(read(value, begun, ended))
