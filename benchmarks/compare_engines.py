@@ -45,9 +45,8 @@ class Engine:
         return self.plane.svm_packed(EPOCH, first_no, packed, _now_ms())
 
     def client(self, packed: Packed) -> Packed:
-        """Frames of clients, on their way to both VMs."""
-        self.plane.client_packed(packed, _now_ms())
-        return b""
+        """Frames of clients, on their way to both VMs; returns what may leave now."""
+        return self.plane.client_packed(packed, _now_ms())
 
 
 class PythonEngine(Engine):

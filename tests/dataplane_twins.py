@@ -71,8 +71,7 @@ def give(plane: PrimaryDataplane, side: int, frames: list[bytes], no: int, now_m
         return plane.pvm_frames(frames, now_ms)
     if side == 1:
         return plane.svm_frames(plane.epoch, no, frames, now_ms)
-    plane.client_frames(frames, now_ms)
-    return []
+    return plane.client_frames(frames, now_ms)
 
 
 def both(

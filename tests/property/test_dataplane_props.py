@@ -118,16 +118,19 @@ class Knowledge:
         self.fin_at = said.start if said.kind == "fin" else self.fin_at
         self.reset |= said.kind == "rst"
 
-    def allows(self, said: Said, client_sent: int) -> bool:
+    def allows(self, said: Said, client_sent: int, *, client_gone: bool, pvm_reset: bool) -> bool:
         """The rules, as they stand in the design."""
+        if client_gone:
+            return True
         has_all_data = self.ack >= client_sent
         if any(self.said.get(at) != byte for at, byte in enumerate(said.payload, said.start)):
             return False
         if said.kind == "rst":
-            return (self.reset and (said.ack <= self.ack or has_all_data)) or (self.fin_at is not None and has_all_data)
-        if said.ack > self.ack and not (self.reset and has_all_data):
+            return self.reset or (self.fin_at is not None and has_all_data)
+        if said.ack > self.ack and not (self.reset and (has_all_data or pvm_reset)):
             return False
-        return {"syn": self.opened, "fin": self.fin_at == said.start}.get(said.kind, True)
+        ends_alike = self.fin_at == said.start or (self.reset and pvm_reset and self.fin_at is None)
+        return {"syn": self.opened, "fin": ends_alike}.get(said.kind, True)
 
 
 class World:
@@ -143,7 +146,7 @@ class World:
         self.heard = Knowledge(opened=opened)
         self.produced: list[tuple[Said, bytes]] = []
         self.left = 0
-        self.client_sent = 0
+        self.client_sent, self.client_gone = 0, False
         self.now_ms = 0.0
         self.at_seal: tuple[Guest, int] | None = None
 
@@ -172,16 +175,30 @@ class World:
         ack = min(size % (TOTAL + 1), max(has, 0))
         frame = segment(CLIENT, (self.port, 8080), CLIENT_ISN + 1 + start, self.pvm.isn + 1 + ack, A, payload)
         if self.left and (self.opened or self.left > 1):
-            self.plane.client_frames([frame], self.now_ms)
+            out = self.plane.client_frames([frame], self.now_ms)
+            assert self.client_gone or not out
+            self.check(out)
         else:
             self.client_sent = start
+
+    def client_resets(self, by: int) -> None:
+        """As one that has closed, as one that was asked what it knows nothing of, or as somebody who forges it."""
+        if not self.left or self.client_gone or not (self.opened or self.left > 1):
+            return
+        asked = self.produced[self.left - 1][0].ack
+        place = (self.client_sent, asked, self.client_sent + by % 100 + 1)[by % 3]
+        self.client_gone = place in (self.client_sent, asked)
+        frame = segment(CLIENT, (self.port, 8080), CLIENT_ISN + 1 + place, 0, R, b"")
+        self.check(self.plane.client_frames([frame], self.now_ms))
 
     def check(self, out: list[bytes]) -> None:
         """What leaves is what comes next in the PVM's order, and the rules allow it."""
         for frame in out:
             said, expected = self.produced[self.left]
             assert frame == expected
-            assert self.heard.allows(said, self.client_sent), (said, self.heard)
+            gone, reset = self.client_gone, self.pvm.reset
+            allowed = self.heard.allows(said, self.client_sent, client_gone=gone, pvm_reset=reset)
+            assert allowed, (said, self.heard)
             self.left += 1
 
     def seal(self) -> None:
@@ -213,6 +230,8 @@ class World:
             self.svm_speaks(what, size)
         elif op < 10:
             self.client_speaks(size)
+        elif op == 11:
+            self.client_resets(what)
         elif what % 3 == 0:
             self.seal()
         else:
@@ -220,7 +239,7 @@ class World:
 
 
 numbers = st.integers(0, 2**16)
-steps = st.lists(st.tuples(st.integers(0, 10), numbers, numbers), max_size=80)
+steps = st.lists(st.tuples(st.integers(0, 11), numbers, numbers), max_size=80)
 near = st.integers(-40, 40)
 streams = st.binary(min_size=TOTAL, max_size=TOTAL).map(lambda drawn: bytes(each & 1 for each in drawn))
 

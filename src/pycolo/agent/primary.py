@@ -169,14 +169,15 @@ class PrimarySide(Side):
         if self._recorder is not None:
             self._recorder.clients(number, unpack(arrived.packed), now_ms)
         batch = card.inbound(arrived)
-        if card.dataplane is not None:
-            card.dataplane.client_packed(batch.packed, now_ms)
+        freed = b"" if card.dataplane is None else card.dataplane.client_packed(batch.packed, now_ms)
         card.feed(batch)
         if self.channel is not None:
             self.channel.send_frames(number, 0, self._input_no, arrived)
             self._input_no += arrived.count
             self._tell_changes(card)
             self._ask_lease()
+        if freed:
+            self._speak([(card, freed)], now_ms)
 
     def on_nic(self, number: int, now_ms: float) -> None:
         card = self.cards[number]

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-Numbers = tuple[int, bool, int, int, int, int, int, int, bool, int, bool, int]
+Numbers = tuple[int, bool, int, int, int, int, int, int, int, bool, int, bool, int]
 Held = tuple[int, float, bytes, int, int, int, int, int, int]
 
 def measure(packed: bytes | bytearray | memoryview, at: int, frames_max: int) -> tuple[int, int]: ...

@@ -61,7 +61,8 @@ cdef class HotFlows(FlowStore):
             bound_ms = self.limit_ms_min
         self.limit_ms = bound_ms if bound_ms < self.limit_ms_max else self.limit_ms_max
 
-    cdef void _note_released(self, Flow* flow, uint32_t end) noexcept nogil:
+    cdef void _note_released(self, Flow* flow, uint32_t end, uint32_t ack) noexcept nogil:
+        flow.left_ack = ack
         if distance(end, flow.released) >= 0:
             flow.released = end
         self.released_equal += 1
@@ -97,7 +98,7 @@ cdef class HotFlows(FlowStore):
             if not put(&self._out, segment.frame, segment.length):
                 return NO_MEMORY
             self.next_no += 1
-            self._note_released(flow, segment.seq + payload)
+            self._note_released(flow, segment.seq + payload, segment.ack)
             self._sample(self.now_ms)
             return HANDLED
         held = <Held*>take_block(&self._pool, sizeof(Held) + segment.length)
@@ -183,7 +184,7 @@ cdef class HotFlows(FlowStore):
             if not put(&self._out, held.frame, held.length):
                 return NO_MEMORY
             flow.first = held.next
-            self._note_released(flow, held.seq + held.end - held.start)
+            self._note_released(flow, held.seq + held.end - held.start, held.ack)
             self._give_held(held)
             some = True
         if some:

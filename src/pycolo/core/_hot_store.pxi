@@ -131,7 +131,7 @@ cdef class FlowStore:
         flow.key_length = <uint8_t>len(key)
         memcpy(flow.key, text, flow.key_length)
         (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack,
-         flow.has_acked, flow.acked, flow.has_client_next, flow.client_next) = numbers
+         flow.left_ack, flow.has_acked, flow.acked, flow.has_client_next, flow.client_next) = numbers
         flow.epoch, flow.touched_ms, flow.followed = self.epoch, touched_ms, followed
         if not stream_append(&self._pool, flow, said, <uint32_t>len(stream)):
             raise MemoryError
@@ -155,7 +155,7 @@ cdef class FlowStore:
         if flow.epoch != self.epoch:
             self._rebase(flow)
         numbers = (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released,
-                   flow.svm_ack, flow.has_acked, flow.acked, flow.has_client_next, flow.client_next)
+                   flow.svm_ack, flow.left_ack, flow.has_acked, flow.acked, flow.has_client_next, flow.client_next)
         stream = PyBytes_FromStringAndSize(NULL, flow.stream_length)
         stream_copy(flow, <uint8_t*>PyBytes_AS_STRING(stream))
         entries = []
@@ -231,5 +231,5 @@ cdef class FlowStore:
             stream_trim(&self._pool, flow, <uint32_t>surplus)
             self.stream_bytes -= surplus
         flow.base, flow.guessed, flow.delta = base, False, 0
-        flow.svm_ack, flow.released = flow.pvm_ack, flow.pvm_next
+        flow.svm_ack, flow.released, flow.left_ack = flow.pvm_ack, flow.pvm_next, flow.pvm_ack
         flow.epoch, flow.touched_ms = self.epoch, self.now_ms

@@ -70,6 +70,7 @@ cdef struct Flow:
     uint32_t acked
     uint32_t client_next
     uint32_t svm_ack
+    uint32_t left_ack
     uint8_t has_acked
     uint8_t has_client_next
     uint8_t client_spoke

@@ -73,13 +73,18 @@ class PrimaryDataplane(PackedBatches):
 
     # ---------------------------------------------------------------- a client's frame
 
-    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> None:
-        """Frames on their way to both VMs: what they acknowledge, and how far the client's data go."""
-        self._now_ms = now_ms
-        for frame in frames:
-            self._client_frame(frame)
+    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
+        """Frames on their way to both VMs: what they acknowledge, and how far the client's data go.
 
-    def _client_frame(self, frame: bytes) -> None:
+        Returns what may leave now: on connections that a client has reset.
+        """
+        self._now_ms = now_ms
+        out: list[bytes] = []
+        for frame in frames:
+            self._client_frame(frame, out)
+        return out
+
+    def _client_frame(self, frame: bytes, out: list[bytes]) -> None:
         segment = parse_tcp(frame)
         if segment is None:
             return
@@ -89,6 +94,8 @@ class PrimaryDataplane(PackedBatches):
             flow.observe_client(seq, ack, flags, end - start)
             self._table.note_client(flow)
             self._table.note_end(flow)
+            if flow.client_gone:
+                self._pump(flow, out)
 
     # ---------------------------------------------------------------- a frame of the PVM
 

@@ -4,6 +4,7 @@ Guarantees
 * `release` lets a segment go only when the SVM has produced its payload at the same place of the stream, its SYN, FIN
   or RST as well, and has acknowledged at least as much (rules 1 and 2; the exceptions at the end of a connection are
   at `_acknowledged` and `_judge_reset`). Segments leave in the order in which the PVM produced them.
+* Once the client has reset the connection all leaves: nobody is there to hear it (`_is_the_clients`).
 * One `Flow` is one connection, never two that happen to use the same ports one after the other.
 
 Names: `pvm_*` is what the PVM has produced, in its sequence numbers; `svm_*` what the SVM has, in its own, which are
@@ -58,6 +59,7 @@ class Flow:
         "acked",
         "budget",
         "client_fin",
+        "client_gone",
         "client_isn",
         "client_next",
         "compared",
@@ -68,6 +70,7 @@ class Flow:
         "guest_opened",
         "hold",
         "key",
+        "left_ack",
         "pvm_ack",
         "pvm_fin",
         "pvm_first",
@@ -117,6 +120,8 @@ class Flow:
         self.acked: int | None = None  # the client has acknowledged all before this, in the PVM's numbers
         self.client_next: int | None = None  # end of the client's data
         self.client_fin: int | None = None
+        self.client_gone = False  # it has reset the connection
+        self.left_ack: int | None = None  # what the last segment that has left acknowledges
         self.delta: int | None = 0
         self.svm_isn: int | None = None
         self.svm_syn = b""
@@ -195,6 +200,8 @@ class Flow:
 
     def observe_client(self, seq: int, ack: int, flags: int, length: int) -> None:
         """A segment of the client passes on its way to both VMs. A forged one can only make us wait longer."""
+        if flags & RST:
+            self.client_gone |= self._is_the_clients(seq)
         if flags & RST or flags & (SYN | ACK) == SYN:
             return
         end = (seq + length + bool(flags & SYN)) & MASK
@@ -210,6 +217,18 @@ class Flow:
             self.acked = ack
             if self.delta is not None:
                 self._trim((ack + self.delta) & MASK)
+
+    def _is_the_clients(self, seq: int) -> bool:
+        """Whether a reset with this number comes from the client itself, which has forgotten the connection.
+
+        It has the number that follows all that the client has said, or the one that it was last told to go on with (as
+        a host without such a connection answers, RFC 9293, 3.5.2). Who forges one has to know that (RFC 5961, 3).
+        """
+        if seq == self.left_ack:
+            return True
+        if self.client_next is None:
+            return False
+        return seq == (self.client_next + (self.client_fin == self.client_next)) & MASK
 
     def observe_pvm(self, seq: int, ack: int, flags: int, length: int) -> None:
         """The PVM has produced a segment, which goes into `hold`."""
@@ -288,13 +307,14 @@ class Flow:
         """Move what may leave from `hold` to `out`; True when the flow has diverged."""
         hold = self.hold
         while hold:
-            verdict = self._judge(hold[0])
+            verdict = RELEASE if self.client_gone else self._judge(hold[0])
             if verdict != RELEASE:
                 if verdict == DIVERGED:
                     self.diverged = True
                 break
-            _, _, frame, seq, _, flags, _, start, end = hold.popleft()
+            _, _, frame, seq, ack, flags, _, start, end = hold.popleft()
             out.append(frame)
+            self.left_ack = ack if flags & ACK else self.left_ack
             self._follow(seq, frame, flags, start, end)
             if not flags & RST:
                 length = end - start + bool(flags & SYN) + bool(flags & FIN)
@@ -330,13 +350,16 @@ class Flow:
     def _acknowledged(self, ack: int) -> bool:
         """Rule 2. Once the SVM has reset the connection only the client's data count, not its FIN: nobody will read on.
 
-        As long as the SVM has merely ended its own stream, a FIN counts: somebody may still wait for the client's end.
+        When both copies have reset it, not even they count: neither will read what the client may not say again. As
+        long as the SVM has merely ended its own stream, a FIN counts: somebody may still wait for the client's end.
         """
         if self._captured:
             return True
         if self.svm_ack is None:
             return False
-        return (self.svm_ack - ack) & MASK < HALF or (self.svm_rst and self._all_data_acknowledged())
+        if (self.svm_ack - ack) & MASK < HALF:
+            return True
+        return self.svm_rst and (self.pvm_rst or self._all_data_acknowledged())
 
     def _all_data_acknowledged(self) -> bool:
         return (
@@ -379,15 +402,24 @@ class Flow:
         return WAIT if self.delta is None else self.svm_odd.judge((seq + self.delta) & MASK, length, terms)
 
     def _judge_fin(self, place: int) -> Verdict:
-        """The SVM's FIN has to stand at the same place; no other event stands for it."""
+        """The SVM's FIN has to stand at the same place, or both have reset the connection, the PVM after its FIN.
+
+        That is timing: who closes with a byte of the client's unread resets (RFC 9293, 3.6.1; RFC 1122, 4.2.2.13), who
+        was faster says FIN, and resets when the byte comes. Otherwise no event stands for a FIN, as clients may rely on
+        an end; but when the client has closed too, a reset of its or the PVM's is likely, and a checkpoint can wait.
+        """
         if self.delta is None:
             return WAIT
         place = (place + self.delta) & MASK
         if self.svm_fin is not None:
             return RELEASE if place == self.svm_fin else self._otherwise
-        if self.svm_rst or self.twin.base is None:
+        if self.twin.base is None:
             return self._otherwise if self.svm_rst else WAIT
-        return DIVERGED if distance(self.twin.next, place) > 0 else WAIT
+        if distance(self.twin.next, place) > 0:
+            return DIVERGED
+        if self.svm_rst and self.pvm_rst:
+            return RELEASE
+        return self._otherwise if self.svm_rst and self.client_fin is None else WAIT
 
     def _judge_reset(self, ack: int, flags: int) -> Verdict:
         """A RST leaves when the SVM has reset as well, or has ended its stream and acknowledged all data of the client.
@@ -452,7 +484,7 @@ class Flow:
         self.difference, self.touched_ms = None, now_ms
         self.rebase_identity()
         self.svm_ack, self.svm_fin, self.svm_rst = self.pvm_ack, self.pvm_fin, self.pvm_rst
-        self.released = self.pvm_next
+        self.released, self.left_ack = self.pvm_next, self.pvm_ack
 
     def rebase_identity(self) -> None:
         """The part of `rebase` that is about how the connection began."""

@@ -88,9 +88,9 @@ class HotDataplane(PrimaryDataplane):
 
     # ---------------------------------------------------------------- frames
 
-    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> None:
+    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """As the twin."""
-        self.client_packed(pack(frames), now_ms)
+        return unpack(self.client_packed(pack(frames), now_ms))
 
     def pvm_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """As the twin."""
@@ -100,10 +100,10 @@ class HotDataplane(PrimaryDataplane):
         """As the twin."""
         return unpack(self.svm_packed(epoch, first_no, pack(frames), now_ms))
 
-    def client_packed(self, packed: Packed, now_ms: float) -> None:
+    def client_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `client_frames`, of a packed batch."""
         self._now_ms = now_ms
-        self._run(_CLIENT, packed, lambda _, frame, __: self._client_frame(frame))
+        return self._run(_CLIENT, packed, lambda _, frame, out: self._client_frame(frame, out))
 
     def pvm_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `pvm_frames`, of packed batches."""
@@ -222,6 +222,7 @@ class HotDataplane(PrimaryDataplane):
             flow.pvm_ack,
             flow.released,
             flow.svm_ack,
+            flow.left_ack,
             flow.acked is not None,
             flow.acked or 0,
             flow.client_next is not None,
@@ -246,15 +247,14 @@ class HotDataplane(PrimaryDataplane):
         if thawed is None or flow is None:
             return
         numbers, stream, touched_ms, client_spoke, held = thawed
-        base, guessed, delta, first, following, ack, released, svm_ack, has_acked, acked, has_next, client_next = (
-            numbers
-        )
+        base, guessed, delta, first, following, ack, released, svm_ack, left_ack, *client = numbers
+        has_acked, acked, has_next, client_next = client
         if flow.epoch != self.epoch:
             flow.rebase_identity()
             flow.epoch = self.epoch
         flow.twin.set(base, bytearray(stream), guessed=bool(guessed))
         flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack = delta, first, following, ack
-        flow.released, flow.svm_ack, flow.touched_ms = released, svm_ack, touched_ms
+        flow.released, flow.svm_ack, flow.left_ack, flow.touched_ms = released, svm_ack, left_ack, touched_ms
         flow.acked, flow.client_next = acked if has_acked else None, client_next if has_next else None
         _catch_up(flow)
         if client_spoke:
@@ -272,6 +272,7 @@ def _is_plain(flow: Flow) -> bool:
     return not (
         flow.hold
         or flow.diverged
+        or flow.client_gone
         or flow.pvm_rst
         or flow.svm_rst
         or not flow.compared
@@ -284,6 +285,7 @@ def _is_plain(flow: Flow) -> bool:
         or (twin.guessed and not twin.main)
         or {flow.pvm_fin, flow.svm_fin, flow.client_fin} != {None}
         or None in (flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack, twin.base)
+        or flow.left_ack is None
     )
 
 

@@ -162,7 +162,7 @@ class Comparison:
         for frame in frames:
             self.frames_primary += 1
             self._count_flow(frame, 0)
-            self._plane.client_frames([frame], now_ms)
+            self.released += len(self._plane.client_frames([frame], now_ms))
             self.released += len(self._plane.pvm_frames([frame], now_ms))
             self._plane.keep_limits()
 

@@ -87,7 +87,7 @@ class PackedBatches(ABC):
     """A data plane that takes packed batches by taking lists of frames."""
 
     @abstractmethod
-    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> None:
+    def client_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """See `PrimaryDataplane`."""
 
     @abstractmethod
@@ -98,9 +98,9 @@ class PackedBatches(ABC):
     def svm_frames(self, epoch: int, first_no: int, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
         """See `PrimaryDataplane`."""
 
-    def client_packed(self, packed: Packed, now_ms: float) -> None:
+    def client_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `client_frames`."""
-        self.client_frames(unpack(packed), now_ms)
+        return pack(self.client_frames(unpack(packed), now_ms))
 
     def pvm_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `pvm_frames`."""
