@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -21,8 +22,9 @@ import pytest
 
 from pycolo.core.device_state import advance_clock, read_clock
 from pycolo.edge.dirty_pages import missed_pages
-from pycolo.edge.guest_ram import Pages
+from pycolo.edge.guest_ram import PAGE_BYTES, Pages
 from pycolo.edge.qemu import Qemu
+from pycolo.edge.qemu_code import HOLE
 from pycolo.edge.qemu_command import (
     InheritedFds,
     QemuConfig,
@@ -79,11 +81,11 @@ async def apply(qemu: Qemu, copy: Pages, previous: Pages, state: bytes) -> None:
     own = qemu.dirty.take()
     sent = np.flatnonzero((copy != previous).any(axis=1)).astype(np.uint32)
     stale = np.union1d(own, sent)
-    qemu.ram.write(stale, copy[stale])
-    qemu.dirty.take()
+    await qemu.replace_pages(stale, copy[stale])
+    assert len(qemu.dirty.take()) == 0, "what is written for a load is not the VM's doing"
     await qemu.load_device_state(state)
     dirtied = qemu.dirty.take()
-    qemu.ram.write(dirtied, copy[dirtied])
+    await qemu.replace_pages(dirtied, copy[dirtied])
 
 
 async def booted(start_qemu: StartQemu, *, use_uffd: bool = True) -> StartedQemu:
@@ -106,10 +108,17 @@ async def make_the_guest_fill_its_nic(vm: StartedQemu) -> None:
             fcntl.ioctl(vm.qemu_nic.fileno(), SIOCOUTQ, waiting)
 
 
-@pytest.mark.parametrize("use_uffd", [True, False], ids=["uffd", "compare"])
-async def test_a_vm_is_copied_into_another_again_and_again(start_qemu: StartQemu, use_uffd: bool) -> None:
+@pytest.mark.parametrize(
+    ("use_uffd", "keeps_code"),
+    [(True, False), (False, False), (True, True), (False, True)],
+    ids=["uffd", "compare", "uffd, code kept", "compare, code kept"],
+)
+async def test_a_vm_is_copied_into_another_again_and_again(
+    start_qemu: StartQemu, vm_config: QemuConfig, use_uffd: bool, keeps_code: bool
+) -> None:
     primary = (await booted(start_qemu, use_uffd=use_uffd)).qemu
-    secondary = (await start_qemu("secondary", paused=True, use_uffd=use_uffd)).qemu
+    config = replace(vm_config, keeps_code=keeps_code)
+    secondary = (await start_qemu("secondary", paused=True, config=config, use_uffd=use_uffd)).qemu
     assert primary.dirty.kind == secondary.dirty.kind == ("uffd" if use_uffd else "compare")
     copy = np.zeros_like(primary.ram.pages)
 
@@ -127,6 +136,83 @@ async def test_a_vm_is_copied_into_another_again_and_again(start_qemu: StartQemu
     assert await secondary.status() == await primary.status() == "running"
     await secondary.stop()
     assert read_clock(await secondary.save_device_state()).clock_ns > read_clock(state).clock_ns
+
+
+# 32-bit multiboot: says one letter after the other on the serial port, each after a while.
+LOAD_ADDRESS = 0x200000
+HEADER = struct.pack(
+    "<8I",
+    *(0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000) % 2**32),
+    *(LOAD_ADDRESS, LOAD_ADDRESS, 0, 0, LOAD_ADDRESS + 32),
+)
+SAYS = bytes.fromhex("66baf803 b041 ee b900000800 49 75fd ebf3")
+LETTER_AT = SAYS.index(b"\x41")
+
+
+async def letters(vm: StartedQemu) -> str:
+    """What the guest says from now on, for a moment."""
+    await asyncio.sleep(0.1)
+    before = len(vm.console.read_bytes())
+    await asyncio.sleep(0.4)
+    return vm.console.read_bytes()[before:].decode()
+
+
+async def saying_letters(start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path) -> StartedQemu:
+    kernel = tmp_path / "letters"
+    kernel.write_bytes(HEADER + SAYS)
+    config = replace(vm_config, kernel=kernel, initrd=None, append="", keeps_code=True)
+    vm = await start_qemu("letters", paused=False, config=config)
+    async with asyncio.timeout(20):
+        while b"AAAA" not in vm.console.read_bytes():  # noqa: ASYNC110 - a file is looked at
+            await asyncio.sleep(0.05)
+    return vm
+
+
+async def test_qemu_drops_what_it_has_translated_of_a_page(
+    start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path
+) -> None:
+    vm = await saying_letters(start_qemu, vm_config, tmp_path)
+    index = np.array([LOAD_ADDRESS // PAGE_BYTES], np.uint32)
+    contents = vm.qemu.ram.read(index)
+    contents[0, 32 + LETTER_AT] = ord("B")
+    await vm.qemu.stop()
+    vm.qemu.ram.write(index, contents)
+    await vm.qemu.cont()
+    assert set(await letters(vm)) == {"A"}, "QEMU does not see what is written past it"
+    await vm.qemu.stop()
+    vm.qemu._code_kept = True
+    await vm.qemu.replace_pages(index, contents)
+    await vm.qemu.cont()
+    assert set(await letters(vm)) == {"B"}
+
+
+async def test_a_load_brings_other_code(start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path) -> None:
+    """From QEMU 10.2 on the load itself drops nothing."""
+    vm = await saying_letters(start_qemu, vm_config, tmp_path)
+    copy = np.zeros_like(vm.qemu.ram.pages)
+    for letter in "BCD":
+        state = await capture(vm.qemu, copy)
+        await asyncio.sleep(0.2)
+        previous = copy.copy()
+        copy[LOAD_ADDRESS // PAGE_BYTES, 32 + LETTER_AT] = ord(letter)
+        await apply(vm.qemu, copy, previous, state)
+        await vm.qemu.cont()
+        assert not vm.qemu.code_in_doubt
+        assert set(await letters(vm)) == {letter}
+
+
+async def test_other_firmware_is_loaded_twice(start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path) -> None:
+    """What is translated of it can't be dropped singly."""
+    vm = await saying_letters(start_qemu, vm_config, tmp_path)
+    copy = np.zeros_like(vm.qemu.ram.pages)
+    for doubtful in (True, False):
+        state = await capture(vm.qemu, copy)
+        previous = copy.copy()
+        copy[HOLE.start + 70, 0] += 1
+        await apply(vm.qemu, copy, previous, state)
+        await vm.qemu.cont()
+        assert vm.qemu.code_in_doubt == doubtful, "the second time all code was dropped"
+        assert set(await letters(vm)) == {"A"}
 
 
 async def test_no_page_is_missed_while_the_guest_boots(start_qemu: StartQemu) -> None:

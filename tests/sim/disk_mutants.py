@@ -107,9 +107,10 @@ class _ResumesFirst:
     async def load_device_state(self, device_state: bytes) -> None:
         await self._vm.load_device_state(device_state)
 
-    async def resume(self) -> None:
-        await self._vm.resume()
+    async def resume(self) -> bool:
+        ran = await self._vm.resume()
         await self._disks.commit(self._epoch)
+        return ran
 
     async def staged(self, epoch: int) -> None:
         await self._disks.staged(epoch)

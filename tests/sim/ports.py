@@ -362,9 +362,10 @@ class SvmPort:
         """See SecondaryVm."""
         await self._call("load_device_state", lambda: self._guest.load(device_state))
 
-    async def resume(self) -> None:
+    async def resume(self) -> bool:
         """See SecondaryVm."""
         await self._call("resume", self._resume)
+        return True
 
     def _resume(self) -> None:
         guest = self._guest

@@ -140,6 +140,7 @@ class Svm:
         self.written: list[list[int]] = []
         self.disk_epoch = 0
         self.own_disk_writes = 0
+        self.loads_in_doubt = 0
 
     async def receive(self) -> Message:
         self.script.run("receive")
@@ -180,8 +181,10 @@ class Svm:
 
         self.script.run("load_device_state", load)
 
-    async def resume(self) -> None:
+    async def resume(self) -> bool:
         self.script.run("resume", lambda: setattr(self, "running", True))
+        self.loads_in_doubt -= 1
+        return self.loads_in_doubt < 0
 
     async def stop_feed(self) -> None:
         self.script.run("stop_feed")

@@ -256,3 +256,24 @@ async def test_a_finished_roll_forward_does_nothing_more() -> None:
     script.steps.clear()
     await roll_forward(svm, svm, svm, cache)
     assert script.steps == []
+
+
+async def test_an_svm_that_may_not_be_what_was_loaded_is_loaded_once_more() -> None:
+    pvm, ledger, svm, cache = await following()
+    pvm.write(5, 77)
+    svm.messages = await one_checkpoint(pvm, ledger)
+    svm.loads_in_doubt = 1
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    steps = [step for step in svm.script.steps if step in ("stop_for_load", "commit 2", "resume", "start_feed")]
+    assert steps == ["stop_for_load", "commit 2", "resume"] * 2 + ["start_feed"]
+    assert svm.written == [[5], [6], [5, 6], [6]]
+    assert is_at(svm, pvm)
+
+
+async def test_an_svm_that_is_never_what_was_loaded_is_lost() -> None:
+    _, _, messages = await stream()
+    svm, cache = Svm(Script(), messages), MemoryCache(PAGES)
+    svm.loads_in_doubt = 10
+    with pytest.raises(VmLost, match="2 times in a row"):
+        await receive_checkpoint(svm, svm, svm, svm, cache)
+    assert svm.fed == []

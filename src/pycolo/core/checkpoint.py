@@ -22,7 +22,9 @@ from typing import Protocol
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
 from pycolo.core.pages import Contents, Indices, PageBatch, PageDebt
-from pycolo.errors import PeerLost
+from pycolo.errors import PeerLost, VmLost
+
+LOADS_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ class SecondaryVm(Protocol):
     async def take_dirty_pages(self) -> Indices: ...
     async def write_pages(self, indices: Indices, image: Contents) -> None: ...
     async def load_device_state(self, device_state: bytes) -> None: ...
-    async def resume(self) -> None: ...
+
+    async def resume(self) -> bool:
+        """Let it run; False when it may not be what was loaded, and has to be loaded once more."""
 
 
 class SecondaryFeed(Protocol):
@@ -318,6 +322,19 @@ async def _load(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cac
     """Make the SVM the committed state and let it run, its output kept back until the feed starts."""
     while cache.apply_next():
         await vm.breathe()
+    for _ in range(LOADS_MAX):
+        if await _load_once(vm, feed, disks, cache, stage):
+            break
+    else:
+        raise VmLost(f"the SVM is not what was loaded, {LOADS_MAX} times in a row")
+    cache.debt.take()
+    cache.debt.settle()
+    cache.loaded_epoch = stage.epoch
+
+
+async def _load_once(
+    vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache, stage: Stage
+) -> bool:
     await feed.stop_feed()
     await disks.expect_pause()
     await vm.stop_for_load()
@@ -327,10 +344,7 @@ async def _load(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cac
     await vm.write_pages(cache.debt.owed(), cache.image)
     await vm.load_device_state(stage.device_state)
     await vm.write_pages(await _dirtied_by_load(vm, cache), cache.image)
-    await vm.resume()
-    cache.debt.take()
-    cache.debt.settle()
-    cache.loaded_epoch = stage.epoch
+    return await vm.resume()
 
 
 async def _dirtied_by_load(vm: SecondaryVm, cache: MemoryCache) -> Indices:

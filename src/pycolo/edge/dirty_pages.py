@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pycolo.edge.guest_ram import PAGE_BYTES, GuestRam, PageIndices, Pages
+from pycolo.edge.guest_ram import PAGE_BYTES, GuestRam, PageIndices, Pages, runs_of
 
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_WRITEPROTECT = 0xC018AA06
@@ -58,6 +58,12 @@ class DirtyPages(Protocol):
 
     def wrote(self, indices: PageIndices, contents: Pages) -> None:
         """We wrote these pages ourselves, through `GuestRam`: that is not the VM's doing."""
+
+    def forget(self, indices: PageIndices) -> None:
+        """QEMU has just written these pages (sorted) on our behalf, while the VM is stopped: not the VM's doing either.
+
+        Their contents are ours to write before anything else does.
+        """
 
     def close(self) -> None: ...
 
@@ -133,6 +139,11 @@ class UffdDirtyPages:
 
     def wrote(self, indices: PageIndices, contents: Pages) -> None:
         """Writes through our own mapping are not seen in QEMU's (interfaces of PAGEMAP_SCAN): nothing to undo."""
+
+    def forget(self, indices: PageIndices) -> None:
+        """As `DirtyPages.forget`: protected again, exactly these."""
+        if not self._all_dirty:
+            self._protect(runs_of(indices) * np.uint64(PAGE_BYTES) + np.uint64(self._mapping.start))
 
     def close(self) -> None:
         for fd in (self._uffd, self._pagemap):
@@ -231,6 +242,9 @@ class ComparingDirtyPages:
 
     def wrote(self, indices: PageIndices, contents: Pages) -> None:
         self._shadow[indices] = contents
+
+    def forget(self, indices: PageIndices) -> None:
+        """Nothing to do: what they are is compared, not who wrote them."""
 
     def close(self) -> None:
         self._shadow = np.empty((0, PAGE_BYTES), np.uint8)

@@ -19,6 +19,15 @@ Pages = NDArray[np.uint8]  # shape (n, PAGE_BYTES)
 PageIndices = NDArray[np.uint32]
 
 
+def runs_of(indices: PageIndices) -> NDArray[np.uint64]:
+    """Runs of consecutive pages in sorted `indices`, as rows (first page, page behind the last)."""
+    if not len(indices):
+        return np.empty((0, 2), np.uint64)
+    breaks = np.flatnonzero(np.diff(indices.astype(np.int64)) != 1)
+    firsts, lasts = indices[np.concatenate([[0], breaks + 1])], indices[np.concatenate([breaks, [len(indices) - 1]])]
+    return np.stack([firsts.astype(np.uint64), lasts.astype(np.uint64) + np.uint64(1)], axis=1)
+
+
 class GuestRam:
     """`size_bytes` of guest RAM, zero at first; page `i` is guest RAM offset `i * PAGE_BYTES`, also above the
     4 GiB hole.

@@ -20,7 +20,8 @@ from qemu.qmp import EventListener, Message
 from pycolo.core.device_state import with_configuration
 from pycolo.core.mailbox import MAILBOX_TAG
 from pycolo.edge.dirty_pages import DirtyPages, open_dirty_pages
-from pycolo.edge.guest_ram import GuestRam
+from pycolo.edge.guest_ram import GuestRam, PageIndices, Pages
+from pycolo.edge.qemu_code import HOLE, TranslatedCode
 from pycolo.edge.qemu_command import MAILBOX_NODE, QemuConfig, fd_path
 from pycolo.edge.qemu_process import QemuFiles, QemuProcess
 from pycolo.edge.qmp_session import QmpSession
@@ -54,6 +55,10 @@ class Qemu:
         self.lost = self._qmp.lost
         self.guest_end = _GuestEnd()
         self._qmp.notice(self.guest_end)
+        code = process.code
+        self._code = None if code is None else TranslatedCode(code, config.name, qmp_deadline_s)
+        self._code_kept = False  # since the last stop for a load
+        self._code_in_doubt = False
         self._watchers = [asyncio.create_task(self._watch_process())]
 
     @classmethod
@@ -122,21 +127,45 @@ class Qemu:
             raise VmLost(f"QEMU {self.config.name} saved a device state that can't be used: {problem}") from problem
 
     async def stop_for_load(self) -> None:
-        """Stop the VM so that its RAM may be replaced: QEMU holds no translated code and no request of the
-        guest any more.
+        """Stop the VM so that its RAM may be replaced by `replace_pages`: QEMU holds no request of the guest any more.
 
         First a failing `snapshot-load`, whose state `restore-vm` drops translated code (a plain `stop` keeps
-        it from QEMU 10.2 on, TCG). Then a reset: a frame stuck in a full NIC socket is completed in the
-        guest's ring by the next reset, and if that were the load's own, it would write into RAM already
-        replaced, and the load would be rejected. Ends in `prelaunch`.
+        it from QEMU 10.2 on, TCG); where QEMU keeps code and all of it is right, a `stop`. Then a reset: a frame
+        stuck in a full NIC socket is completed in the guest's ring by the next reset, and if that were the load's
+        own, it would write into RAM already replaced, and the load would be rejected. Ends in `prelaunch`.
         """
+        self._code_kept = self._code is not None and not self._code_in_doubt
+        if self._code_kept:
+            await self.stop()
+        else:
+            await self._drop_all_code()
+        await self._qmp.execute_until("system_reset", "RESET")
+        self.guest_end.how = ""
+
+    async def _drop_all_code(self) -> None:
+        ran = await self.status() == "running"  # else nothing is dropped: the change of state does it
         error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
         if error is None or TAG_THAT_IS_NOT_THERE not in error:
             raise VmLost(
                 f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
             )
-        await self._qmp.execute_until("system_reset", "RESET")
-        self.guest_end.how = ""
+        self._code_in_doubt &= not ran
+
+    async def replace_pages(self, indices: PageIndices, contents: Pages) -> None:
+        """Write sorted pages of the stopped VM; what QEMU had translated of them it has no more."""
+        if self._code is not None and self._code_kept and len(indices):
+            in_hole = (indices >= HOLE.start) & (indices < HOLE.stop)
+            self._code_in_doubt |= bool(in_hole.any())
+            reachable = indices[~in_hole]
+            await self._code.drop(reachable)
+            self.dirty.forget(reachable)
+        self.ram.write(indices, contents)
+        self.dirty.wrote(indices, contents)
+
+    @property
+    def code_in_doubt(self) -> bool:
+        """Whether QEMU may run what the guest's code was before the last load: load once more."""
+        return self._code_in_doubt
 
     async def load_device_state(self, state: bytes) -> None:
         """Reset the devices and load `state`. RAM must be in place before. VmLost when QEMU rejects it:

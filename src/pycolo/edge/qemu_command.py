@@ -46,6 +46,8 @@ class QemuConfig:
     name: str
     binary: str = "qemu-system-x86_64"
     disks: tuple[QemuDisk, ...] = ()
+    keeps_code: bool = False
+    """See `qemu_code`."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ class InheritedFds:
     qmp: int
     nics: tuple[int, ...]
     disks: tuple[int, ...]
+    code: int | None = None
 
     def all(self) -> list[int]:
         """Every number."""
-        return [self.ram, self.device_state, self.mailbox, self.qmp, *self.nics, *self.disks]
+        code = [] if self.code is None else [self.code]
+        return [self.ram, self.device_state, self.mailbox, self.qmp, *self.nics, *self.disks, *code]
 
 
 def qemu_version(binary: str) -> Version:
@@ -110,8 +114,13 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-qmp", "chardev:qmp"),
+        *([] if fds.code is None else _code(fds.code)),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
     ]
+
+
+def _code(fd: int) -> list[str]:
+    return ["-chardev", f"socket,id=code,fd={fd}", "-object", "qtest,id=code,chardev=code,log=none"]
 
 
 def fd_path(fd: int) -> str:

@@ -55,11 +55,17 @@ class QemuProcess:
     """A spawned QEMU with our ends of its channels."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, qmp: socket.socket, handover: socket.socket, log: "QemuLog"
+        self,
+        process: asyncio.subprocess.Process,
+        qmp: socket.socket,
+        code: socket.socket | None,
+        handover: socket.socket,
+        log: "QemuLog",
     ) -> None:
         """Use `spawn`."""
         self.pid = process.pid
         self.qmp = qmp
+        self.code = code
         self._process = process
         self._handover = handover
         self._log = log
@@ -82,8 +88,13 @@ class QemuProcess:
         with ExitStack() as ours, ExitStack() as theirs:
             qmp, qmp_theirs = _socket_pair(socket.SOCK_STREAM, ours, theirs)
             handover, handover_theirs = _socket_pair(socket.SOCK_SEQPACKET, ours, theirs)
+            code, code_fd = None, None
+            if config.keeps_code:
+                code, code_theirs = _socket_pair(socket.SOCK_STREAM, ours, theirs)
+                code_fd = code_theirs.fileno()
             nic_fds, disk_fds = (tuple(end.fileno() for end in ends) for ends in (nics, disks))
-            fds = InheritedFds(files.ram.fd, files.saved.fd, files.mailbox.fd, qmp_theirs.fileno(), nic_fds, disk_fds)
+            memory = files.ram.fd, files.saved.fd, files.mailbox.fd
+            fds = InheritedFds(*memory, qmp_theirs.fileno(), nic_fds, disk_fds, code_fd)
             preload, preload_fds = _preload_environment(handover_theirs, theirs) if use_uffd else ([], [])
             log_file = theirs.enter_context(_open_log(log))
             log_start = log_file.tell()  # before QEMU, which shares the offset, writes
@@ -98,7 +109,7 @@ class QemuProcess:
                 pass_fds=[*fds.all(), *preload_fds],
             )
             ours.pop_all()
-            return cls(process, qmp, handover, QemuLog(log, log_start))
+            return cls(process, qmp, code, handover, QemuLog(log, log_start))
 
     def receive_uffd(self) -> tuple[int | None, str]:
         """What the preload library handed over: a userfaultfd, the caller's to close, or None and the reason
@@ -141,6 +152,8 @@ class QemuProcess:
             raise VmLost(f"QEMU (process {self.pid}) does not die; look at what it waits for in the kernel") from None
         finally:
             self.qmp.close()
+            if self.code is not None:
+                self.code.close()
 
 
 @dataclass(frozen=True)

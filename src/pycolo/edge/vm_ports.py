@@ -119,8 +119,7 @@ class SecondaryVmPort:
         for start in range(0, len(indices), WRITE_STEP_PAGES):
             part = indices[start : start + WRITE_STEP_PAGES]
             contents = image[part]
-            self._qemu.ram.write(part, contents)
-            self._qemu.dirty.wrote(part, contents)
+            await self._qemu.replace_pages(part, contents)
             await self.breathe()
 
     def forget_image(self) -> None:
@@ -137,7 +136,7 @@ class SecondaryVmPort:
             raise VmLost(f"the device state has no clock that can be aligned: {problem}") from problem
         await self._qemu.load_device_state(aligned)
 
-    async def resume(self) -> None:
+    async def resume(self) -> bool:
         if self._self_check and self._image is not None:
             compared = await asyncio.to_thread(differing_pages, self._qemu.ram.pages, self._image)
             different = np.flatnonzero(compared)
@@ -147,3 +146,4 @@ class SecondaryVmPort:
         await self._qemu.cont()
         took_s = time.monotonic() - self._load_began_at_s
         self._load_s += 0.3 * (took_s - self._load_s)
+        return not self._qemu.code_in_doubt

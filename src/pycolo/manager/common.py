@@ -26,6 +26,7 @@ from pycolo.edge.arbiter import make_arbiter
 from pycolo.edge.peer_greeting import address, new_token
 from pycolo.edge.peer_link import PeerSession, SessionWithSecondary
 from pycolo.edge.qemu import Qemu
+from pycolo.edge.qemu_code import keeps_code
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
 from pycolo.errors import (
     ArbiterUnanswered,
@@ -104,6 +105,7 @@ class VmCopy:
         self.qemu: Qemu
         self.agent: AgentLink
         self.machine = ""
+        self._keeps_code = False
         self.qemu_version = ""
         self.started = False
         self.nics = VmNics(host, vm)
@@ -359,6 +361,7 @@ class VmCopy:
         version = qemu_version(self.vm.qemu)
         self.qemu_version = ".".join(map(str, version))
         self.machine = default_machine(version)
+        self._keeps_code = keeps_code(version, self.vm.accel, self.machine, self.vm.memory_mib)
         self.host.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.nics.open()
         self.agent = await AgentLink.start(self.nics.pairs)
@@ -418,6 +421,7 @@ class VmCopy:
             name=vm.name,
             binary=vm.qemu,
             disks=self.disks.for_qemu,
+            keeps_code=self._keeps_code,
         )
 
     def hello(self, *, resume: bool = False) -> wire.Hello:
