@@ -212,6 +212,7 @@ class ProtectionConfig(_Model):
     qmp_deadline_ms: Annotated[int, Field(ge=100, le=60_000)] = 2000
     self_check: bool = False
     dirty_pages: Literal["auto", "compare"] = "auto"
+    sent_pages_mib_max: Annotated[int, Field(ge=0, le=1 << 20)] = 64
     disk_buffer_mib_max: Annotated[int, Field(ge=16, le=1 << 20)] = 256
     disk_spill_mib_max: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
     disk_queue_mib_max: Annotated[int, Field(ge=1, le=1 << 14)] = 16

@@ -96,7 +96,8 @@ def _machine(session: Any) -> Qemu:
     machine = Qemu.__new__(Qemu)
     machine.config = mock.Mock()
     machine.config.name, machine.pid = "web", os.getpid()
-    machine._qmp, machine.guest_end = session, qemu._GuestEnd()
+    machine._qmp, machine.guest_end, machine._code = session, qemu._GuestEnd(), None
+    machine._code_in_doubt = False
     return machine
 
 

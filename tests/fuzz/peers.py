@@ -14,7 +14,7 @@ import numpy as np
 
 from pycolo.core import disk_wire, peer, wire
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
-from pycolo.core.pages import PAGE_BYTES, PageBatch
+from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, PageBatch, PageDeltas
 from pycolo.disk import secondary as disk_secondary
 from pycolo.edge import packet_channel, peer_greeting
 from pycolo.edge.message_stream import MessageStream
@@ -107,7 +107,7 @@ def pages(data: bytes) -> None:
 
 def _stage(cache: MemoryCache, epoch: int, batch: PageBatch) -> None:
     cache.stage(epoch, batch)
-    for indices in (batch.indices, batch.zeros):
+    for indices in batch.all_indices():
         assert np.all(indices < PAGES)
 
 
@@ -116,7 +116,11 @@ def _pages_body(reader: Reader, epoch: int) -> bytes:
     indices = np.array([reader.number() % (PAGES + 1) for _ in range(reader.number() % 4)], np.uint32)
     zeros = np.array([reader.number() % (PAGES + 1) for _ in range(reader.number() % 4)], np.uint32)
     contents = np.full((len(indices), PAGE_BYTES), reader.number(), np.uint8)
-    body = b"".join(wire.encode_pages(epoch + reader.number() % 2, PageBatch(indices, contents, zeros)))
+    changed = np.array([reader.number() % (PAGES + 1) for _ in range(reader.number() % 4)], np.uint32)
+    masks = np.full((len(changed), MASK_BYTES), reader.number() % 4, np.uint8)
+    words = np.zeros(int(np.bitwise_count(masks).sum()) + reader.number() % 2, np.uint64)
+    batch = PageBatch(indices, contents, zeros, PageDeltas(changed, masks, words))
+    body = b"".join(wire.encode_pages(epoch + reader.number() % 2, batch))
     return body[wire.HEADER.size :]
 
 

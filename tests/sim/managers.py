@@ -173,7 +173,7 @@ class PrimaryStory:
     def join(self, link: LinkEnd, disk: PvmDisk) -> None:
         """A secondary is there, behind `link`."""
         self._disk, self._disks = disk, PvmDisksPort(self._gate, self._side.host, disk)
-        self._ledger = EpochLedger(self._page_count, last_used=self._last_epoch)
+        self._ledger = EpochLedger(self._page_count, self._last_epoch, sent_pages_max=self._page_count // 2)
         self._connect(link)
         self._joined = True
 

@@ -22,6 +22,7 @@ from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Command, Decision, Event, State
 from pycolo.core.memory_cache import MemoryCache, Stage
 from pycolo.core.pages import Indices, PageBatch, PageDebt
+from pycolo.core.sent_pages import SentPages
 from pycolo.errors import VmLost
 
 from . import network
@@ -64,6 +65,10 @@ def _release_before_commit(patch: pytest.MonkeyPatch) -> None:
         return await real(vm, output, disks, _EarlyLink(link, output), ledger, limits, sealed)
 
     patch.setattr(checkpoint, "take_checkpoint", mutated)
+
+
+def _sent_pages_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SentPages, "forget", lambda _: None)
 
 
 def _pages_not_put_back(patch: pytest.MonkeyPatch) -> None:
@@ -226,6 +231,7 @@ MUTANTS = (
     Mutant("no answer is a yes", client_history.NAME, _no_answer_is_a_yes, 6),
     Mutant("the claim is granted to everybody", client_history.NAME, _claim_for_everybody, 3),
     Mutant("what is held stays held", liveness.NAME, _held_for_ever, 1),
+    Mutant("sent pages remembered after a failure", committed_state.NAME, _sent_pages_kept, 12),
     Mutant("boundary one too far", committed_state.NAME, _boundary_off(1), 0),
     Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1), 0),
     Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 0),

@@ -200,6 +200,7 @@ def test_what_is_left_out_of_a_disk_has_its_documented_default(tmp_path: Path) -
     assert (data.name, data.size_mib, data.werror) == ("data", 5, "enospc")
     assert load_config(write(tmp_path, VM), VmConfig).disks == ()
     protection = vm.protection
+    assert protection.sent_pages_mib_max == 64
     assert (protection.disk_buffer_mib_max, protection.disk_spill_mib_max) == (256, 1024)
     assert (protection.disk_queue_mib_max, protection.disk_stall_ms_max, protection.disk_copy_mib_per_s_max) == (
         16,

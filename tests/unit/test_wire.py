@@ -8,7 +8,7 @@ import pytest
 
 from pycolo.core import wire
 from pycolo.core.packed import FRAME_BYTES_MAX, Batch, batch_of, pack
-from pycolo.core.pages import PAGE_BYTES, PageBatch
+from pycolo.core.pages import PAGE_BYTES, PAGE_WORDS, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
 STAGE = wire.StageMessage(4, 9, b"registers", 2, bytes(16), 1.5)
@@ -127,21 +127,40 @@ def test_a_page_batch_on_the_wire_is_what_the_docstring_says() -> None:
     encoded = b"".join(wire.encode_pages(3, batch))
     body = body_of(encoded)
     assert encoded[4] == wire.Kind.PAGES
-    assert body[:16] == (3).to_bytes(8, "big") + (1).to_bytes(4, "big") + (2).to_bytes(4, "big")
-    assert body[16:28] == b"\x02\x01\0\0" + b"\x05\0\0\0" + b"\x06\0\0\0"
-    assert body[28:] == b"\x07" * PAGE_BYTES
+    assert body[:24] == (3).to_bytes(8, "big") + b"".join(count.to_bytes(4, "big") for count in (1, 2, 0, 0))
+    assert body[24:36] == b"\x02\x01\0\0" + b"\x05\0\0\0" + b"\x06\0\0\0"
+    assert body[36:] == b"\x07" * PAGE_BYTES
+
+
+def test_deltas_on_the_wire_are_what_the_docstring_says() -> None:
+    changed = np.zeros((1, PAGE_WORDS), np.bool_)
+    changed[0, [0, 9]] = True
+    contents = np.full((1, PAGE_BYTES), 7, np.uint8)
+    deltas = PageDeltas.between(np.array([258], np.uint32), changed, contents)
+    batch = PageBatch(np.empty(0, np.uint32), contents[:0], np.empty(0, np.uint32), deltas)
+    body = body_of(b"".join(wire.encode_pages(3, batch)))
+    assert body[8:28] == b"".join(count.to_bytes(4, "big") for count in (0, 0, 1, 2)) + b"\x02\x01\0\0"
+    assert body[28:] == b"\x80\x40" + bytes(62) + b"\x07" * 16
+    epoch, decoded = wire.decode_pages(body)
+    image = np.zeros((300, PAGE_BYTES), np.uint8)
+    decoded.apply_to(image)
+    assert (epoch, int(image.sum()), image[258, :8].tolist(), image[258, 72:80].tolist()) == (3, 112, [7] * 8, [7] * 8)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        bytes(15),
-        bytes(17),
-        wire._PAGES.pack(1, 1, 0) + bytes(4 + PAGE_BYTES - 1),
-        wire._PAGES.pack(1, 0, 1),
-        wire._PAGES.pack(1, wire.BATCH_PAGES_MAX + 1, 0) + bytes((wire.BATCH_PAGES_MAX + 1) * (PAGE_BYTES + 4)),
-        wire._PAGES.pack(1, 0, wire.BATCH_ZEROS_MAX + 1),
-        wire._PAGES.pack(1, 0xFFFFFFFF, 0xFFFFFFFF),
+        bytes(23),
+        bytes(25),
+        wire._PAGES.pack(1, 1, 0, 0, 0) + bytes(4 + PAGE_BYTES - 1),
+        wire._PAGES.pack(1, 0, 1, 0, 0),
+        wire._PAGES.pack(1, wire.BATCH_PAGES_MAX + 1, 0, 0, 0) + bytes((wire.BATCH_PAGES_MAX + 1) * (PAGE_BYTES + 4)),
+        wire._PAGES.pack(1, wire.BATCH_PAGES_MAX, 0, 1, 0) + bytes((wire.BATCH_PAGES_MAX) * (PAGE_BYTES + 4) + 68),
+        wire._PAGES.pack(1, 0, wire.BATCH_ZEROS_MAX + 1, 0, 0),
+        wire._PAGES.pack(1, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
+        wire._PAGES.pack(1, 0, 0, 1, 1) + bytes(4 + 64 + 8),  # a word that no bit marks
+        wire._PAGES.pack(1, 0, 0, 1, 0) + bytes(4) + b"\x01" + bytes(63),  # a bit without its word
+        wire._PAGES.pack(1, 0, 0, 0, 1) + bytes(8),
     ],
 )
 def test_bad_page_batches_are_violations(body: bytes) -> None:

@@ -251,10 +251,12 @@ class _Stream:
     async def send(self, batch: PageBatch) -> None:
         """Send pages already copied."""
         for part in _parts(batch, self._batch_pages_max):
-            self._digest.add(part)
             self.pages += part.page_count
-            self.bytes += part.contents.nbytes
-            await self._link.send_pages(self._epoch, part)
+            less = self._ledger.reduced(part)
+            if less.page_count:
+                self._digest.add(less)
+                self.bytes += less.nbytes
+                await self._link.send_pages(self._epoch, less)
 
     def stage(self, boundary: int, device_state: bytes) -> Stage:
         """The end of the stream."""

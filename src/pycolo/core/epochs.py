@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pycolo.core.pages import PageDebt
+from pycolo.core.pages import PageBatch, PageDebt
+from pycolo.core.sent_pages import SentPages
 
 
 class EpochLedger:
@@ -12,9 +13,13 @@ class EpochLedger:
     committed on the secondary (0: none).
     """
 
-    def __init__(self, page_count: int, last_used: int = 0) -> None:
-        """`last_used` is the highest number that any earlier pair of this VM has used."""
+    def __init__(self, page_count: int, last_used: int = 0, sent_pages_max: int = 0) -> None:
+        """`last_used` is the highest number that any earlier pair of this VM has used.
+
+        `sent_pages_max` is how many pages are remembered as they were sent.
+        """
         self.debt = PageDebt(page_count, all_owed=True)
+        self._sent = SentPages(page_count, sent_pages_max)
         self.running = 0
         self.committed = 0
         self.last_used = last_used
@@ -36,3 +41,8 @@ class EpochLedger:
     def fail(self) -> None:
         """The checkpoint under way will not be known as committed: its pages are owed again (rule 7)."""
         self.debt.put_back()
+        self._sent.forget()
+
+    def reduced(self, batch: PageBatch) -> PageBatch:
+        """What has to be sent for the secondary to have these pages. The first sync brings each for the first time."""
+        return self._sent.reduced(batch) if self.committed else batch

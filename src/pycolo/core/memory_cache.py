@@ -45,10 +45,12 @@ class StageDigest:
     def add(self, batch: PageBatch) -> None:
         """Account for one batch."""
         self.batch_count += 1
-        self._hash.update(len(batch.indices).to_bytes(4, "big") + len(batch.zeros).to_bytes(4, "big"))
-        self._hash.update(np.ascontiguousarray(batch.indices, "<u4").data)
-        self._hash.update(np.ascontiguousarray(batch.zeros, "<u4").data)
+        self._hash.update(b"".join(len(part).to_bytes(4, "big") for part in batch.all_indices()))
+        for indices in batch.all_indices():
+            self._hash.update(np.ascontiguousarray(indices, "<u4").data)
         self._hash.update(np.ascontiguousarray(batch.contents).data)
+        self._hash.update(np.ascontiguousarray(batch.deltas.masks).data)
+        self._hash.update(np.ascontiguousarray(batch.deltas.words, "<u8").data)
 
     def finish(self, boundary: int, device_state: bytes) -> bytes:
         """Digest (16 bytes) of the whole checkpoint."""
@@ -91,7 +93,7 @@ class MemoryCache:
             self.discard()
             self._staging_epoch = epoch
         page_count = len(self.image)
-        for indices in (batch.indices, batch.zeros):
+        for indices in batch.all_indices():
             if len(indices) and int(indices.max()) >= page_count:
                 raise PeerViolation(f"the peer sent page {int(indices.max())} of a VM that has {page_count}")
         self._staged_pages += batch.page_count
@@ -109,7 +111,7 @@ class MemoryCache:
         checkpoint is discarded, the next one brings every page again (rule 7).
         """
         assert self.committed is None
-        indices = np.concatenate([part for batch in self._staged for part in (batch.indices, batch.zeros)])
+        indices = np.concatenate([part for batch in self._staged for part in batch.all_indices()])
         for batch in self._staged:
             batch.apply_to(self.image)
         self._staged.clear()
@@ -152,8 +154,8 @@ class MemoryCache:
             return False
         batch = self._unapplied.popleft()
         batch.apply_to(self.image)
-        self.debt.add(batch.indices)
-        self.debt.add(batch.zeros)
+        for indices in batch.all_indices():
+            self.debt.add(indices)
         return True
 
     def drop_image(self) -> None:

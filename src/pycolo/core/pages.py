@@ -5,15 +5,59 @@ Guarantees: a page that was written and whose content has not provably arrived s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 PAGE_BYTES = 4096
+PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
+WORD_BYTES = 8
+PAGE_WORDS = PAGE_BYTES // WORD_BYTES
+MASK_BYTES = PAGE_WORDS // 8
 
 Indices = NDArray[np.uint32]
 Contents = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class PageDeltas:
+    """Pages of which only some words differ from what the other side has.
+
+    `indices` (n,) uint32, `masks` (n, 64) uint8: a bit for each of a page's 512 words, the first word the highest bit
+    of the first byte, `words` (m,) uint64: the words whose bit is set, page after page.
+    """
+
+    indices: Indices
+    masks: Contents
+    words: Words
+
+    @classmethod
+    def none(cls) -> PageDeltas:
+        """No page."""
+        return cls(np.empty(0, np.uint32), np.empty((0, MASK_BYTES), np.uint8), np.empty(0, np.uint64))
+
+    @classmethod
+    def between(cls, indices: Indices, changed: NDArray[np.bool_], contents: Contents) -> PageDeltas:
+        """Of the pages `indices` (n,) with `contents` (n, 4096): the words `changed` (n, 512)."""
+        return cls(indices, np.packbits(changed, axis=1), contents.view(np.uint64)[changed])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are as many words as bits."""
+        return int(np.bitwise_count(self.masks).sum()) == len(self.words)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of masks and words."""
+        return self.masks.nbytes + self.words.nbytes
+
+    def apply_to(self, image: Contents) -> None:
+        """Change these words in an image of RAM, (pages, 4096) uint8."""
+        pages = image[self.indices].view(np.uint64)
+        pages[np.unpackbits(self.masks, axis=1).view(np.bool_)] = self.words
+        image[self.indices] = pages.view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +65,13 @@ class PageBatch:
     """Contents of some pages at one instant.
 
     `indices` (n,) uint32 and `contents` (n, 4096) uint8 are the pages with content, `zeros` (k,) uint32 those that
-    are all zero and therefore travel without content.
+    are all zero and therefore travel without content, `deltas` those that the other side nearly has.
     """
 
     indices: Indices
     contents: Contents
     zeros: Indices
+    deltas: PageDeltas = field(default_factory=PageDeltas.none)
 
     @classmethod
     def of(cls, indices: Indices, contents: Contents) -> PageBatch:
@@ -38,13 +83,24 @@ class PageBatch:
 
     @property
     def page_count(self) -> int:
-        """How many pages the batch carries, zero pages included."""
-        return len(self.indices) + len(self.zeros)
+        """How many pages the batch carries, zero pages and deltas included."""
+        return len(self.indices) + len(self.zeros) + len(self.deltas.indices)
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on the wire, but for the numbers of its pages."""
+        return self.contents.nbytes + self.deltas.nbytes
+
+    def all_indices(self) -> list[Indices]:
+        """The pages of each kind."""
+        return [self.indices, self.zeros, self.deltas.indices]
 
     def apply_to(self, image: Contents) -> None:
         """Write the batch into an image of RAM, (pages, 4096) uint8."""
         image[self.indices] = self.contents
         image[self.zeros] = 0
+        if len(self.deltas.indices):
+            self.deltas.apply_to(image)
 
 
 class PageDebt:

@@ -4,7 +4,8 @@ Guarantees: every decoder takes any bytes and either returns a message that keep
 PeerViolation; nothing of a message is trusted beyond that.
 
 On a stream a message is `be32 length | u8 kind | body`. Kind CONTROL is a msgpack map (msgspec), kind PAGES a batch of
-pages (`be64 epoch, be32 n, be32 k, n le32 indices, k le32 zero indices, n * 4096 bytes`), kind FRAMES Ethernet frames
+pages (`be64 epoch, be32 n, be32 k, be32 d, be32 m, n le32 indices, k le32 zero indices, d le32 indices of deltas,
+n * 4096 bytes, d * 64 bytes of masks, m le64 words`, see `pages.PageDeltas`), kind FRAMES Ethernet frames
 (`u8 nic, be64 tag, be64 first_no, be16 count`, and a packed batch of so many, see `packed`), all of one network card
 and one epoch (tag) and numbered from first_no.
 """
@@ -12,6 +13,7 @@ and one epoch (tag) and numbered from first_no.
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from typing import Annotated
 
@@ -21,11 +23,11 @@ import numpy as np
 from pycolo.core.lease import LEASE_MS_MAX
 from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.packed import Batch, measure
-from pycolo.core.pages import PAGE_BYTES, PageBatch
+from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, WORD_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 6  # the newest that we speak
-PROTOCOL_VERSION_MIN = 6  # the oldest
+PROTOCOL_VERSION = 7  # the newest that we speak
+PROTOCOL_VERSION_MIN = 7  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
@@ -34,7 +36,7 @@ NICS_MAX = 8
 MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_BYTES + 4) + BATCH_ZEROS_MAX * 4 + 64)
 
 HEADER = struct.Struct(">IB")
-_PAGES = struct.Struct(">QII")
+_PAGES = struct.Struct(">QIIII")
 _FRAMES = struct.Struct(">BQQH")
 
 
@@ -292,12 +294,15 @@ def encode_control(message: Control) -> bytes:
 
 def encode_pages(epoch: int, batch: PageBatch) -> list[bytes | memoryview]:
     """A whole message as a list of buffers, so that page contents are not copied once more."""
-    indices = np.ascontiguousarray(batch.indices, "<u4").tobytes()
-    zeros = np.ascontiguousarray(batch.zeros, "<u4").tobytes()
-    contents = np.ascontiguousarray(batch.contents)
-    length = _PAGES.size + len(indices) + len(zeros) + contents.nbytes
-    head = HEADER.pack(length, Kind.PAGES) + _PAGES.pack(epoch, len(batch.indices), len(batch.zeros))
-    return [head + indices + zeros, contents.reshape(-1).data]
+    indices = b"".join(np.ascontiguousarray(part, "<u4").tobytes() for part in batch.all_indices())
+    counts = [len(part) for part in batch.all_indices()]
+    head = _PAGES.pack(epoch, *counts, len(batch.deltas.words)) + indices
+    buffers: list[bytes | memoryview] = [np.ascontiguousarray(batch.contents).reshape(-1).data]
+    if counts[2]:
+        masks, words = batch.deltas.masks, batch.deltas.words
+        buffers += [np.ascontiguousarray(masks).reshape(-1).data, np.ascontiguousarray(words, "<u8").tobytes()]
+    length = len(head) + batch.nbytes
+    return [HEADER.pack(length, Kind.PAGES) + head, *buffers]
 
 
 def encode_frames(nic: int, tag: int, first_no: int, batch: Batch) -> list[bytes | memoryview]:
@@ -342,17 +347,27 @@ def decode_pages(body: bytes) -> tuple[int, PageBatch]:
     """(epoch, batch); the arrays are views of `body`. Raises PeerViolation."""
     if len(body) < _PAGES.size:
         raise PeerViolation(f"the peer sent a page batch of only {len(body)} bytes")
-    epoch, count, zero_count = _PAGES.unpack_from(body)
-    if count > BATCH_PAGES_MAX or zero_count > BATCH_ZEROS_MAX:
-        raise PeerViolation(f"the peer sent {count} pages and {zero_count} zero pages in one batch")
-    if len(body) != _PAGES.size + 4 * (count + zero_count) + PAGE_BYTES * count:
-        raise PeerViolation(f"a batch of {count} pages and {zero_count} zero pages can't have {len(body)} bytes")
-    zeros_at = _PAGES.size + 4 * count
-    contents_at = zeros_at + 4 * zero_count
-    indices = np.frombuffer(body, "<u4", count, _PAGES.size).astype(np.uint32, copy=False)
-    zeros = np.frombuffer(body, "<u4", zero_count, zeros_at).astype(np.uint32, copy=False)
-    contents = np.frombuffer(body, np.uint8, count * PAGE_BYTES, contents_at).reshape(count, PAGE_BYTES)
-    return epoch, PageBatch(indices, contents, zeros)
+    epoch, count, zero_count, delta_count, word_count = _PAGES.unpack_from(body)
+    if count + delta_count > BATCH_PAGES_MAX or zero_count > BATCH_ZEROS_MAX:
+        raise PeerViolation(f"the peer sent {count} pages, {delta_count} deltas, {zero_count} zero pages in one batch")
+    sizes = [4 * count, 4 * zero_count, 4 * delta_count, PAGE_BYTES * count, MASK_BYTES * delta_count]
+    ends = [_PAGES.size, *(_PAGES.size + end for end in itertools.accumulate([*sizes, WORD_BYTES * word_count]))]
+    if len(body) != ends[-1]:
+        raise PeerViolation(
+            f"a batch of {count} pages, {zero_count} zero pages and {delta_count} deltas with {word_count} words "
+            f"can't have {len(body)} bytes"
+        )
+    indices, zeros, changed = (
+        np.frombuffer(body, "<u4", number, at).astype(np.uint32, copy=False)
+        for number, at in zip((count, zero_count, delta_count), ends, strict=False)
+    )
+    contents = np.frombuffer(body, np.uint8, count * PAGE_BYTES, ends[3]).reshape(count, PAGE_BYTES)
+    masks = np.frombuffer(body, np.uint8, delta_count * MASK_BYTES, ends[4]).reshape(delta_count, MASK_BYTES)
+    words = np.frombuffer(body, "<u8", word_count, ends[5]).astype(np.uint64, copy=False)
+    deltas = PageDeltas(changed, masks, words)
+    if not deltas.is_whole:
+        raise PeerViolation(f"the peer sent {word_count} words of deltas that mark others")
+    return epoch, PageBatch(indices, contents, zeros, deltas)
 
 
 def decode_frames(body: bytes) -> tuple[int, int, int, Batch]:

@@ -11,6 +11,7 @@ from pycolo.agent import protocol
 from pycolo.core.checkpoint import CheckpointLimits, take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.failover import Event, State
+from pycolo.core.pages import PAGES_PER_MIB
 from pycolo.edge.heap import give_back_memory
 from pycolo.edge.peer_greeting import connect
 from pycolo.edge.peer_link import SessionWithSecondary
@@ -145,7 +146,8 @@ class PrimaryStory:
         )
         self._refused, self._paired_with = "", peer_address
         if not resume:  # else the debt goes on: the secondary has what it had
-            self._ledger = EpochLedger(copy.qemu.ram.page_count, last_used=self._last_epoch)
+            remembered = protection.sent_pages_mib_max * PAGES_PER_MIB
+            self._ledger = EpochLedger(copy.qemu.ram.page_count, self._last_epoch, sent_pages_max=remembered)
         self._tie(session)  # heartbeats first: the packet channel may take its time
         host, name = session.peer_host, welcome.host
         await copy.agent.command(protocol.Connect(host, welcome.packet_port, welcome.packet_token, name, tls))
