@@ -74,10 +74,7 @@ class PrimaryDataplane(PackedBatches):
     # ---------------------------------------------------------------- a client's frame
 
     def client_frames(self, frames: Sequence[bytes], now_ms: float) -> list[bytes]:
-        """Frames on their way to both VMs: what they acknowledge, and how far the client's data go.
-
-        Returns what may leave now: on connections that a client has reset.
-        """
+        """Frames on their way to both VMs; returns what may leave now: of connections that a client has reset."""
         self._now_ms = now_ms
         out: list[bytes] = []
         for frame in frames:

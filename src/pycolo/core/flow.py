@@ -3,8 +3,8 @@
 Guarantees
 * `release` lets a segment go only when the SVM has produced its payload at the same place of the stream, its SYN, FIN
   or RST as well, and has acknowledged at least as much (rules 1 and 2; the exceptions at the end of a connection are
-  at `_acknowledged` and `_judge_reset`). Segments leave in the order in which the PVM produced them.
-* Once the client has reset the connection all leaves: nobody is there to hear it (`_is_the_clients`).
+  in `flow_end`). Segments leave in the order in which the PVM produced them.
+* Once the client has reset the connection all leaves: nobody is there to hear it (`flow_end`).
 * One `Flow` is one connection, never two that happen to use the same ports one after the other.
 
 Names: `pvm_*` is what the PVM has produced, in its sequence numbers; `svm_*` what the SVM has, in its own, which are
@@ -20,6 +20,7 @@ from collections import deque
 from pycolo.core.compare_policy import COMPARE
 from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.divergence import Difference
+from pycolo.core.flow_end import acknowledged, is_the_clients, judge_fin, judge_reset
 from pycolo.core.flow_past import pvm_stream
 from pycolo.core.holding import TwinBudget
 from pycolo.core.layers import TCP
@@ -54,10 +55,10 @@ class Flow:
     """One connection; see the module docstring."""
 
     __slots__ = (
-        "_captured",
         "_terms",
         "acked",
         "budget",
+        "captured",
         "client_fin",
         "client_gone",
         "client_isn",
@@ -102,7 +103,7 @@ class Flow:
         self.diverged = False
         self.difference: Difference | None = None  # why, until somebody takes it
         self.successor: Flow | None = None  # the next connection on the same ports: the SVM has opened it, the PVM not
-        self.budget, self._terms, self._captured = budget, terms, terms.captured
+        self.budget, self._terms, self.captured = budget, terms, terms.captured
         self.compared = terms.policy.verdict(TCP, source_port(key)) == COMPARE
         self.tolerance: ToleranceBySeq | None = None  # follows what the PVM has released; None: no rule holds here
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
@@ -201,7 +202,7 @@ class Flow:
     def observe_client(self, seq: int, ack: int, flags: int, length: int) -> None:
         """A segment of the client passes on its way to both VMs. A forged one can only make us wait longer."""
         if flags & RST:
-            self.client_gone |= self._is_the_clients(seq)
+            self.client_gone |= is_the_clients(self, seq)
         if flags & RST or flags & (SYN | ACK) == SYN:
             return
         end = (seq + length + bool(flags & SYN)) & MASK
@@ -210,25 +211,13 @@ class Flow:
                 self.client_next = end
             if flags & FIN:
                 self.client_fin = end
-        known = self.pvm_next if self._captured else self.released
+        known = self.pvm_next if self.captured else self.released
         if not flags & ACK or known is None or distance(known, ack) < 0:
             return
         if self.acked is None or distance(ack, self.acked) > 0:
             self.acked = ack
             if self.delta is not None:
                 self._trim((ack + self.delta) & MASK)
-
-    def _is_the_clients(self, seq: int) -> bool:
-        """Whether a reset with this number comes from the client itself, which has forgotten the connection.
-
-        It has the number that follows all that the client has said, or the one that it was last told to go on with (as
-        a host without such a connection answers, RFC 9293, 3.5.2). Who forges one has to know that (RFC 5961, 3).
-        """
-        if seq == self.left_ack:
-            return True
-        if self.client_next is None:
-            return False
-        return seq == (self.client_next + (self.client_fin == self.client_next)) & MASK
 
     def observe_pvm(self, seq: int, ack: int, flags: int, length: int) -> None:
         """The PVM has produced a segment, which goes into `hold`."""
@@ -271,7 +260,7 @@ class Flow:
         if self.svm_fin is not None and distance(end, self.svm_fin) > 0:
             return True  # nothing stands behind a FIN
         if (
-            not self._captured
+            not self.captured
             and self.acked is not None
             and self.delta is not None
             and distance((self.acked + self.delta) & MASK, end) >= 0
@@ -332,7 +321,7 @@ class Flow:
     def _note_released(self, end: int) -> None:
         if self.released is None or (end - self.released) & MASK < HALF:
             self.released = end
-        if self._captured and self.delta is not None and len(self.twin.main) > _CAPTURED_BYTES_MAX:
+        if self.captured and self.delta is not None and len(self.twin.main) > _CAPTURED_BYTES_MAX:
             self._trim((self.released + self.delta - _CAPTURED_BYTES_MAX // 2) & MASK)
 
     def _judge(self, held: Held) -> Verdict:
@@ -345,26 +334,7 @@ class Flow:
             verdict = self._judge_payload(seq, frame, start, end)
             if verdict != RELEASE:
                 return verdict
-        return RELEASE if not flags & ACK or self._acknowledged(ack) else WAIT
-
-    def _acknowledged(self, ack: int) -> bool:
-        """Rule 2. Once the SVM has reset the connection only the client's data count, not its FIN: nobody will read on.
-
-        When both copies have reset it, not even they count: neither will read what the client may not say again. As
-        long as the SVM has merely ended its own stream, a FIN counts: somebody may still wait for the client's end.
-        """
-        if self._captured:
-            return True
-        if self.svm_ack is None:
-            return False
-        if (self.svm_ack - ack) & MASK < HALF:
-            return True
-        return self.svm_rst and (self.pvm_rst or self._all_data_acknowledged())
-
-    def _all_data_acknowledged(self) -> bool:
-        return (
-            self.svm_ack is not None and self.client_next is not None and distance(self.svm_ack, self.client_next) >= 0
-        )
+        return RELEASE if not flags & ACK or acknowledged(self, ack) else WAIT
 
     def _judge_event(self, held: Held) -> Verdict:
         """A segment with SYN, FIN, RST, urgent data, or an option that we don't know."""
@@ -378,58 +348,28 @@ class Flow:
         if start != end:
             verdicts.append(self._judge_payload(first, frame, start, end))
         if flags & FIN:
-            verdicts.append(self._judge_fin((first + end - start) & MASK))
+            verdicts.append(judge_fin(self, (first + end - start) & MASK))
         if flags & RST:
-            verdicts.append(self._judge_reset(ack, flags))
-        elif flags & ACK and not self._acknowledged(ack):
+            verdicts.append(judge_reset(self, ack, flags))
+        elif flags & ACK and not acknowledged(self, ack):
             verdicts.append(WAIT)
         if DIVERGED in verdicts:
             return DIVERGED
         return WAIT if WAIT in verdicts else RELEASE
 
     @property
-    def _otherwise(self) -> Verdict:
+    def otherwise(self) -> Verdict:
         """The SVM has done something else by now. A capture may still tell of more than it seems to be about."""
-        return WAIT if self._captured else DIVERGED
+        return WAIT if self.captured else DIVERGED
 
     def _judge_syn(self, terms: bytes) -> Verdict:
         if not self.svm_syn:
-            return self._otherwise if self.svm_rst else WAIT  # refused there, accepted here
-        return RELEASE if terms == self.svm_syn else self._otherwise
+            return self.otherwise if self.svm_rst else WAIT  # refused there, accepted here
+        return RELEASE if terms == self.svm_syn else self.otherwise
 
     def _judge_odd(self, seq: int, length: int, terms: bytes) -> Verdict:
         """Options and urgent data; see `TwinTerms.judge`."""
         return WAIT if self.delta is None else self.svm_odd.judge((seq + self.delta) & MASK, length, terms)
-
-    def _judge_fin(self, place: int) -> Verdict:
-        """The SVM's FIN has to stand at the same place, or both have reset the connection, the PVM after its FIN.
-
-        That is timing: who closes with a byte of the client's unread resets (RFC 9293, 3.6.1; RFC 1122, 4.2.2.13), who
-        was faster says FIN, and resets when the byte comes. Otherwise no event stands for a FIN, as clients may rely on
-        an end; but when the client has closed too, a reset of its or the PVM's is likely, and a checkpoint can wait.
-        """
-        if self.delta is None:
-            return WAIT
-        place = (place + self.delta) & MASK
-        if self.svm_fin is not None:
-            return RELEASE if place == self.svm_fin else self._otherwise
-        if self.twin.base is None:
-            return self._otherwise if self.svm_rst else WAIT
-        if distance(self.twin.next, place) > 0:
-            return DIVERGED
-        if self.svm_rst and self.pvm_rst:
-            return RELEASE
-        return self._otherwise if self.svm_rst and self.client_fin is None else WAIT
-
-    def _judge_reset(self, ack: int, flags: int) -> Verdict:
-        """A RST leaves when the SVM has reset as well, or has ended its stream and acknowledged all data of the client.
-
-        In the second case the survivor has nothing to say any more and nothing to hear: which of the two ways a
-        connection ends by then is timing (one side still ACKs the last FIN where the other resets).
-        """
-        if self.svm_fin is not None and self._all_data_acknowledged():
-            return RELEASE
-        return RELEASE if self.svm_rst and (not flags & ACK or self._acknowledged(ack)) else WAIT
 
     def _judge_payload(self, seq: int, frame: bytes, start: int, end: int) -> Verdict:
         """Compare with the SVM's stream at the same place.
@@ -439,7 +379,7 @@ class Flow:
         """
         if self.acked is not None:
             below = ((self.acked - seq + HALF) & MASK) - HALF
-            if below > 0 and (not self._captured or (below == 1 and end - start == 1)):
+            if below > 0 and (not self.captured or (below == 1 and end - start == 1)):
                 if below >= end - start:
                     return RELEASE
                 seq, start = seq + below, start + below
@@ -465,10 +405,10 @@ class Flow:
         if verdict == DIVERGED:
             return DIVERGED
         end = (place + len(payload)) & MASK
-        if self._captured and not twin.guessed and twin.base is not None and distance(twin.base, end) >= 0:
+        if self.captured and not twin.guessed and twin.base is not None and distance(twin.base, end) >= 0:
             return RELEASE  # compared before, and forgotten
         if self.svm_rst or (self.svm_fin is not None and distance(end, self.svm_fin) > 0):
-            return self._otherwise
+            return self.otherwise
         return WAIT
 
     # ---------------------------------------------------------------- epochs
