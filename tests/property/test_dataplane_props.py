@@ -452,7 +452,7 @@ def test_no_bytes_make_the_primary_raise_nor_lose_a_frame(script: list[tuple[int
         elif op < 7:
             left += plane.svm_frames(plane.epoch, now_ms * 10, batch, now_ms)
         elif op == 7:
-            plane.client_frames(batch, now_ms)
+            left += plane.client_frames(batch, now_ms)
         elif op == 8:
             plane.seal(plane.epoch + 1)
         else:
