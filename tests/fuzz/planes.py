@@ -66,9 +66,7 @@ class _Primaries:
             theirs = unpack(hot.svm_packed(hot.epoch, self._no, view, self._now_ms))
             self._no += len(frames)
         else:
-            twin.client_frames(frames, self._now_ms)
-            hot.client_packed(view, self._now_ms)
-            ours, theirs = [], []
+            ours, theirs = twin.client_frames(frames, self._now_ms), unpack(hot.client_packed(view, self._now_ms))
         self._left += len(theirs)
         assert by_flow(ours) == by_flow(theirs)
         assert self._given - self._left == hot.stats.held_frames
