@@ -111,6 +111,8 @@ class Hosts:
         values: dict[str, Any] = {
             "name": "web",
             "memory_mib": 128,
+            # A busy machine's stalls are no deaths: a takeover during a boot makes roles others than a test expects.
+            "protection": {"heartbeat_lost_max": 10},
             **vm_values(self.image),
             **changed,
         }

@@ -274,6 +274,6 @@ async def test_an_svm_that_is_never_what_was_loaded_is_lost() -> None:
     _, _, messages = await stream()
     svm, cache = Svm(Script(), messages), MemoryCache(PAGES)
     svm.loads_in_doubt = 10
-    with pytest.raises(VmLost, match="2 times in a row"):
+    with pytest.raises(VmLost, match="3 times in a row"):
         await receive_checkpoint(svm, svm, svm, svm, cache)
     assert svm.fed == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flow_pair import Pair
+from flow_pair import PVM, Pair
 
 from tcp_frames import A, Connection, F, R, S
 
@@ -89,7 +89,7 @@ def ends_otherwise() -> Pair:
     pair.s(1, 1, A, b"bye")
     pair.c(1, 1, A, b"bye")
     pair.c(4, 1, A | F)
-    pair.p(4, 1, A | F)
+    pair.p(4, 5, A | F)
     assert pair.s(4, 5, R | A) == 0
     return pair
 
@@ -97,10 +97,28 @@ def ends_otherwise() -> Pair:
 def test_the_ways_to_a_reset_are_timing() -> None:
     assert ends_otherwise().p(4, 0, R) == 2
     later = Pair()
-    later.c(1, 1, A, b"bye")
+    later.c(1, 1, A | F, b"bye")
     later.p(1, 1, A | F)
     later.p(1, 0, R)
-    assert later.s(1, 4, R | A) == 2
+    assert later.s(1, 5, R | A) == 2
+
+
+def test_an_end_that_the_client_may_rely_on_is_no_timing() -> None:
+    pair = Pair()
+    pair.c(1, 1, A, b"bye")
+    pair.p(1, 1, A | F)
+    pair.p(1, 0, R)
+    assert pair.s(1, 4, R | A) == 0, "it has not closed, and may take it for an answer"
+    assert pair.diverged
+
+
+def test_an_end_behind_a_gap_is_none() -> None:
+    pair = Pair()
+    pair.c(1, 1, A | F)
+    pair.p(101, 2, A | F)
+    pair.p(101, 0, R)
+    assert pair.s(1, 2, R | A) == 0
+    assert pair.diverged
 
 
 def test_what_both_have_reset_nobody_reads() -> None:
@@ -169,8 +187,59 @@ def test_what_is_found_to_differ_before_waits_for_its_checkpoint() -> None:
 def test_the_next_client_on_the_same_ports_is_another_one() -> None:
     pair = Pair()
     pair.c(1, 1, A)
+    pair.p(1, 1, A)
     pair.gone(1)
     later = Connection(isn=5000, client_isn=77_000)
     pair.plane.client_frames([later.back(0, 0, S)], 0)
     assert pair.plane.pvm_frames([later.syn_ack()], 0) == []
     assert pair.plane.pvm_frames([later.out(1, 1, A, b"data")], 0) == []
+
+
+def test_the_next_client_is_another_one_though_the_svm_opens_first() -> None:
+    """And the connection before it is older than what we have seen."""
+    pair = Pair(opened=False)
+    pair.s(50, 9, A, b"of before")
+    pair.c(9, 50, A, b"data")
+    pair.plane.pvm_frames([PVM.out(59, 13, A)], 0)
+    pair.gone(13)
+    later, other = Connection(isn=5000, client_isn=77_000), Connection(isn=9000, client_isn=77_000)
+    pair.plane.client_frames([later.back(0, 0, S)], 0)
+    pair.plane.svm_frames(1, 0, [other.syn_ack()], 0)
+    assert pair.plane.pvm_frames([later.syn_ack()], 0) == [later.syn_ack()]
+    assert pair.plane.pvm_frames([later.out(1, 1, A, b"not said")], 0) == []
+
+
+def test_who_says_anything_anywhere_has_not_said_where_the_client_is() -> None:
+    """Data out of every window, which the guests ignore, and a reset behind them."""
+    pair = Pair()
+    pair.c(1, 1, A, b"hello")
+    pair.p(1, 6, A, b"secret")
+    for seq in range(0, 2**32, 2**30):
+        pair.c(1000 + seq, 1, A, b"x")
+        assert pair.gone(1001 + seq) == 0
+    pair.s(1, 6, A, b"sacred")
+    assert pair.diverged
+
+
+def test_a_client_that_speaks_again_was_not_gone() -> None:
+    pair = Pair()
+    pair.c(1, 1, A)
+    pair.p(1, 1, A, b"one thing")
+    assert pair.gone(1) == 1, "a router has forgotten the connection"
+    pair.c(1, 1, A)
+    assert pair.diverged, "it has got what the SVM has not said"
+    assert pair.p(10, 1, A, b"more") == 0
+    assert pair.checkpoint() == 1
+    pair.p(14, 1, A, b"again")
+    assert pair.s(14, 1, A, b"again") == 1
+
+
+def test_a_client_that_speaks_again_and_has_got_nothing_unsaid_goes_on() -> None:
+    pair = Pair()
+    pair.c(1, 1, A)
+    pair.p(1, 1, A, b"hello")
+    pair.s(1, 1, A, b"hello")
+    assert pair.gone(1) == 0
+    pair.c(1, 1, A)
+    assert not pair.diverged
+    assert pair.p(6, 1, A, b"more") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,12 +14,21 @@ from pycolo.edge.qemu_code import TranslatedCode, keeps_code
 from pycolo.errors import VmLost
 
 PAGES = np.array([0, 1, 2, 7, 9, 10], np.uint32)
+CHANNELS: list[socket.socket] = []
 SAID = b"memset 0x0 0x3000 0\nmemset 0x7000 0x1000 0\nmemset 0x9000 0x2000 0\n"
+
+
+@pytest.fixture(autouse=True)
+def closed_channels() -> Iterator[None]:
+    yield
+    while CHANNELS:
+        CHANNELS.pop().close()
 
 
 def code(answer: bytes | None, deadline_s: float = 5.0) -> tuple[TranslatedCode, socket.socket]:
     """One whose QEMU has given that answer; None: it has closed the channel."""
     ours, theirs = socket.socketpair()
+    CHANNELS.append(ours)
     if answer is None:
         theirs.shutdown(socket.SHUT_RDWR)
     else:
@@ -31,7 +40,6 @@ async def test_runs_of_pages_are_said_in_one_line_each() -> None:
     ours, theirs = code(b"OK\n" * 3)
     await ours.drop(PAGES)
     assert theirs.recv(1000) == SAID
-    ours.close()
     theirs.close()
 
 
@@ -41,7 +49,6 @@ async def test_no_page_needs_no_word() -> None:
     theirs.setblocking(False)
     with pytest.raises(BlockingIOError):
         theirs.recv(1)
-    ours.close()
     theirs.close()
 
 
@@ -53,7 +60,6 @@ async def test_answers_may_come_in_pieces() -> None:
         assert not dropping.done()
         theirs.sendall(piece)
     await dropping
-    ours.close()
     theirs.close()
 
 
@@ -71,7 +77,8 @@ async def test_without_all_answers_the_vm_is_lost(answer: bytes | None, match: s
     ours, theirs = code(answer, 0.05)
     with pytest.raises(VmLost, match=match):
         await ours.drop(PAGES)
-    ours.close()
+    with pytest.raises(VmLost, match="left unanswered"):
+        await ours.drop(PAGES)
     theirs.close()
 
 
@@ -86,7 +93,6 @@ async def test_more_than_a_socket_takes_is_said_all_the_same() -> None:
         heard += lines
         await loop.sock_sendall(theirs, b"OK\n" * lines)
     await dropping
-    ours.close()
     theirs.close()
 
 

@@ -171,13 +171,13 @@ class PrimarySide(Side):
         batch = card.inbound(arrived)
         freed = b"" if card.dataplane is None else card.dataplane.client_packed(batch.packed, now_ms)
         card.feed(batch)
+        if freed:
+            self._speak([(card, freed)], now_ms)
         if self.channel is not None:
             self.channel.send_frames(number, 0, self._input_no, arrived)
             self._input_no += arrived.count
             self._tell_changes(card)
             self._ask_lease()
-        if freed:
-            self._speak([(card, freed)], now_ms)
 
     def on_nic(self, number: int, now_ms: float) -> None:
         card = self.cards[number]

@@ -24,7 +24,7 @@ from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
 from pycolo.core.pages import Contents, Indices, PageBatch, PageDebt
 from pycolo.errors import PeerLost, VmLost
 
-LOADS_MAX = 2
+LOADS_MAX = 3  # the guest may end just after the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class PrimaryLink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What one checkpoint sent."""
+    """What one checkpoint sent: of so many dirty pages so many bytes, device state included."""
 
     epoch: int
     pages: int

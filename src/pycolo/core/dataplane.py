@@ -93,6 +93,8 @@ class PrimaryDataplane(PackedBatches):
             self._table.note_end(flow)
             if flow.client_gone:
                 self._pump(flow, out)
+            elif flow.difference is not None:
+                self._note_divergence(flow)
 
     # ---------------------------------------------------------------- a frame of the PVM
 

@@ -44,5 +44,5 @@ class EpochLedger:
         self._sent.forget()
 
     def reduced(self, batch: PageBatch) -> PageBatch:
-        """What has to be sent for the secondary to have these pages. The first sync brings each for the first time."""
+        """What has to be sent for the secondary to have these pages. In the first sync nothing is remembered."""
         return self._sent.reduced(batch) if self.committed else batch

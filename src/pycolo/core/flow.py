@@ -20,7 +20,7 @@ from collections import deque
 from pycolo.core.compare_policy import COMPARE
 from pycolo.core.compare_terms import CompareTerms
 from pycolo.core.divergence import Difference
-from pycolo.core.flow_end import acknowledged, is_the_clients, judge_fin, judge_reset
+from pycolo.core.flow_end import acknowledged, comes_back, is_the_clients, judge_fin, judge_reset
 from pycolo.core.flow_past import pvm_stream
 from pycolo.core.holding import TwinBudget
 from pycolo.core.layers import TCP
@@ -72,6 +72,7 @@ class Flow:
         "hold",
         "key",
         "left_ack",
+        "left_unsaid",
         "pvm_ack",
         "pvm_fin",
         "pvm_first",
@@ -122,6 +123,7 @@ class Flow:
         self.client_next: int | None = None  # end of the client's data
         self.client_fin: int | None = None
         self.client_gone = False  # it has reset the connection
+        self.left_unsaid = False  # since then something has left that the SVM has not said
         self.left_ack: int | None = None  # what the last segment that has left acknowledges
         self.delta: int | None = 0
         self.svm_isn: int | None = None
@@ -164,6 +166,7 @@ class Flow:
         self._identify(ack, flags)
         if not self.pvm_open:  # what it said so far was said in an older connection
             self.pvm_open, self.diverged = True, False
+            self.client_gone, self.left_unsaid, self.left_ack = False, False, None
             self.pvm_next = self.pvm_ack = self.pvm_fin = self.released = self.acked = self.client_fin = None
             self.client_next = ack if flags & ACK else None
         if flags & SYN:
@@ -182,6 +185,7 @@ class Flow:
         self._identify(ack, flags)
         if not self.svm_open:  # as above
             self.svm_open, self.diverged = True, False
+            self.client_gone, self.left_unsaid, self.left_ack = False, False, None
             self.svm_ack = self.svm_fin = None
             self._set_stream(None, bytearray())
         if flags & SYN:
@@ -205,6 +209,8 @@ class Flow:
             self.client_gone |= is_the_clients(self, seq)
         if flags & RST or flags & (SYN | ACK) == SYN:
             return
+        if self.client_gone:
+            comes_back(self)
         end = (seq + length + bool(flags & SYN)) & MASK
         if self.pvm_ack is None or distance(end, self.pvm_ack) < _WINDOW_MAX:
             if self.client_next is None or distance(end, self.client_next) > 0:
@@ -296,8 +302,10 @@ class Flow:
         """Move what may leave from `hold` to `out`; True when the flow has diverged."""
         hold = self.hold
         while hold:
-            verdict = RELEASE if self.client_gone else self._judge(hold[0])
-            if verdict != RELEASE:
+            verdict = self._judge(hold[0])
+            if self.client_gone:
+                self.left_unsaid |= verdict != RELEASE
+            elif verdict != RELEASE:
                 if verdict == DIVERGED:
                     self.diverged = True
                 break
@@ -424,7 +432,7 @@ class Flow:
         self.difference, self.touched_ms = None, now_ms
         self.rebase_identity()
         self.svm_ack, self.svm_fin, self.svm_rst = self.pvm_ack, self.pvm_fin, self.pvm_rst
-        self.released, self.left_ack = self.pvm_next, self.pvm_ack
+        self.released, self.left_ack, self.left_unsaid = self.pvm_next, self.pvm_ack, False
 
     def rebase_identity(self) -> None:
         """The part of `rebase` that is about how the connection began."""

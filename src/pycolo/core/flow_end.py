@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pycolo.core.divergence import Difference
 from pycolo.core.packet import ACK, HALF, MASK, distance
 from pycolo.core.twin_stream import DIVERGED, RELEASE, WAIT, Verdict
 
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
 def is_the_clients(flow: Flow, seq: int) -> bool:
     """Whether a reset with this number comes from the client itself, which has forgotten the connection.
 
-    It has the number that follows all that the client has said, or the one that it was last told to go on with (as
-    a host without such a connection answers, RFC 9293, 3.5.2). Who forges one has to know that (RFC 5961, 3).
+    It has the number that the PVM has asked the client to go on with: last of what has left (as a host without such a
+    connection answers, RFC 9293, 3.5.2), or last of all. What clients have said does not count: anybody may have said
+    it. Who forges a reset has to know one of two numbers among 2 ** 32, as for any connection (RFC 5961, 3).
     """
-    if seq == flow.left_ack:
-        return True
-    if flow.client_next is None:
-        return False
-    return seq == (flow.client_next + (flow.client_fin == flow.client_next)) & MASK
+    return seq in (flow.left_ack, flow.pvm_ack)
+
+
+def comes_back(flow: Flow) -> None:
+    """The client speaks after its reset: a router on the way had forgotten the connection, or it was forged."""
+    flow.client_gone = False
+    if flow.left_unsaid:
+        flow.left_unsaid, flow.diverged = False, True
+        flow.difference = Difference("reset", None, b"", b"")
 
 
 def acknowledged(flow: Flow, ack: int) -> bool:
@@ -47,7 +53,7 @@ def _has_all_data(flow: Flow) -> bool:
 
 
 def judge_fin(flow: Flow, place: int) -> Verdict:
-    """The SVM's FIN has to stand at the same place, or both have reset the connection, the PVM after its FIN.
+    """The SVM's FIN has to stand at the same place, or all have closed and both copies have reset, the PVM after it.
 
     That is timing: who closes with a byte of the client's unread resets (RFC 9293, 3.6.1; RFC 1122, 4.2.2.13), who
     was faster says FIN, and resets when the byte comes. Otherwise no event stands for a FIN, as clients may rely on
@@ -62,9 +68,11 @@ def judge_fin(flow: Flow, place: int) -> Verdict:
         return flow.otherwise if flow.svm_rst else WAIT
     if distance(flow.twin.next, place) > 0:
         return DIVERGED
-    if flow.svm_rst and flow.pvm_rst:
-        return RELEASE
-    return flow.otherwise if flow.svm_rst and flow.client_fin is None else WAIT
+    if not flow.svm_rst:
+        return WAIT
+    if flow.client_fin is None or flow.twin.next != place:
+        return flow.otherwise
+    return RELEASE if flow.pvm_rst else WAIT
 
 
 def judge_reset(flow: Flow, ack: int, flags: int) -> Verdict:

@@ -6,7 +6,7 @@ Guarantees
 * The memory is bounded: the pages that were remembered longest ago make room.
 
 A guest that works rewrites the same pages again and again, and a few words of each; a third of the pages that a tracker
-calls dirty have not changed at all (measured: docs/performance.md).
+calls dirty have not changed at all (docs/adr/0017-pages-travel-as-what-has-changed.md).
 """
 
 from __future__ import annotations

@@ -143,24 +143,32 @@ class Qemu:
         self.guest_end.how = ""
 
     async def _drop_all_code(self) -> None:
-        ran = await self.status() == "running"  # else nothing is dropped: the change of state does it
         error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
         if error is None or TAG_THAT_IS_NOT_THERE not in error:
             raise VmLost(
                 f"QEMU {self.config.name} was to stop for a load and did something else: {error or 'it loaded'}"
             )
-        self._code_in_doubt &= not ran
+        if self._code_in_doubt:  # the change of state drops code, and is none when the VM did not run
+            self._code_in_doubt = await self.status() != "restore-vm"
 
     async def replace_pages(self, indices: PageIndices, contents: Pages) -> None:
         """Write sorted pages of the stopped VM; what QEMU had translated of them it has no more."""
         if self._code is not None and self._code_kept and len(indices):
             in_hole = (indices >= HOLE.start) & (indices < HOLE.stop)
             self._code_in_doubt |= bool(in_hole.any())
-            reachable = indices[~in_hole]
-            await self._code.drop(reachable)
-            self.dirty.forget(reachable)
+            await self._drop_code(self._code, indices[~in_hole])
         self.ram.write(indices, contents)
         self.dirty.wrote(indices, contents)
+
+    async def _drop_code(self, code: TranslatedCode, indices: PageIndices) -> None:
+        try:
+            await code.drop(indices)
+            self.dirty.forget(indices)
+        except OSError as problem:
+            raise VmLost(f"QEMU {self.config.name}'s RAM can't be tracked: {problem.strerror}") from problem
+        except VmLost as lost:
+            self._qmp.lose(str(lost))
+            raise
 
     @property
     def code_in_doubt(self) -> bool:

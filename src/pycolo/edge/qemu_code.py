@@ -29,14 +29,18 @@ def keeps_code(version: Version, accel: str, machine: str, memory_mib: int) -> b
 
 
 class TranslatedCode:
-    """Our end of the test protocol's channel, which is taken over. Errors: VmLost."""
+    """Our end of the test protocol's channel. VmLost is for good: nobody knows what was still dropped then."""
 
     def __init__(self, channel: socket.socket, name: str, deadline_s: float) -> None:
         channel.setblocking(False)
         self._channel, self._name, self._deadline_s = channel, name, deadline_s
+        self._broken = False
 
     async def drop(self, indices: PageIndices) -> None:
         """Nothing translated from these pages (sorted, none in the HOLE) is left; they are all zeros. VM stopped."""
+        if self._broken:
+            raise VmLost(f"QEMU {self._name} has left unanswered what code to drop")
+        self._broken = True
         runs = (runs_of(indices) * PAGE_BYTES).tolist()
         lines = [f"memset {first:#x} {behind - first:#x} 0\n" for first, behind in runs]
         try:
@@ -46,6 +50,7 @@ class TranslatedCode:
             raise VmLost(f"QEMU {self._name} did not drop translated code within {self._deadline_s:g} s") from None
         except OSError as problem:
             raise VmLost(f"QEMU {self._name} can't be told to drop translated code: {problem.strerror}") from problem
+        self._broken = False
 
     async def _ask(self, lines: bytes, count: int) -> None:
         loop = asyncio.get_running_loop()
@@ -61,7 +66,3 @@ class TranslatedCode:
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-
-    def close(self) -> None:
-        """Give the channel back."""
-        self._channel.close()
