@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import pytest
 
 from pycolo.agent.primary import PrimarySide
+from pycolo.core import flow as flow_judge
+from pycolo.core import flow_end
 from pycolo.core.datagrams import DatagramFlow
 from pycolo.core.dataplane import PrimaryDataplane
-from pycolo.core.flow import Flow
 from pycolo.core.lease import Lease
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation import Translator
@@ -23,7 +24,8 @@ from .mutant import Mutant
 
 
 def _acknowledged_early(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Flow, "_acknowledged", lambda self, ack: True)
+    for module in (flow_judge, flow_end):
+        patch.setattr(module, "acknowledged", lambda flow, ack: True)
 
 
 def _payload_not_compared(patch: pytest.MonkeyPatch) -> None:
