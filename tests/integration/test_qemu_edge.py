@@ -150,11 +150,12 @@ LETTER_AT = SAYS.index(b"\x41")
 
 
 async def letters(vm: StartedQemu) -> str:
-    """What the guest says from now on, for a moment."""
-    await asyncio.sleep(0.1)
-    before = len(vm.console.read_bytes())
-    await asyncio.sleep(0.4)
-    return vm.console.read_bytes()[before:].decode()
+    """What the guest says from now on, but for what may be left in its serial port."""
+    before = len(vm.console.read_bytes()) + 3
+    async with asyncio.timeout(20):
+        while len(said := vm.console.read_bytes()[before:].decode()) < 20:  # noqa: ASYNC110 - a file is looked at
+            await asyncio.sleep(0.05)
+    return said
 
 
 async def saying_letters(start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path) -> StartedQemu:
