@@ -103,21 +103,23 @@ def test_the_ways_to_a_reset_are_timing() -> None:
     assert later.s(1, 5, R | A) == 2
 
 
-def test_an_end_that_the_client_may_rely_on_is_no_timing() -> None:
+@pytest.mark.parametrize(
+    ("client", "pvm", "reset_at", "svm_ack"),
+    [
+        ((A, b"bye"), (1, 1, A | F, b""), 1, 4),
+        ((A | F, b""), (101, 2, A | F, b""), 101, 2),
+        ((A | F, b"bye"), (1, 5, A, b"bye"), 4, 5),
+    ],
+    ids=["an end that a client may take for an answer, as it has not closed", "an end behind a gap", "payload"],
+)
+def test_what_a_reset_does_not_stand_for(
+    client: tuple[int, bytes], pvm: tuple[int, int, int, bytes], reset_at: int, svm_ack: int
+) -> None:
     pair = Pair()
-    pair.c(1, 1, A, b"bye")
-    pair.p(1, 1, A | F)
-    pair.p(1, 0, R)
-    assert pair.s(1, 4, R | A) == 0, "it has not closed, and may take it for an answer"
-    assert pair.diverged
-
-
-def test_an_end_behind_a_gap_is_none() -> None:
-    pair = Pair()
-    pair.c(1, 1, A | F)
-    pair.p(101, 2, A | F)
-    pair.p(101, 0, R)
-    assert pair.s(1, 2, R | A) == 0
+    pair.c(1, 1, *client)
+    pair.p(*pvm)
+    pair.p(reset_at, 0, R)
+    assert pair.s(1, svm_ack, R | A) == 0
     assert pair.diverged
 
 
@@ -128,15 +130,6 @@ def test_what_both_have_reset_nobody_reads() -> None:
     assert pair.p(1, 4, A, b"bye") == 0, "the SVM lacks data"
     assert pair.p(4, 4, R | A) == 0
     assert pair.s(5, 0, R) == 2
-
-
-def test_a_reset_stands_for_no_payload() -> None:
-    pair = Pair()
-    pair.c(1, 1, A | F, b"bye")
-    pair.p(1, 5, A, b"bye")
-    pair.p(4, 0, R)
-    assert pair.s(1, 5, R | A) == 0
-    assert pair.diverged
 
 
 def test_what_the_svm_has_said_before_its_reset_was_said() -> None:

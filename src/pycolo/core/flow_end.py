@@ -30,7 +30,7 @@ def comes_back(flow: Flow) -> None:
     flow.client_gone = False
     if flow.left_unsaid:
         flow.left_unsaid, flow.diverged = False, True
-        flow.difference = Difference("reset", None, b"", b"")
+        flow.difference = Difference("reset")
 
 
 def acknowledged(flow: Flow, ack: int) -> bool:

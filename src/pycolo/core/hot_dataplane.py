@@ -284,8 +284,8 @@ def _is_plain(flow: Flow) -> bool:
         or twin.apart
         or (twin.guessed and not twin.main)
         or {flow.pvm_fin, flow.svm_fin, flow.client_fin} != {None}
-        or None in (flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack, twin.base)
-        or flow.left_ack is None
+        or None in (flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack)
+        or None in (flow.left_ack, twin.base)
     )
 
 

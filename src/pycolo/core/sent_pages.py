@@ -45,6 +45,7 @@ class SentPages:
         if not known.any():
             self._remember(batch.indices, batch.contents)
             return batch
+        new_indices, new_contents = batch.indices[~known], batch.contents[~known]
         indices, contents = batch.indices[known], batch.contents[known]
         places = self._place[indices]
         changed = contents.view(np.uint64) != self._contents[places].view(np.uint64)
@@ -52,18 +53,16 @@ class SentPages:
         self._contents[places] = contents
         few, many = (counts > 0) & (counts <= WORDS_MAX), counts > WORDS_MAX
         deltas = PageDeltas.between(indices[few], changed[few], contents[few])
-        whole_indices = np.concatenate([batch.indices[~known], indices[many]])
-        whole_contents = np.concatenate([batch.contents[~known], contents[many]])
-        self._remember(batch.indices[~known], batch.contents[~known])
+        whole_indices = np.concatenate([new_indices, indices[many]])
+        whole_contents = np.concatenate([new_contents, contents[many]])
+        self._remember(new_indices, new_contents)
         return PageBatch(whole_indices, whole_contents, batch.zeros, deltas)
 
     def _remember(self, indices: Indices, contents: Contents) -> None:
         """Pages that are not remembered yet; of more than there is room for, the last ones."""
         size = len(self._page)
-        indices, contents = (
-            indices[len(indices) - min(len(indices), size) :],
-            contents[-size:] if size else contents[:0],
-        )
+        first = max(0, len(indices) - size)
+        indices, contents = indices[first:], contents[first:]
         if not len(indices):
             return
         places = (self._next + np.arange(len(indices))) % size
