@@ -492,8 +492,11 @@ def cut_all_connections(client: "redis.Redis", prefix: str) -> None:
 
 
 def make_it_a_list(client: "redis.Redis", prefix: str) -> None:
-    client.delete(f"{prefix}:count")
-    client.lpush(f"{prefix}:count", "x")
+    """At one stroke: between two, the load's INCR would make a number of it again."""
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.delete(f"{prefix}:count")
+        pipeline.lpush(f"{prefix}:count", "x")
+        pipeline.execute()
 
 
 @pytest.mark.parametrize(
