@@ -74,11 +74,6 @@ class ModelNic(Nic):
         self._guest.outbox.clear()
         return batch_of(frames)
 
-    def receive_late(self, wait_s: float) -> Batch:
-        """See Nic; a model QEMU keeps nothing back."""
-        del wait_s
-        return batch_of([])
-
     def send(self, batch: Batch) -> int:
         """See Nic."""
         for frame in unpack(batch.packed):
@@ -95,8 +90,12 @@ class ModelNic(Nic):
 
     @property
     def unread(self) -> int:
-        """See Nic."""
+        """How many frames QEMU has not taken."""
         return len(self._on_way)
+
+    def taken(self) -> bool:
+        """See Nic."""
+        return not self._on_way
 
     def take_back(self) -> int:
         """See Nic."""

@@ -6,6 +6,7 @@ It ends when its daemon does; a bug ends it too, and the partner takes over.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import FileIO
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
@@ -43,6 +45,7 @@ CONNECT_MS_MAX = 1000.0
 LEASE_WAIT_MS_MAX = 2 * LEASE_MS_MAX  # it is over before
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
 NICE = -10
+FULL_MS = 1.0
 
 
 def now_ms() -> float:
@@ -77,19 +80,27 @@ class Agent:
             due_ms = side.on_time(now_ms())
             if due_ms is not None:
                 wait_ms = max(0.0, min(wait_ms, due_ms - now_ms()))
+            wait_ms = min(wait_ms, self._flush(side))
             self._set_watches(side)
         for fd, _ in self._epoll.poll(wait_ms / 1000.0):
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler()
 
+    def _flush(self, side: Side) -> float:
+        """Feed what a full queue had no room for; how long to wait at most, as nobody says when there is some."""
+        full = False
+        for card in side.cards:
+            if card.nic.backlog:
+                card.nic.flush()
+                full |= card.nic.backlog > 0
+        return FULL_MS if full else math.inf
+
     def _set_watches(self, side: Side) -> None:
         """Ask only for what the side wants now: not reading is how back-pressure works."""
         for number, card in enumerate(side.cards):
             self._want(card.tap.fd, self._on_taps[number], select.EPOLLIN if side.reads_tap(number) else 0)
-            backlog = select.EPOLLOUT if card.nic.backlog else 0
-            events = (select.EPOLLIN if side.reads_nic(number) else 0) | backlog
-            self._want(card.nic.fileno(), self._on_nics[number], events)
+            self._want(card.nic.fileno(), self._on_nics[number], select.EPOLLIN if side.reads_nic(number) else 0)
         if side.channel is not self._watched_channel:
             before, self._watched_channel = self._watched_channel, side.channel
             if before is not None and before.fileno() >= 0:  # left, but not closed yet
@@ -131,7 +142,6 @@ class Agent:
 
     def _on_nic(self, number: int) -> None:
         assert self._side is not None
-        self._nics[number].flush()
         with self._channel_guard(self._side):
             if self._side.reads_nic(number):
                 self._side.on_nic(number, now_ms())
@@ -337,12 +347,13 @@ def _open_taps(ports: Sequence[protocol.Port]) -> list[Tap]:
 
 
 def main() -> None:
-    """Arguments: the numbers of inherited sockets: control, and of each network card our end and QEMU's end."""
-    control, *ends = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    """Arguments: the numbers of inherited descriptors: control, and of each network card our end and QEMU's end."""
+    control, *ends = map(int, sys.argv[1:])
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)  # packets first: two guests compete for the same cores
-    nics = [Nic(ours, theirs) for ours, theirs in zip(ends[::2], ends[1::2], strict=True)]
-    Agent(DaemonLink(control), nics).run()
+    pairs = zip(ends[::2], ends[1::2], strict=True)
+    nics = [Nic(socket.socket(fileno=ours), FileIO(theirs, "r+")) for ours, theirs in pairs]
+    Agent(DaemonLink(socket.socket(fileno=control)), nics).run()
 
 
 if __name__ == "__main__":

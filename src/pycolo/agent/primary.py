@@ -35,7 +35,6 @@ from pycolo.errors import PeerLost, WrongState
 
 DIVERGENCES_MAX = 8  # told with one request for a checkpoint
 UNSPOKEN_BYTES_MAX = 16 << 20  # of a card
-QUEUED_IN_QEMU_S = 0.002  # time that QEMU gets to use the room in a socket that was full
 UNUSED_MS_MAX = 5.0  # how long a card that took no frame at all the last time is waited for
 KEPT_BY_QEMU_MAX = 4  # frames that QEMU takes between two pauses though the guest does not
 
@@ -50,7 +49,7 @@ class PrimaryCard(Card):
         super().__init__(card.number, card.mac, card.tap, card.nic, card.chain)
         self.dataplane: PrimaryDataplane | None = None
         self.unspoken = b""
-        self._fed = self._unread_at_pause = 0
+        self._fed = 0
         self._unused = False
 
     @property
@@ -82,23 +81,16 @@ class PrimaryCard(Card):
 
     # ---- the guest may have a card that it does not use: nobody ever takes the frames that are fed to it
 
-    def pause(self) -> None:
-        """Nothing is fed from here on."""
-        self._unread_at_pause = self.nic.unread
-
     def waits(self, waited_ms: float) -> bool:
         """Whether QEMU still has to be waited for, `waited_ms` after the pause."""
-        hopeless = self._unused and waited_ms > UNUSED_MS_MAX and self.nic.unread == self._unread_at_pause
-        return not (self.nic.taken() or hopeless)
+        hopeless = self._unused and waited_ms > UNUSED_MS_MAX
+        return not (hopeless or self.nic.taken())
 
     def end_wait(self) -> None:
         """A guest that takes no frames loses them, as on a full wire: in both copies alike."""
-        unread = self.nic.unread
-        if unread:
-            self._unused = unread == self._unread_at_pause
-            self.nic.take_back()
-        elif self._fed > KEPT_BY_QEMU_MAX:
-            self._unused = False
+        left = 0 if self.nic.taken() else self.nic.take_back()
+        if left or self._fed > KEPT_BY_QEMU_MAX:
+            self._unused = self._fed - left <= KEPT_BY_QEMU_MAX
         self._fed = 0
 
 
@@ -297,8 +289,6 @@ class PrimarySide(Side):
         """Take no more client frames; returns the number of the next one, which the peer is told as well."""
         self._feeding = False
         self._pace.paused(now_ms)
-        for card in self.cards:
-            card.pause()
         self.open_channel().send(wire.Boundary(self._input_no))
         return self._input_no
 
@@ -317,17 +307,9 @@ class PrimarySide(Side):
         self._pace.resumed(now_ms)
 
     def drain(self) -> list[Batch]:
-        """The PVM is paused: what it has put out until now, card by card.
-
-        Nothing is read from here until the feed resumes: room in a full socket makes even a stopped QEMU send what it
-        had queued and write guest RAM, which must not happen once the dirty pages are taken.
-        """
+        """The PVM is paused: what it has put out until now, card by card. Nothing is read until the feed resumes."""
         self._cutting = True
-        drained = [[card.nic.receive_all()] for card in self.cards]
-        for card, batches in zip(self.cards, drained, strict=True):
-            while card.full and (more := card.nic.receive_late(QUEUED_IN_QEMU_S)).count:
-                batches.append(more)
-        return [joined(batches) for batches in drained]
+        return [card.nic.receive_all() for card in self.cards]
 
     def seal(self, epoch: int, drained: Sequence[Batch], now_ms: float) -> None:
         """What was drained, and all before it, belongs to the old epoch; what comes now to `epoch`."""

@@ -2,7 +2,7 @@
 
 cdef enum:
     PREFIX = 4
-    FRAME_MAX = 65553
+    FRAME_MAX = 65555
 
 
 cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:

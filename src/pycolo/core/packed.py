@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 PREFIX_BYTES = 4
-FRAME_BYTES_MAX = 65535 + 18
+FRAME_BYTES_MAX = 65535 + 18 + 2  # the longest datagram, Ethernet's header with a tag, a note (`edge/offload`)
 _PREFIX = struct.Struct(">I")
 
 Packed = bytes | memoryview

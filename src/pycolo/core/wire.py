@@ -26,8 +26,8 @@ from pycolo.core.packed import Batch, measure
 from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, WORD_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 7  # the newest that we speak
-PROTOCOL_VERSION_MIN = 7  # the oldest
+PROTOCOL_VERSION = 8  # the newest that we speak
+PROTOCOL_VERSION_MIN = 8  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20

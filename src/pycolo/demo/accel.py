@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pycolo.demo.lab import GUEST_ADDRESS
-from pycolo.edge.nic import nic_pair
+from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
 from pycolo.errors import EnvironmentFault, VmLost
@@ -43,7 +43,7 @@ async def choose_accel(wish: str, qemu: str, image: GuestImage, scratch: Path) -
 
 
 async def _boots_under_kvm(qemu: str, image: GuestImage, scratch: Path) -> bool:
-    ours, theirs = nic_pair()
+    ours, theirs = guest_tap()
     console = scratch / "kvm-trial-console.log"
     config = QemuConfig(
         accel="kvm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pycolo.agent import protocol
 from pycolo.core.divergence import Divergence
 from pycolo.edge.child_link import ChildLink, spawn
+from pycolo.edge.nic import End
 
 
 def _ignore(_: object) -> None:
@@ -28,8 +28,8 @@ class AgentLink(ChildLink[protocol.Answer | protocol.Notice]):
         self.on_paced: Callable[[protocol.Paced], None] = _ignore
 
     @classmethod
-    async def start(cls, nics: Sequence[tuple[socket.socket, socket.socket]]) -> AgentLink:
-        """Start the agent with both ends (it gets copies) of each of the VM's network cards, see `nic_pair`."""
+    async def start(cls, nics: Sequence[tuple[End, End]]) -> AgentLink:
+        """Start the agent with both ends (it gets copies) of each of the VM's network cards, see `guest_tap`."""
         process, control = await spawn("pycolo.agent", [end.fileno() for ends in nics for end in ends])
         return cls("the agent process", process, control, protocol.answer_decoder)
 

@@ -8,17 +8,17 @@ try:
     from pycolo.edge._frames import (
         CALL_FRAMES_MAX,
         read_frames,
-        receive_datagrams,
-        send_datagrams,
+        receive_frames,
+        send_frames,
         write_frames,
     )
 except ImportError:
     from pycolo.edge.frames_twin import (
         CALL_FRAMES_MAX,
         read_frames,
-        receive_datagrams,
-        send_datagrams,
+        receive_frames,
+        send_frames,
         write_frames,
     )
 
-__all__ = ["CALL_FRAMES_MAX", "read_frames", "receive_datagrams", "send_datagrams", "write_frames"]
+__all__ = ["CALL_FRAMES_MAX", "read_frames", "receive_frames", "send_frames", "write_frames"]

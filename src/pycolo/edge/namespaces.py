@@ -8,12 +8,15 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from pycolo.errors import EnvironmentFault
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 COMMAND_S_MAX = 10
+Made = TypeVar("Made")
 
 
 class Namespace:
@@ -22,7 +25,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         """`name` only serves messages. Raises EnvironmentFault when the kernel does not allow it."""
         self.name = name
-        self.fd = _new_namespace()
+        self.fd = in_new_namespace(_this_namespace)
         os.set_inheritable(self.fd, False)
         self.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
         self.ip("link", "set", "lo", "up")
@@ -62,21 +65,22 @@ class Namespace:
             self.fd = -1
 
 
-def _new_namespace() -> int:
-    """A thread of its own makes the namespace, so that this process never leaves its own."""
-    result: list[int | OSError] = []
+def in_new_namespace(make: Callable[[], Made]) -> Made:
+    """What `make` returns, called in a fresh network namespace: by a thread of its own, so that this process never leaves
+    its own. Raises EnvironmentFault when the kernel does not allow it, and what `make` raises.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_unshared, make).result()
 
-    def make() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(CLONE_NEWNET) != 0:
-            result.append(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
-            return
-        result.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    made = result[0]
-    if isinstance(made, OSError):
-        raise EnvironmentFault(f"a network namespace can't be made ({made.strerror}): run as root") from made
-    return made
+def _unshared(make: Callable[[], Made]) -> Made:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise EnvironmentFault(
+            f"a network namespace can't be made ({os.strerror(ctypes.get_errno())}): run as root"
+        )
+    return make()
+
+
+def _this_namespace() -> int:
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -21,6 +21,7 @@ from pycolo.core.device_state import with_configuration
 from pycolo.core.mailbox import MAILBOX_TAG
 from pycolo.edge.dirty_pages import DirtyPages, open_dirty_pages
 from pycolo.edge.guest_ram import GuestRam, PageIndices, Pages
+from pycolo.edge.nic import End
 from pycolo.edge.qemu_code import HOLE, TranslatedCode
 from pycolo.edge.qemu_command import MAILBOX_NODE, QemuConfig, fd_path
 from pycolo.edge.qemu_process import QemuFiles, QemuProcess
@@ -65,7 +66,7 @@ class Qemu:
     async def start(
         cls,
         config: QemuConfig,
-        nics: Sequence[socket.socket],
+        nics: Sequence[End],
         *,
         disks: Sequence[socket.socket] = (),
         paused: bool,

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pycolo.edge.offload import NOT_USED
 from pycolo.errors import EnvironmentFault
 
 QEMU_VERSION_MIN = (7, 2, 0)
 VERSION_ANSWER_S_MAX = 10
 MAILBOX_NODE = "ck"
+NIC_MODEL = "virtio-net-pci"
+OTHER_BINARY = "install Debian's qemu-system-x86 or name another binary"
 
 Version = tuple[int, int, int]
 
@@ -48,6 +51,8 @@ class QemuConfig:
     disks: tuple[QemuDisk, ...] = ()
     keeps_code: bool = False
     """See `qemu_code`."""
+    nic_off: tuple[str, ...] = ()
+    """See `nic_properties_off`."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +77,32 @@ def qemu_version(binary: str) -> Version:
     """Major, minor and micro. EnvironmentFault when `binary` is missing, mute, or older than
     `QEMU_VERSION_MIN`.
     """
-    remedy = "install Debian's qemu-system-x86 or name another binary"
-    try:
-        answer = subprocess.run(
-            [binary, "--version"], capture_output=True, text=True, timeout=VERSION_ANSWER_S_MAX, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        raise EnvironmentFault(
-            f"can't run {binary} ({getattr(problem, 'strerror', None) or problem}): {remedy}"
-        ) from problem
-    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", answer.stdout)
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", _answer(binary, "--version"))
     if match is None:
-        raise EnvironmentFault(f"{binary} doesn't say a QEMU version: {remedy}")
+        raise EnvironmentFault(f"{binary} doesn't say a QEMU version: {OTHER_BINARY}")
     major, minor, micro = (int(part) for part in match.groups())
     if (major, minor, micro) < QEMU_VERSION_MIN:
         raise EnvironmentFault(f"{binary} is QEMU {major}.{minor}.{micro}, which is too old; install 7.2 or newer")
     return major, minor, micro
+
+
+def nic_properties_off(binary: str) -> tuple[str, ...]:
+    """What a network card of that QEMU offers a guest and we could not pass on (`offload`): to be switched off. Raises
+    EnvironmentFault when `binary` can't be run.
+    """
+    known = re.findall(r"^ *(\w+)=", _answer(binary, "-device", f"{NIC_MODEL},help"), re.MULTILINE)
+    return tuple(name for name in NOT_USED if name in known)
+
+
+def _answer(binary: str, *question: str) -> str:
+    try:
+        return subprocess.run(
+            [binary, *question], capture_output=True, text=True, timeout=VERSION_ANSWER_S_MAX, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise EnvironmentFault(
+            f"can't run {binary} ({getattr(problem, 'strerror', None) or problem}): {OTHER_BINARY}"
+        ) from problem
 
 
 def default_machine(version: Version) -> str:
@@ -110,7 +125,7 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *_hardware(config, fds.ram),
         *_boot(config),
         *("-chardev", f"file,id=console,path={escaped(str(console))}", "-serial", "chardev:console"),
-        *(part for place in enumerate(zip(config.macs, fds.nics, strict=True)) for part in _nic(*place)),
+        *(part for place in enumerate(zip(config.macs, fds.nics, strict=True)) for part in _nic(*place, config.nic_off)),
         *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-qmp", "chardev:qmp"),
@@ -151,12 +166,13 @@ def _boot(config: QemuConfig) -> list[str]:
     return [*kernel, *initrd, *(["-append", config.append] if config.append else [])]
 
 
-def _nic(number: int, mac_and_fd: tuple[str, int]) -> list[str]:
+def _nic(number: int, mac_and_fd: tuple[str, int], off: tuple[str, ...]) -> list[str]:
     mac, fd = mac_and_fd
+    offers = "".join(f",{name}=off" for name in off)
     return [
-        *("-netdev", f"dgram,id=net{number},local.type=fd,local.str={fd}"),
+        *("-netdev", f"tap,id=net{number},fd={fd},vhost=off"),
         # Without an option ROM: ROM contents are no part of the device state.
-        *("-device", f"virtio-net-pci,id=nic{number},netdev=net{number},mac={escaped(mac)},romfile="),
+        *("-device", f"{NIC_MODEL},id=nic{number},netdev=net{number},mac={escaped(mac)},romfile={offers}"),
     ]
 
 

@@ -19,6 +19,7 @@ from typing import BinaryIO, Self
 
 from pycolo.edge.guest_ram import GuestRam
 from pycolo.edge.mailbox_file import DeviceStateFile, Mailbox
+from pycolo.edge.nic import End
 from pycolo.edge.processes import send_signal
 from pycolo.edge.qemu_command import InheritedFds, QemuConfig, fd_path, qemu_arguments
 from pycolo.errors import EnvironmentFault, VmLost
@@ -75,7 +76,7 @@ class QemuProcess:
         cls,
         config: QemuConfig,
         files: QemuFiles,
-        nics: Sequence[socket.socket],
+        nics: Sequence[End],
         disks: Sequence[socket.socket],
         console: Path,
         log: Path,

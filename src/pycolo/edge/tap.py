@@ -13,7 +13,9 @@ from pycolo.edge.frames_io import read_frames, write_frames
 from pycolo.errors import EnvironmentFault
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
-IFF_TAP_NO_PI = 0x0002 | 0x1000
+TUNSETOFFLOAD = 0x400454D0
+IFF_TAP = 0x0002 | 0x1000 | 0x4000  # no packet information, but the header of `offload`
+OFFLOADED = 0x01 | 0x02 | 0x04  # we take frames whose checksum is not complete, and long segments of TCP
 QUEUE_FRAMES = 4000  # what may wait in the kernel while the feed is paused for a checkpoint
 
 
@@ -30,7 +32,8 @@ class Tap:
                 f"/dev/net/tun can't be opened ({error.strerror}): run as root on a kernel with tun (modprobe tun)"
             ) from None
         try:
-            fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP_NO_PI))
+            fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP))
+            fcntl.ioctl(self.fd, TUNSETOFFLOAD, OFFLOADED)
             _ip("link", "set", "dev", name, "addrgenmode", "none", "txqueuelen", str(QUEUE_FRAMES))
             _ip("link", "set", "dev", name, "master", bridge, "up")
         except OSError as error:

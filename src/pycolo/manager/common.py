@@ -27,7 +27,7 @@ from pycolo.edge.peer_greeting import address, new_token
 from pycolo.edge.peer_link import PeerSession, SessionWithSecondary
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_code import keeps_code
-from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
+from pycolo.edge.qemu_command import QemuConfig, default_machine, nic_properties_off, qemu_version
 from pycolo.errors import (
     ArbiterUnanswered,
     DiskTrouble,
@@ -422,6 +422,7 @@ class VmCopy:
             binary=vm.qemu,
             disks=self.disks.for_qemu,
             keeps_code=self._keeps_code,
+            nic_off=nic_properties_off(self.vm.qemu),
         )
 
     def hello(self, *, resume: bool = False) -> wire.Hello:

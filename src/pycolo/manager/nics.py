@@ -1,8 +1,9 @@
-"""The network cards of one VM copy: where they are on this host, and the sockets between QEMU and the agent."""
+"""The network cards of one VM copy: where they are on this host, and what connects QEMU and the agent."""
 
 from __future__ import annotations
 
 import socket
+from io import FileIO
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from pycolo.agent.protocol import Port
 from pycolo.config import CopyConfig, VmConfig
 from pycolo.core.wire import NicShape
-from pycolo.edge.nic import nic_pair
+from pycolo.edge.guest_tap import guest_tap
 
 
 class VmNics:
@@ -19,7 +20,7 @@ class VmNics:
     def __init__(self, host: CopyConfig, vm: VmConfig) -> None:
         self._host, self._cards = host, vm.cards
         self.macs = tuple(card.mac for card in vm.cards)
-        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.pairs: list[tuple[socket.socket, FileIO]] = []
 
     @property
     def shapes(self) -> tuple[NicShape, ...]:
@@ -33,16 +34,17 @@ class VmNics:
         return tuple(map(Port, self.macs, self._host.taps, bridges))
 
     @property
-    def qemu_ends(self) -> list[socket.socket]:
+    def qemu_ends(self) -> list[FileIO]:
         """What QEMU inherits."""
         return [theirs for _, theirs in self.pairs]
 
     def open(self) -> None:
-        """Make the sockets."""
-        self.pairs = [nic_pair() for _ in self._cards]
+        """Make them. Raises EnvironmentFault."""
+        for _ in self._cards:
+            self.pairs.append(guest_tap())
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Let go of them."""
         for pair in self.pairs:
             for end in pair:
                 end.close()

@@ -1,0 +1,123 @@
+"""What a network card is spared: checksums and the cutting of long TCP segments; the rules, in Python.
+
+A frame comes from a tap, or from the guest, with a header (`struct virtio_net_hdr`, linux/virtio_net.h; VIRTIO 1.3,
+5.1.6) that may say: its checksum is still to be completed; it is to be cut into segments of so many bytes. Inside, every
+frame is whole and its checksum right, so that comparing, translating and recording know nothing of this. Where a TCP
+segment is to be cut stands in a *note* behind the datagram, where Ethernet has padding and nobody looks: two bytes, the
+payload of each segment. Who sends the frame on takes the note off and leaves cutting to whoever is next, kernel or guest.
+
+Guarantees: no other frame that comes in has exactly two bytes behind a TCP segment; whatever the header says, nothing
+raises; what nobody could take becomes an empty frame.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+VNET_HEADER = struct.Struct("=BBHHHH")
+"""Flags, kind of segments, length of the headers, payload of a segment, where to sum from, where the sum belongs."""
+
+NOTE_BYTES = 2
+HEAD_BYTES_MAX = 256
+TAG_BYTES = 4
+NEEDS_CHECKSUM = 1
+SEGMENTS_TCP4, SEGMENTS_TCP6, SEGMENTS_ECN = 1, 4, 0x80
+CHECKSUM_AT = 16  # in a TCP header
+NOT_USED = (
+    *("host_ufo", "guest_ufo", "host_uso", "guest_uso4", "guest_uso6"),
+    *("host_tunnel", "host_tunnel_csum", "guest_tunnel", "guest_tunnel_csum"),
+)
+"""Properties of QEMU's card: what a guest may leave to it besides (UDP, tunnels), which no note can say."""
+
+_NO_HEADER = bytes(VNET_HEADER.size)
+_EXTENSIONS = (0, 43, 60)  # of IPv6, that may stand before a whole TCP segment (RFC 8200, 4)
+
+
+class Place(NamedTuple):
+    """Where IP and TCP begin in a frame, and where the datagram ends."""
+
+    network: int
+    at: int
+    end: int
+    v6: bool
+
+
+def _be16(frame: bytes | bytearray, at: int) -> int:
+    return int.from_bytes(frame[at : at + 2])
+
+
+def _folded(data: bytes | bytearray) -> int:
+    """The sum of 16-bit words (RFC 1071), as if zeros followed."""
+    total = int.from_bytes(data + bytes(len(data) & 1))
+    # 2**16 is 1 modulo 2**16 - 1, so that the number itself is congruent to the sum of its words.
+    return total % 0xFFFF or (0xFFFF if total else 0)
+
+
+def find_tcp(frame: bytes | bytearray) -> Place | None:
+    """Where TCP is in a frame with up to two VLAN tags; None for all else and for a fragment."""
+    at = 12
+    while at < 20 and at + 2 <= len(frame) and _be16(frame, at) in (0x8100, 0x88A8):
+        at += TAG_BYTES
+    if at + 2 > len(frame):
+        return None
+    kind, network = _be16(frame, at), at + 2
+    place = _in_ipv4(frame, network) if kind == 0x0800 else _in_ipv6(frame, network) if kind == 0x86DD else None
+    if place is None or not place.at + 20 <= min(place.end, HEAD_BYTES_MAX) or place.end > len(frame):
+        return None
+    return place
+
+
+def _in_ipv4(frame: bytes | bytearray, at: int) -> Place | None:
+    if at + 20 > len(frame) or frame[at] >> 4 != 4 or frame[at] & 15 < 5:
+        return None
+    if frame[at + 9] != 6 or _be16(frame, at + 6) & 0x3FFF:
+        return None
+    return Place(at, at + 4 * (frame[at] & 15), at + _be16(frame, at + 2), v6=False)
+
+
+def _in_ipv6(frame: bytes | bytearray, at: int) -> Place | None:
+    if at + 40 > len(frame) or frame[at] >> 4 != 6:
+        return None
+    after, behind = frame[at + 6], at + 40
+    while after in _EXTENSIONS and behind + 8 <= len(frame):
+        after, behind = frame[behind], behind + 8 + 8 * frame[behind + 1]
+    return Place(at, behind, at + 40 + _be16(frame, at + 4), v6=True) if after == 6 else None
+
+
+def settled(header: bytes, frame: bytes) -> bytes:
+    """A frame as it is inside, from one that came with this header; empty when nobody could take it."""
+    flags, kind, _, size, start, offset = VNET_HEADER.unpack(header)
+    if flags & NEEDS_CHECKSUM:
+        if offset & 1 or start + offset + 2 > len(frame):
+            return b""
+        total = _folded(frame[start:]) ^ 0xFFFF
+        place = start + offset
+        frame = frame[:place] + (total or 0xFFFF).to_bytes(2) + frame[place + 2 :]
+    found = find_tcp(frame)
+    if kind:
+        if found is None or kind & ~SEGMENTS_ECN != (SEGMENTS_TCP6 if found.v6 else SEGMENTS_TCP4):
+            return b""
+        return frame[: found.end] + size.to_bytes(2)
+    return frame[: found.end] if found is not None and len(frame) == found.end + NOTE_BYTES else frame
+
+
+def described(frame: bytes) -> tuple[bytes, bytes]:
+    """(The header that a frame leaves with, the frame then): its note taken off, its checksum to be completed when it is
+    to be cut.
+    """
+    place = find_tcp(frame)
+    if place is None or len(frame) != place.end + NOTE_BYTES:
+        return _NO_HEADER, frame
+    frame, size = frame[: place.end], _be16(frame, place.end)
+    data_at = place.at + 4 * (frame[place.at + 12] >> 4)
+    if not size or data_at < place.at + 20 or len(frame) <= data_at + size:
+        return _NO_HEADER, frame
+    addresses = frame[place.network + 8 : place.network + 40] if place.v6 else frame[place.network + 12 : place.network + 20]
+    pseudo = _folded(addresses + (6).to_bytes(2) + (len(frame) - place.at).to_bytes(2))
+    kind = SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4
+    if frame[place.at + 13] & 0x80:  # CWR: only the first of the segments says it
+        kind |= SEGMENTS_ECN
+    summed = place.at + CHECKSUM_AT
+    header = VNET_HEADER.pack(NEEDS_CHECKSUM, kind, data_at, size, place.at, CHECKSUM_AT)
+    return header, frame[:summed] + pseudo.to_bytes(2) + frame[summed + 2 :]
