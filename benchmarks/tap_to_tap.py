@@ -41,6 +41,8 @@ FRAME_BYTES_MAX = 65_553
 WAIT_S_MAX = 30
 
 Row = dict[str, Any]
+End = tuple[int, bytes]
+"""A descriptor, and what is in front of each frame there."""
 
 
 def main() -> int:
@@ -121,7 +123,8 @@ class Ends:
     """The client's wire and the network cards, used by one thread in turn."""
 
     def __init__(self, world: World) -> None:
-        self._client, self._guests, self.pids = world.client, world.guests, world.pids
+        self.pids = world.pids
+        self._client, self._guests = (world.client, b""), [(guest, world.header) for guest in world.guests]
 
     def down(self, copies: Sequence[Sequence[bytes]], acks_at: Sequence[int], acks: Sequence[bytes]) -> None:
         """All frames of both copies in, those of the first out; clients acknowledge as they come."""
@@ -164,19 +167,19 @@ class Ends:
             if number:
                 time.sleep(PAIR_PAUSE_S)
             began_ns = time.perf_counter_ns()
-            os.write(guest, frame)
+            _put(guest, [frame])
         return self._out(self._client, began_ns, GUEST_MAC, copies[0])
 
     def up_one(self, frame: bytes) -> float:
         """From a client to the first copy, in us."""
         began_ns = time.perf_counter_ns()
-        os.write(self._client, frame)
+        _put(self._client, [frame])
         took_us = self._out(self._guests[0], began_ns, CLIENT_MAC, frame)
         for guest in self._guests[1:]:
             self._out(guest, began_ns, CLIENT_MAC, frame)
         return took_us
 
-    def _out(self, end: int, began_ns: int, source: bytes, frame: bytes) -> float:
+    def _out(self, end: End, began_ns: int, source: bytes, frame: bytes) -> float:
         got: list[bytes] = []
         while not got:
             _in_time(began_ns / 1e9 + WAIT_S_MAX)
@@ -186,9 +189,9 @@ class Ends:
         return took_us
 
 
-def _put(end: int, frames: Sequence[bytes]) -> None:
+def _put(end: End, frames: Sequence[bytes]) -> None:
     for frame in frames:
-        os.write(end, frame)
+        os.write(end[0], end[1] + frame)
 
 
 def _in_time(ends_s: float) -> None:
@@ -196,13 +199,13 @@ def _in_time(ends_s: float) -> None:
         raise SystemExit(f"frames are missing after {WAIT_S_MAX} s")
 
 
-def _take(end: int, got: list[bytes], source: bytes, *, wait: bool) -> None:
+def _take(end: End, got: list[bytes], source: bytes, *, wait: bool) -> None:
     """Frames that have arrived, from that sender; others are the kernel's or our own."""
     if wait:
-        select.select([end], [], [], WAIT_S_MAX)
+        select.select([end[0]], [], [], WAIT_S_MAX)
     with contextlib.suppress(BlockingIOError):
         for _ in range(WINDOW):
-            frame = os.read(end, FRAME_BYTES_MAX)
+            frame = os.read(end[0], FRAME_BYTES_MAX)[len(end[1]) :]
             if frame[6:12] == source:
                 got.append(frame)
 

@@ -16,6 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from compare_frames import GUEST_MAC
@@ -25,8 +26,9 @@ from pycolo.core import peer
 from pycolo.demo.lab import HOSTS, Lab, build_lab, host_address, make_pki
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
-from pycolo.edge.nic import nic_pair
+from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.peer_greeting import new_token
+from pycolo.edge.offload import VNET_HEADER
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import TlsFiles
 from pycolo.manager.comparison import compare_terms
@@ -46,12 +48,14 @@ STOP_S_MAX = 10.0
 @dataclass
 class World:
     """`client`: the clients' wire, frames of the guest arrive there and those of clients start there. `guests`: the
-    network cards, of the PVM and if there is one of the SVM; anything that `os.read` and `os.write` take.
+    network cards, of the PVM and if there is one of the SVM; anything that `os.read` and `os.write` take. `header` is in
+    front of each frame at a guest.
     """
 
     client: int
     guests: list[int]
     pids: dict[str, int]
+    header: bytes = bytes(VNET_HEADER.size)
 
 
 Open = Callable[[Path], AbstractAsyncContextManager[World]]
@@ -85,14 +89,6 @@ def _lab(stack: AsyncExitStack) -> tuple[Lab, int]:
     return lab, wire.fileno()
 
 
-def _card(stack: AsyncExitStack) -> tuple[socket.socket, socket.socket]:
-    """A network card's socket pair; the guest's end is the second."""
-    ours, theirs = nic_pair()
-    for end in (ours, theirs):
-        stack.enter_context(end)
-    return ours, theirs
-
-
 # ---------------------------------------------------------------- Linux alone
 
 
@@ -118,7 +114,6 @@ async def solo(folder: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         lab, client = _lab(stack)
         agent, guest, _ = await _agent(stack, lab, "h1", "primary", "", None)
-        guest.setblocking(False)
         yield World(client, [guest.fileno()], {"primary": agent.pid})
 
 
@@ -139,17 +134,17 @@ async def pair(folder: Path) -> AsyncIterator[World]:
         await primary.resume_feed()
         await primary.commit(EPOCH)
         await secondary.start_feed(EPOCH, boundary)
-        for guest in (pvm, svm):
-            guest.setblocking(False)
         pids = {"primary": primary.pid, "secondary": secondary.pid}
         yield World(client, [pvm.fileno(), svm.fileno()], pids)
 
 
 async def _agent(
     stack: AsyncExitStack, lab: Lab, host: str, role: str, secret: str, tls: TlsFiles | None
-) -> tuple[AgentLink, socket.socket, int]:
+) -> tuple[AgentLink, FileIO, int]:
     """An agent on its host, the guest's end of its card, and where it listens."""
-    ours, theirs = _card(stack)
+    ours, theirs = guest_tap()
+    for end in (ours, theirs):
+        stack.enter_context(end)
     with inside(lab.hosts[host]):
         link = await AgentLink.start([(ours, theirs)])
     stack.push_async_callback(link.close)
@@ -173,7 +168,9 @@ async def filters(folder: Path) -> AsyncIterator[World]:
         first = [*mirror_chardevs(folder, notices.fileno()), *filters_of_primary("")]
         processes, guests = [], []
         for host, more in zip(HOSTS, (first, filters_of_secondary("")), strict=True):
-            ours, theirs = _card(stack)
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             arguments = [
                 "-M",
                 "none",
@@ -192,7 +189,7 @@ async def filters(folder: Path) -> AsyncIterator[World]:
         lab.hosts["h1"].ip("link", "set", TAP, "master", "br0")
         await asyncio.sleep(SETTLE_S)
         pids = dict(zip(("primary", "secondary"), (process.pid for process in processes), strict=True))
-        yield World(client, guests, pids)
+        yield World(client, guests, pids, header=b"")
 
 
 def _joined(fd: int) -> list[str]:

@@ -291,10 +291,10 @@ def _through(way: ModuleType, other: ModuleType, data: bytes) -> list[object]:
     ours, theirs = _ends[0].pairs[socket.SOCK_DGRAM]
     at = 0
     while at < len(data):
-        reached, count = way.send_datagrams(ours.fileno(), data, at)
+        reached, count = way.send_frames(ours.fileno(), data, at)
         came = b""
         while count_left := count - len(unpack(came)):
-            packed, received = other.receive_datagrams(theirs.fileno(), 64)
+            packed, received = other.receive_frames(theirs.fileno(), 64)
             assert 0 < received <= count_left
             came += packed
         outcome.append((reached, count, came))

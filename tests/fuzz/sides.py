@@ -13,6 +13,7 @@ from functools import cache
 from typing import cast
 from unittest import mock
 
+from headed import NO_HEADER
 from agent_parts import Place, comparing, everything
 
 from disk_tools import Answer, HandWorkers, make_source
@@ -35,6 +36,7 @@ from pycolo.edge.doorway import Doorway
 from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
+from pycolo.edge.offload import settled
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 from tcp_frames import GUEST_MAC
@@ -112,7 +114,7 @@ class _Talk:
             for frame in unpack(piece)[:FRAMES_PER_STEP_MAX]:
                 with suppress(BlockingIOError):
                     place.qemu.send(frame)
-                    self.said[frame] += 1
+                    self.said[settled(NO_HEADER, frame)] += 1
             if self.side.reads_nic(number):
                 self.side.on_nic(number, self.now_ms)
         elif what == 4:
@@ -158,7 +160,7 @@ def primary_agent(data: bytes) -> None:
     talk, epoch = _Talk(side, is_primary=True), 1
     side.attach(talk.channel, 0.0)
     side._lease.until_ms = math.inf  # so that what is free to go leaves at once
-    with suppress(PeerLost), mock.patch("pycolo.agent.primary.QUEUED_IN_QEMU_S", 0.0):
+    with suppress(PeerLost):
         for what in _choices(reader):
             if what < 8:
                 talk.step(what, reader)

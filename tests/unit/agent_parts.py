@@ -10,7 +10,8 @@ from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.message_stream import MessageStream
-from pycolo.edge.nic import Nic, nic_pair
+from headed import Headed, headed_pair
+from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import Incoming, PacketChannel
 from pycolo.edge.tap import Tap
 from pycolo.edge.transport import PlainTransport
@@ -23,9 +24,8 @@ class Wire(Tap):
 
     def __init__(self) -> None:
         self.name = "wire"
-        self.ours, self.clients = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours, self.clients = headed_pair(socket.SOCK_SEQPACKET)
         self.clients.setblocking(False)
-        self.ours.setblocking(False)
         self.fd = self.ours.fileno()
 
     def heard(self) -> list[bytes]:
@@ -38,10 +38,11 @@ class Place:
 
     def __init__(self, number: int) -> None:
         self.tap = Wire()
-        ours, self.qemu = nic_pair()
+        ours, self.qemu = headed_pair()
         self.qemu.setblocking(False)
-        self._ends = (self.tap.ours, self.tap.clients, self.qemu, ours, self.qemu.dup())
-        self.card = Card(number, GUEST_MAC, self.tap, Nic(ours, self._ends[-1]), TranslatorChain(100, 5000))
+        again = self.qemu.end.dup()
+        self._ends = (self.tap.ours, self.tap.clients, self.qemu, ours, again)
+        self.card = Card(number, GUEST_MAC, self.tap, Nic(ours, again), TranslatorChain(100, 5000))
 
     def guest_hears(self) -> list[bytes]:
         """What QEMU has been fed since the last call."""
@@ -84,7 +85,7 @@ def open_channel(end: socket.socket, nics: int, receiver_is_primary: bool) -> Pa
     return PacketChannel(stream, nics, receiver_is_primary=receiver_is_primary)
 
 
-def everything(end: socket.socket) -> list[bytes]:
+def everything(end: Headed) -> list[bytes]:
     frames = []
     try:
         while True:

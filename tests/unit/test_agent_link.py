@@ -12,7 +12,7 @@ from pycolo.agent import __main__ as program
 from pycolo.agent import protocol
 from pycolo.edge import agent_link
 from pycolo.edge.agent_link import AgentLink
-from pycolo.edge.nic import nic_pair
+from pycolo.edge.guest_tap import guest_tap
 from pycolo.errors import EnvironmentFault, VmLost
 
 PORT = protocol.Port("52:54:00:00:00:02", "colotest0", "no-such-bridge")
@@ -21,7 +21,7 @@ START = protocol.Start("primary", (PORT,), "127.0.0.1", "", 50, 1000, 200.0, pro
 
 @contextlib.asynccontextmanager
 async def agent() -> AsyncIterator[AgentLink]:
-    ours, theirs = nic_pair()
+    ours, theirs = guest_tap()
     link = await AgentLink.start([(ours, theirs)])
     try:
         yield link

@@ -525,9 +525,9 @@ def test_a_card_that_the_guest_does_not_use_is_waited_for_once(guest: Guest) -> 
 
 def test_a_card_that_comes_into_use_gets_its_time_again(guest: Guest) -> None:
     assert guest.pause(2)
-    assert guest.pause(2, takes=1)
-    assert guest.pause(2, takes=0)
-    assert not guest.pause(2)
+    assert not guest.pause(9, takes=4)  # as many as QEMU may keep
+    assert not guest.pause(9, takes=5)
+    assert guest.pause(2)
     guest.pause(9, takes=9)
     assert guest.pause(2)
 

@@ -80,7 +80,7 @@ def test_what_comes_out_has_to_be_what_went_in() -> None:
     traffic = make_traffic(Case(64, 2), 100)
     pvm, acks = split_rows(traffic.pvm), split_rows(traffic.client)
     with _wired() as (client, guest, wires):
-        ends = Ends(World(client.fileno(), [guest.fileno()], {}))
+        ends = Ends(World(client.fileno(), [guest.fileno()], {}, header=b""))
         ends.down([pvm], (traffic.client_at + 1).tolist(), acks)
         ends.up(split_rows(make_upload(Case(64, 2), 50)))
         assert ends.down_one([pvm[0]]) > 0

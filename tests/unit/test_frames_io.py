@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headed import NO_HEADER, Headed, headed_pair
 from pycolo.core.packed import FRAME_BYTES_MAX, measure, measure_in_python, pack, unpack
 from pycolo.edge import frames_io, frames_twin
+from pycolo.edge.frames_twin import COMES_BYTES_MAX
 
 WAYS = [frames_twin]
 with contextlib.suppress(ImportError):
@@ -25,7 +27,7 @@ with contextlib.suppress(ImportError):
     WAYS.append(_frames)
 
 MEASURES = [measure_in_python, measure]
-Ends = tuple[socket.socket, socket.socket]
+Ends = tuple[socket.socket, Headed]
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.__name__.rpartition(".")[2])
@@ -36,10 +38,7 @@ def way(request: pytest.FixtureRequest) -> ModuleType:
 
 def pair(kind: int) -> Iterator[Ends]:
     """Ours does not block."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-    ours.setblocking(False)
+    ours, theirs = headed_pair(kind)
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -92,41 +91,41 @@ def test_a_frame_that_is_too_long_is_none(one: Callable[[bytes, int, int], tuple
 
 def test_datagrams_come_in_as_they_were_sent(way: ModuleType, datagrams: Ends) -> None:
     ours, theirs = datagrams
-    frames = [b"x" * size for size in (1, 0, 14, 1514, FRAME_BYTES_MAX)]
+    frames = [b"x" * size for size in (1, 0, 14, 1514, COMES_BYTES_MAX)]
     for frame in frames:
         theirs.send(frame)
-    packed, count = way.receive_datagrams(ours.fileno(), 3)
+    packed, count = way.receive_frames(ours.fileno(), 3)
     assert (unpack(packed), count) == (frames[:3], 3)
-    packed, count = way.receive_datagrams(ours.fileno(), 64)
+    packed, count = way.receive_frames(ours.fileno(), 64)
     assert (unpack(packed), count) == (frames[3:], 2)
-    assert way.receive_datagrams(ours.fileno(), 64) == (b"", 0)
+    assert way.receive_frames(ours.fileno(), 64) == (b"", 0)
 
 
 def test_a_call_takes_in_so_many(way: ModuleType, datagrams: Ends) -> None:
     for frame in numbered(100):
         datagrams[1].send(frame)
     fd = datagrams[0].fileno()
-    assert way.receive_datagrams(fd, 0) == way.receive_datagrams(fd, -1) == (b"", 0)
-    first, second = way.receive_datagrams(fd, 1000), way.receive_datagrams(fd, 1000)
+    assert way.receive_frames(fd, 0) == way.receive_frames(fd, -1) == (b"", 0)
+    first, second = way.receive_frames(fd, 1000), way.receive_frames(fd, 1000)
     assert (first[1], second[1]) == (way.CALL_FRAMES_MAX, 100 - way.CALL_FRAMES_MAX)
     assert unpack(first[0] + second[0]) == numbered(100)
 
 
 def test_what_is_too_long_is_cut(way: ModuleType, datagrams: Ends) -> None:
-    datagrams[1].send(bytes(FRAME_BYTES_MAX) + b"more")
+    datagrams[1].send(bytes(COMES_BYTES_MAX) + b"more")
     datagrams[1].send(b"next")
-    packed, count = way.receive_datagrams(datagrams[0].fileno(), 64)
-    assert (unpack(packed), count) == ([bytes(FRAME_BYTES_MAX), b"next"], 2)
+    packed, count = way.receive_frames(datagrams[0].fileno(), 64)
+    assert (unpack(packed), count) == ([bytes(COMES_BYTES_MAX), b"next"], 2)
 
 
 def test_datagrams_go_out_from_a_place_on(way: ModuleType, datagrams: Ends) -> None:
     ours, theirs = datagrams
-    frames = [b"not this", b"", b"x", bytes(FRAME_BYTES_MAX), *numbered(200)]
+    frames = [b"not this", b"", b"x", bytes(COMES_BYTES_MAX), *numbered(200)]
     packed = memoryview(pack(frames))
-    assert way.send_datagrams(ours.fileno(), packed, 12) == (len(packed), len(frames) - 1)
+    assert way.send_frames(ours.fileno(), packed, 12) == (len(packed), len(frames) - 1)
     assert [theirs.recv(70_000) for _ in frames[1:]] == frames[1:]
-    assert way.send_datagrams(ours.fileno(), packed, len(packed)) == (len(packed), 0)
-    assert way.send_datagrams(ours.fileno(), b"", 0) == (0, 0)
+    assert way.send_frames(ours.fileno(), packed, len(packed)) == (len(packed), 0)
+    assert way.send_frames(ours.fileno(), b"", 0) == (0, 0)
 
 
 def test_a_full_socket_takes_as_much_as_it_does(way: ModuleType, datagrams: Ends) -> None:
@@ -135,7 +134,7 @@ def test_a_full_socket_takes_as_much_as_it_does(way: ModuleType, datagrams: Ends
     packed, at, read = pack([frame + bytes(1500) for frame in numbered(5000)]), 0, list[bytes]()
     while at < len(packed):
         before = at
-        at, count = way.send_datagrams(ours.fileno(), packed, at)
+        at, count = way.send_frames(ours.fileno(), packed, at)
         assert count == len(unpack(packed[before:at])) > 0
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -145,7 +144,7 @@ def test_a_full_socket_takes_as_much_as_it_does(way: ModuleType, datagrams: Ends
 
 def test_what_is_no_whole_frame_is_passed_over(way: ModuleType, datagrams: Ends, tap: Ends) -> None:
     packed = pack([b"whole"]) + b"\0\0\0\x09cut"
-    assert way.send_datagrams(datagrams[0].fileno(), packed, 0) == (len(packed), 1)
+    assert way.send_frames(datagrams[0].fileno(), packed, 0) == (len(packed), 1)
     assert datagrams[1].recv(100) == b"whole"
     assert way.write_frames(tap[0].fileno(), packed, math.inf) == (len(packed), 0)
     assert tap[1].recv(100) == b"whole"
@@ -155,17 +154,17 @@ def test_a_peer_that_is_gone_is_no_error(way: ModuleType, datagrams: Ends) -> No
     ours, theirs = datagrams
     theirs.send(b"last words")
     theirs.close()
-    assert way.receive_datagrams(ours.fileno(), 9) == (pack([b"last words"]), 1)
-    assert way.send_datagrams(ours.fileno(), pack([b"a"]), 0) == (0, 0)
-    assert way.receive_datagrams(ours.fileno(), 9) == (b"", 0)
+    assert way.receive_frames(ours.fileno(), 9) == (pack([b"last words"]), 1)
+    assert way.send_frames(ours.fileno(), pack([b"a"]), 0) == (0, 0)
+    assert way.receive_frames(ours.fileno(), 9) == (b"", 0)
 
 
 def test_other_errors_are(way: ModuleType, tmp_path: os.PathLike[str]) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         for call, arguments in (
-            (way.receive_datagrams, (9,)),
-            (way.send_datagrams, (pack([b"a"]), 0)),
+            (way.receive_frames, (9,)),
+            (way.send_frames, (pack([b"a"]), 0)),
             (way.read_frames, (9,)),
         ):
             with pytest.raises(OSError, match=r"Errno"):
@@ -179,7 +178,7 @@ def test_other_errors_are(way: ModuleType, tmp_path: os.PathLike[str]) -> None:
 
 def test_frames_are_read_one_by_one(way: ModuleType, tap: Ends) -> None:
     ours, theirs = tap
-    frames = [b"x" * size for size in (14, 1514, FRAME_BYTES_MAX)] + numbered(100)
+    frames = [b"x" * size for size in (14, 1514, COMES_BYTES_MAX)] + numbered(100)
     for frame in frames:
         theirs.send(frame)
     read: list[bytes] = []

@@ -259,6 +259,9 @@ async def test_a_primary_that_is_not_accepted_is_told_why(own_pki: Pki) -> None:
 # ---------------------------------------------------------------- versions
 
 
+LATER = wire.PROTOCOL_VERSION + 1
+
+
 def hello_of(version: int, version_min: int | None, **more: object) -> bytes:
     """A greeting of another pycolo."""
     fields = {"type": "hello", **msgspec.structs.asdict(HELLO), "version": version, **more}
@@ -277,9 +280,9 @@ def answer_of(message: bytes) -> wire.Control:
     ("said", "speaks"),
     [
         (hello_of(2, None), "2"),
-        (hello_of(9, 8), "8 to 9"),
-        (hello_of(9, 8, novelty={"a": 1}), "8 to 9"),
-        (hello_of(9, 8, type="salute", memory_mib="much"), "8 to 9"),
+        (hello_of(LATER + 1, LATER), f"{LATER} to {LATER + 1}"),
+        (hello_of(LATER + 1, LATER, novelty={"a": 1}), f"{LATER} to {LATER + 1}"),
+        (hello_of(LATER + 1, LATER, type="salute", memory_mib="much"), f"{LATER} to {LATER + 1}"),
     ],
 )
 async def test_a_primary_of_another_version_is_told_both(said: bytes, speaks: str) -> None:
@@ -300,13 +303,13 @@ async def test_a_newer_primary_that_still_speaks_ours() -> None:
 
 
 async def test_a_secondary_of_a_version_that_we_do_not_speak() -> None:
-    newer = {**msgspec.structs.asdict(WELCOME), "type": "welcome", "version": 9, "novelty": 1}
+    newer = {**msgspec.structs.asdict(WELCOME), "type": "welcome", "version": LATER, "novelty": 1}
     body = msgspec.msgpack.encode(newer)
-    other = wire.encode_control(msgspec.structs.replace(WELCOME, version=9))
+    other = wire.encode_control(msgspec.structs.replace(WELCOME, version=LATER))
     for answer in (wire.HEADER.pack(len(body), 1) + body, other):
         async with impostor(None, answer) as (where, _):
             with pytest.raises(
-                EnvironmentFault, match=f"the primary speaks protocol {wire.PROTOCOL_VERSION}, the secondary 9: install"
+                EnvironmentFault, match=f"the primary speaks protocol {wire.PROTOCOL_VERSION}, the secondary {LATER}: install"
             ):
                 await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
 

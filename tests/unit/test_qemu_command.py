@@ -1,12 +1,15 @@
-"""QEMU's arguments: each network card has its own socket and address, in the guest's order."""
+"""QEMU's arguments: each network card has its own tap and address, in the guest's order."""
 
 import itertools
 from pathlib import Path
 
-from pycolo.edge.qemu_command import InheritedFds, QemuConfig, qemu_arguments
+import pytest
+
+from pycolo.edge.qemu_command import InheritedFds, QemuConfig, nic_properties_off, qemu_arguments
+from pycolo.errors import EnvironmentFault
 
 
-def arguments(macs: tuple[str, ...], nics: tuple[int, ...]) -> list[str]:
+def arguments(macs: tuple[str, ...], nics: tuple[int, ...], off: tuple[str, ...] = ()) -> list[str]:
     config = QemuConfig(
         accel="tcg",
         machine="pc-q35-7.2",
@@ -17,6 +20,7 @@ def arguments(macs: tuple[str, ...], nics: tuple[int, ...]) -> list[str]:
         initrd=None,
         append="",
         name="vm",
+        nic_off=off,
     )
     fds = InheritedFds(3, 4, 5, 6, nics, ())
     assert set(nics) <= set(fds.all())
@@ -30,7 +34,7 @@ def of(option: str, given: list[str], kind: str) -> list[str]:
 
 def test_one_card() -> None:
     given = arguments(("52:54:00:00:00:02",), (7,))
-    assert of("-netdev", given, "dgram") == ["dgram,id=net0,local.type=fd,local.str=7"]
+    assert of("-netdev", given, "tap") == ["tap,id=net0,fd=7,vhost=off"]
     assert of("-device", given, "virtio-net-pci") == [
         "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:02,romfile="
     ]
@@ -38,11 +42,26 @@ def test_one_card() -> None:
 
 def test_several_cards() -> None:
     given = arguments(("52:54:00:00:00:02", "52:54:00:00:00:03"), (7, 9))
-    assert of("-netdev", given, "dgram") == [
-        "dgram,id=net0,local.type=fd,local.str=7",
-        "dgram,id=net1,local.type=fd,local.str=9",
-    ]
+    assert of("-netdev", given, "tap") == ["tap,id=net0,fd=7,vhost=off", "tap,id=net1,fd=9,vhost=off"]
     assert of("-device", given, "virtio-net-pci") == [
         "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:02,romfile=",
         "virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:03,romfile=",
     ]
+
+
+def test_what_no_note_can_say_is_switched_off() -> None:
+    (card,) = of("-device", arguments(("52:54:00:00:00:02",), (7,), ("host_ufo", "guest_uso4")), "virtio-net-pci")
+    assert card.endswith(",romfile=,host_ufo=off,guest_uso4=off")
+
+
+def test_only_what_that_qemu_knows_is_switched_off(tmp_path: Path) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_text("#!/bin/sh\necho 'virtio-net-pci options:\n  host_uso=<bool> - on\n  host_tso4=<bool> - on/off\n  guest_ufo=<bool>'")
+    binary.chmod(0o700)
+    assert nic_properties_off(str(binary)) == ("guest_ufo", "host_uso")
+    with pytest.raises(EnvironmentFault, match="can't run"):
+        nic_properties_off(str(tmp_path / "none"))
+
+
+def test_the_real_qemu_says_what_it_knows() -> None:
+    assert set(nic_properties_off("qemu-system-x86_64")) >= {"host_ufo", "guest_ufo"}

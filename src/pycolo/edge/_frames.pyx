@@ -82,8 +82,8 @@ cdef void give_room(uint8_t* room) noexcept:
 
 
 cdef bint is_end(int failed) noexcept nogil:
-    """What is BlockingIOError or ConnectionError to Python, or a full queue."""
-    return failed in (EAGAIN, ENOBUFS, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPIPE, ESHUTDOWN)
+    """What is BlockingIOError or ConnectionError to Python."""
+    return failed in (EAGAIN, ECONNABORTED, ECONNREFUSED, ECONNRESET, EPIPE, ESHUTDOWN)
 
 
 cdef int fail(int failed) except -1:
@@ -198,7 +198,7 @@ def send_frames(int fd, const uint8_t[::1] packed, size_t at):
             went = sendmmsg(fd, heads, ready, MSG_DONTWAIT)
             if went < 0:
                 failed = errno
-                if failed in (EINVAL, EMSGSIZE):  # the first is a frame that no Ethernet takes
+                if failed in (EINVAL, EMSGSIZE, ENOBUFS):  # the first of them
                     at = ends[0]
                 elif failed != EINTR:
                     break

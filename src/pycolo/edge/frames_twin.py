@@ -73,7 +73,7 @@ def send_frames(fd: int, packed: Packed, at: int) -> tuple[int, int]:
     """Send frames from place `at` on through a packet socket: (the place reached, how many were sent).
 
     The place is before the end where the other side takes no more, or is gone; what is no whole frame, or none that an
-    Ethernet takes, is passed over. Raises OSError.
+    Ethernet or a full device takes, is passed over. Raises OSError.
     """
     count = 0
     while at < len(packed):
@@ -86,9 +86,7 @@ def send_frames(fd: int, packed: Packed, at: int) -> tuple[int, int]:
         except (BlockingIOError, ConnectionError):
             break
         except OSError as error:
-            if error.errno == errno.ENOBUFS:  # its queue is full
-                break
-            if error.errno not in (errno.EINVAL, errno.EMSGSIZE):
+            if error.errno not in (errno.EINVAL, errno.EMSGSIZE, errno.ENOBUFS):
                 raise
         at = behind
     return at, count

@@ -20,14 +20,14 @@ from pycolo.errors import EnvironmentFault
 
 NAME = "guest"
 MTU = 65_521  # the longest that a tap has; what the guest sends at a time is the guest's affair
-QUEUE_FRAMES = 2000  # that QEMU has not taken
+QUEUE_FRAMES = 4000  # more than are ever in flight (`nic`), as a guest may want long segments cut
 BUFFER_BYTES = 32 << 20  # of the guest's output that the agent has not taken; what is more is lost, as on a full wire
 
 _SIOCSIFMTU, _SIOCSIFTXQLEN, _SIOCSIFFLAGS = 0x8922, 0x8943, 0x8914  # linux/sockios.h
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _SOL_PACKET = 263
-_PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 8, 15, 20, 23
+_PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 8, 15, 23
 _ETH_P_ALL = 3
 
 
@@ -50,7 +50,7 @@ def _make() -> tuple[socket.socket, FileIO]:
         theirs = made.enter_context(FileIO(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), "r+"))
         fcntl.ioctl(theirs, TUNSETIFF, struct.pack("16sH22x", NAME.encode(), IFF_TAP))
         ours = made.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0))
-        for option in (_PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING):
+        for option in (_PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING):
             ours.setsockopt(_SOL_PACKET, option, 1)
         ours.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
         ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)

@@ -15,6 +15,7 @@ from pycolo.core.packed import Batch, Packed, joined, measure
 from pycolo.edge.frames_io import CALL_FRAMES_MAX, read_frames, receive_frames, send_frames
 
 BACKLOG_FRAMES_MAX = 8192
+IN_FLIGHT_MAX = 1000  # frames in the kernel, or taken by QEMU since it was last seen to have taken all
 
 
 class End(Protocol):
@@ -36,6 +37,7 @@ class Nic:
         self._unread.register(theirs.fileno(), select.POLLIN)
         self._waiting: deque[tuple[Packed, int, int]] = deque()  # from which place on they wait, and how many they are
         self.backlog = 0  # frames that QEMU has not taken and the kernel does not hold
+        self._in_flight = 0
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -63,14 +65,24 @@ class Nic:
         return dropped
 
     def flush(self) -> None:
-        """Feed what waits, as far as QEMU takes it."""
-        while self._waiting:
+        """Feed what waits, as far as QEMU takes it: the kernel would not say that its queue is full."""
+        while self._waiting and (room := self._room()):
             packed, at, count = self._waiting.popleft()
-            at, sent = send_frames(self._ours.fileno(), packed, at)
-            self.backlog -= sent
-            if at < len(packed):
-                self._waiting.appendleft((packed, at, count - sent))
+            end, chosen = (len(packed), count) if count <= room else measure(packed, at, room)
+            reached, sent = send_frames(self._ours.fileno(), memoryview(packed)[:end], at)
+            self._in_flight += sent
+            left = count - chosen + (measure(packed[:end], reached, chosen)[1] if reached < end else 0)
+            self.backlog -= count - left
+            if left:
+                self._waiting.appendleft((packed, reached, left))
+            if reached < end:
                 return
+
+    def _room(self) -> int:
+        """How many frames may be fed now."""
+        if self._in_flight >= IN_FLIGHT_MAX and not self._unread.poll(0):
+            self._in_flight = 0
+        return IN_FLIGHT_MAX - self._in_flight
 
     def _drop_newest(self, count: int) -> None:
         while count:
@@ -88,7 +100,7 @@ class Nic:
 
     def take_back(self) -> int:
         """Take back the frames that a stopped QEMU has not read; returns how many."""
-        count, self.backlog = self.backlog, 0
+        count, self.backlog, self._in_flight = self.backlog, 0, 0
         self._waiting.clear()
         while taken := read_frames(self._theirs.fileno(), CALL_FRAMES_MAX)[1]:
             count += taken

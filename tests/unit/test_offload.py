@@ -1,0 +1,146 @@
+"""The header in front of a frame: what it says is done, or stands behind the frame until it leaves."""
+
+from __future__ import annotations
+
+import pytest
+from tcp_frames import A, CLIENT, GUEST, Connection, ones_complement, udp
+
+from headed import NO_HEADER
+from pycolo.edge.offload import (
+    NEEDS_CHECKSUM,
+    NOTE_BYTES,
+    SEGMENTS_ECN,
+    SEGMENTS_TCP4,
+    SEGMENTS_TCP6,
+    VNET_HEADER,
+    described,
+    find_tcp,
+    settled,
+)
+
+SIZE = 1448
+LONG = Connection().out(1, 1, payload=bytes(range(256)) * 16)
+TCP_AT = 34
+TAGS = bytes.fromhex("88a80001"), bytes.fromhex("81000002")
+
+
+def ipv6(frame: bytes, extensions: bytes = b"") -> bytes:
+    """The same segment over IPv6, its checksum right."""
+    segment, addresses = bytearray(frame[TCP_AT:]), bytes(range(32))
+    segment[16:18] = bytes(2)
+    pseudo = addresses + len(segment).to_bytes(4) + (6).to_bytes(4)
+    segment[16:18] = ones_complement(pseudo + segment).to_bytes(2)
+    first = 60 if extensions else 6
+    body = extensions + segment
+    return frame[:12] + b"\x86\xdd\x60\0\0\0" + len(body).to_bytes(2) + bytes([first, 64]) + addresses + body
+
+
+def tagged(frame: bytes, *tags: bytes) -> bytes:
+    return frame[:12] + b"".join(tags) + frame[12:]
+
+
+FRAMES = {
+    "IPv4": LONG,
+    "IPv6": ipv6(LONG),
+    "extension": ipv6(LONG, bytes([6, 0, 1, 4, 0, 0, 0, 0])),
+    "tag": tagged(LONG, TAGS[1]),
+    "two tags": tagged(ipv6(LONG), *TAGS),
+}
+
+
+@pytest.fixture(params=FRAMES)
+def frame(request: pytest.FixtureRequest) -> bytes:
+    return FRAMES[request.param]
+
+
+def noted(frame: bytes, size: int = SIZE) -> bytes:
+    return frame + size.to_bytes(NOTE_BYTES)
+
+
+def test_a_segment_to_be_cut_goes_in_whole_and_comes_out_to_be_cut(frame: bytes) -> None:
+    header, leaves = described(noted(frame))
+    flags, kind, head_bytes, size, start, offset = VNET_HEADER.unpack(header)
+    place = find_tcp(frame)
+    assert place is not None
+    assert (flags, size, start, offset) == (NEEDS_CHECKSUM, SIZE, place.at, 16)
+    assert kind == (SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4)
+    assert head_bytes == len(frame) - 4096
+    assert leaves != frame
+    assert settled(header, leaves) == noted(frame)
+
+
+def test_what_is_left_to_complete_is_the_pseudo_header() -> None:
+    _, leaves = described(noted(LONG))
+    pseudo = GUEST + CLIENT + (6).to_bytes(2) + (len(LONG) - TCP_AT).to_bytes(2)
+    assert int.from_bytes(leaves[50:52]) == ones_complement(pseudo) ^ 0xFFFF
+    assert leaves[:50] + leaves[52:] == LONG[:50] + LONG[52:]
+
+
+def test_only_the_first_of_the_segments_says_cwr() -> None:
+    frame = Connection().out(1, 1, A | 0x80, payload=bytes(4096))
+    assert VNET_HEADER.unpack(described(noted(frame))[0])[1] == SEGMENTS_TCP4 | SEGMENTS_ECN
+    assert settled(*described(noted(frame))) == noted(frame)
+
+
+@pytest.mark.parametrize("size", [0, 4096, 65_535])
+def test_what_is_not_longer_than_a_segment_is_not_cut(size: int) -> None:
+    assert described(noted(LONG, size)) == (NO_HEADER, LONG)
+
+
+def test_without_a_header_all_stays_as_it_is(frame: bytes) -> None:
+    for one in (frame, frame + b"padding", b"", b"x", udp(b"hello"), udp(b"hello") + b"xx"):
+        assert settled(NO_HEADER, one) == one
+        assert described(one) == (NO_HEADER, one)
+
+
+def test_padding_does_not_pass_for_a_note(frame: bytes) -> None:
+    assert settled(NO_HEADER, frame + b"\x05\xa8") == frame
+    assert settled(NO_HEADER, noted(frame, 0)) == frame
+
+
+def test_a_checksum_is_completed() -> None:
+    """As it comes from a guest: the sum of the pseudo header in its place."""
+    whole = Connection().out(1, 1, payload=b"hello")
+    pseudo = GUEST + CLIENT + (6).to_bytes(2) + (len(whole) - TCP_AT).to_bytes(2)
+    partial = whole[:50] + (ones_complement(pseudo) ^ 0xFFFF).to_bytes(2) + whole[52:]
+    assert settled(VNET_HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, TCP_AT, 16), partial) == whole
+
+
+def test_a_checksum_of_nothing_is_not_zero() -> None:
+    """Zero would mean "none" in UDP (RFC 768)."""
+    frame = settled(VNET_HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, 4, 2), b"head\xff\xff\0\0")
+    assert frame == b"head\xff\xff\xff\xff"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (NEEDS_CHECKSUM, 0, 0, 0, len(LONG), 16),
+        (NEEDS_CHECKSUM, 0, 0, 0, 65_535, 65_534),
+        (NEEDS_CHECKSUM, 0, 0, 0, TCP_AT, 17),
+        (0, SEGMENTS_TCP6, 0, SIZE, 0, 0),
+        (0, 3, 0, SIZE, 0, 0),  # UDP, fragments
+        (0, 5, 0, SIZE, 0, 0),  # UDP, datagrams
+        (0, 0x80, 0, SIZE, 0, 0),
+    ],
+)
+def test_what_nobody_could_take_is_empty(header: tuple[int, ...]) -> None:
+    assert settled(VNET_HEADER.pack(*header), LONG) == b""
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        LONG[:60],
+        LONG[:14] + b"\x44" + LONG[15:],
+        LONG[:20] + b"\x20\x00" + LONG[22:],  # a fragment
+        LONG[:23] + b"\x11" + LONG[24:],  # UDP
+        tagged(LONG, TAGS[0], TAGS[0], TAGS[1]),
+        ipv6(LONG)[:50],
+        FRAMES["extension"][:54] + b"\x06\xff" + FRAMES["extension"][56:],
+    ],
+)
+def test_no_tcp_is_found_where_none_is_whole(frame: bytes) -> None:
+    assert find_tcp(frame) is None
+    assert settled(VNET_HEADER.pack(0, SEGMENTS_TCP4, 0, SIZE, 0, 0), frame) == b""
+    assert described(frame + b"\x01\x00") == (NO_HEADER, frame + b"\x01\x00")
