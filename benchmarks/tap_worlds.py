@@ -25,10 +25,10 @@ from pycolo.config_compare import CompareConfig
 from pycolo.core import peer
 from pycolo.demo.lab import HOSTS, Lab, build_lab, host_address, make_pki
 from pycolo.edge.agent_link import AgentLink
-from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.edge.guest_tap import guest_tap
-from pycolo.edge.peer_greeting import new_token
+from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.edge.offload import VNET_HEADER
+from pycolo.edge.peer_greeting import new_token
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import TlsFiles
 from pycolo.manager.comparison import compare_terms
@@ -48,8 +48,8 @@ STOP_S_MAX = 10.0
 @dataclass
 class World:
     """`client`: the clients' wire, frames of the guest arrive there and those of clients start there. `guests`: the
-    network cards, of the PVM and if there is one of the SVM; anything that `os.read` and `os.write` take. `header` is in
-    front of each frame at a guest.
+    network cards, of the PVM and if there is one of the SVM; anything that `os.read` and `os.write` take. `header`
+    is in front of each frame at a guest.
     """
 
     client: int

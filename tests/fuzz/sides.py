@@ -13,10 +13,10 @@ from functools import cache
 from typing import cast
 from unittest import mock
 
-from headed import NO_HEADER
 from agent_parts import Place, comparing, everything
 
 from disk_tools import Answer, HandWorkers, make_source
+from headed import NO_HEADER
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Card, Side

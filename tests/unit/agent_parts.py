@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 
+from headed import Headed, headed_pair
 from pycolo.agent.side import Card
 from pycolo.core import wire
 from pycolo.core.adaptive import AdaptiveLimits
 from pycolo.core.pace import CheckpointPace
 from pycolo.core.translation_chain import TranslatorChain
 from pycolo.edge.message_stream import MessageStream
-from headed import Headed, headed_pair
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import Incoming, PacketChannel
 from pycolo.edge.tap import Tap

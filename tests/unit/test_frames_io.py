@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headed import NO_HEADER, Headed, headed_pair
+from headed import Headed, headed_pair
 from pycolo.core.packed import FRAME_BYTES_MAX, measure, measure_in_python, pack, unpack
 from pycolo.edge import frames_io, frames_twin
 from pycolo.edge.frames_twin import COMES_BYTES_MAX

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from tcp_frames import Connection, ones_complement
-from test_offload import FRAMES, SIZE, TAGS, TCP_AT, noted, tagged
 
 from headed import NO_HEADER
+from long_segments import FRAMES, SIZE, TAGS, TCP_AT, noted, tagged
 from pycolo.core.packed import batch_of, unpack
 from pycolo.edge import nic as nic_module
 from pycolo.edge.frames_twin import receive_frames, send_frames
@@ -20,6 +19,7 @@ from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.nic import BACKLOG_FRAMES_MAX, IN_FLIGHT_MAX, Nic
 from pycolo.edge.offload import NEEDS_CHECKSUM, VNET_HEADER, described, settled
 from pycolo.edge.tap import OFFLOADED, TUNSETOFFLOAD
+from tcp_frames import Connection, ones_complement
 
 SHORT = [Connection().out(number, 1, payload=b"%06d" % number) for number in range(100)]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tcp_frames import A, CLIENT, GUEST, Connection, ones_complement, udp
 
 from headed import NO_HEADER
+from long_segments import FRAMES, LONG, SIZE, TAGS, TCP_AT, ipv6, noted, tagged
 from pycolo.edge.offload import (
     NEEDS_CHECKSUM,
-    NOTE_BYTES,
     SEGMENTS_ECN,
     SEGMENTS_TCP4,
     SEGMENTS_TCP6,
@@ -17,44 +16,12 @@ from pycolo.edge.offload import (
     find_tcp,
     settled,
 )
-
-SIZE = 1448
-LONG = Connection().out(1, 1, payload=bytes(range(256)) * 16)
-TCP_AT = 34
-TAGS = bytes.fromhex("88a80001"), bytes.fromhex("81000002")
-
-
-def ipv6(frame: bytes, extensions: bytes = b"") -> bytes:
-    """The same segment over IPv6, its checksum right."""
-    segment, addresses = bytearray(frame[TCP_AT:]), bytes(range(32))
-    segment[16:18] = bytes(2)
-    pseudo = addresses + len(segment).to_bytes(4) + (6).to_bytes(4)
-    segment[16:18] = ones_complement(pseudo + segment).to_bytes(2)
-    first = 60 if extensions else 6
-    body = extensions + segment
-    return frame[:12] + b"\x86\xdd\x60\0\0\0" + len(body).to_bytes(2) + bytes([first, 64]) + addresses + body
-
-
-def tagged(frame: bytes, *tags: bytes) -> bytes:
-    return frame[:12] + b"".join(tags) + frame[12:]
-
-
-FRAMES = {
-    "IPv4": LONG,
-    "IPv6": ipv6(LONG),
-    "extension": ipv6(LONG, bytes([6, 0, 1, 4, 0, 0, 0, 0])),
-    "tag": tagged(LONG, TAGS[1]),
-    "two tags": tagged(ipv6(LONG), *TAGS),
-}
+from tcp_frames import CLIENT, GUEST, A, Connection, ones_complement, udp
 
 
 @pytest.fixture(params=FRAMES)
 def frame(request: pytest.FixtureRequest) -> bytes:
     return FRAMES[request.param]
-
-
-def noted(frame: bytes, size: int = SIZE) -> bytes:
-    return frame + size.to_bytes(NOTE_BYTES)
 
 
 def test_a_segment_to_be_cut_goes_in_whole_and_comes_out_to_be_cut(frame: bytes) -> None:

@@ -309,7 +309,8 @@ async def test_a_secondary_of_a_version_that_we_do_not_speak() -> None:
     for answer in (wire.HEADER.pack(len(body), 1) + body, other):
         async with impostor(None, answer) as (where, _):
             with pytest.raises(
-                EnvironmentFault, match=f"the primary speaks protocol {wire.PROTOCOL_VERSION}, the secondary {LATER}: install"
+                EnvironmentFault,
+                match=f"the primary speaks protocol {wire.PROTOCOL_VERSION}, the secondary {LATER}: install",
             ):
                 await connect(where, HELLO, HEARTBEAT_MS, LOST_MAX, None)
 

@@ -56,7 +56,9 @@ def test_what_no_note_can_say_is_switched_off() -> None:
 
 def test_only_what_that_qemu_knows_is_switched_off(tmp_path: Path) -> None:
     binary = tmp_path / "qemu"
-    binary.write_text("#!/bin/sh\necho 'virtio-net-pci options:\n  host_uso=<bool> - on\n  host_tso4=<bool> - on/off\n  guest_ufo=<bool>'")
+    binary.write_text(
+        "#!/bin/sh\necho 'virtio-net-pci options:\n  host_uso=<bool> - on\n  host_tso4=<bool>\n  guest_ufo=<bool>'"
+    )
     binary.chmod(0o700)
     assert nic_properties_off(str(binary)) == ("guest_ufo", "host_uso")
     with pytest.raises(EnvironmentFault, match="can't run"):

@@ -28,7 +28,7 @@ from pycolo.core.engines import primary_dataplane
 from pycolo.core.lease import Lease
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.pace import CheckpointPace
-from pycolo.core.packed import Batch, Packed, joined, measure, pack, unpack
+from pycolo.core.packed import Batch, Packed, measure, pack, unpack
 from pycolo.edge.boottime import boottime_s
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost, WrongState

@@ -4,7 +4,7 @@ Descriptors are non-blocking, and what passes them has a header in front of each
 (PACKET_VNET_HDR, packet(7)) the kernel keeps a frame's outermost VLAN tag apart, and says it beside the frame.
 
 Guarantees: a call takes in at most CALL_FRAMES_MAX frames, so that memory is bounded; what was read before an error is
-returned, as the error comes again; what is longer than COMES_BYTES_MAX, or has no whole header, is an empty frame or cut.
+returned, as the error comes again; what is longer than COMES_BYTES_MAX is cut, what has no whole header empty.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class Namespace:
 
 
 def in_new_namespace(make: Callable[[], Made]) -> Made:
-    """What `make` returns, called in a fresh network namespace: by a thread of its own, so that this process never leaves
-    its own. Raises EnvironmentFault when the kernel does not allow it, and what `make` raises.
+    """What `make` returns, called in a fresh network namespace: by a thread of its own, so that this process never
+    leaves its own. Raises EnvironmentFault when the kernel does not allow it, and what `make` raises.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_unshared, make).result()
@@ -76,9 +76,7 @@ def in_new_namespace(make: Callable[[], Made]) -> Made:
 def _unshared(make: Callable[[], Made]) -> Made:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET) != 0:
-        raise EnvironmentFault(
-            f"a network namespace can't be made ({os.strerror(ctypes.get_errno())}): run as root"
-        )
+        raise EnvironmentFault(f"a network namespace can't be made ({os.strerror(ctypes.get_errno())}): run as root")
     return make()
 
 

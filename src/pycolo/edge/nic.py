@@ -19,10 +19,13 @@ IN_FLIGHT_MAX = 1000  # frames in the kernel, or taken by QEMU since it was last
 
 
 class End(Protocol):
-    """A descriptor that somebody else closes."""
+    """A descriptor."""
 
     def fileno(self) -> int:
         """Its number."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class Nic:

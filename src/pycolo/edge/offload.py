@@ -1,10 +1,10 @@
 """What a network card is spared: checksums and the cutting of long TCP segments; the rules, in Python.
 
 A frame comes from a tap, or from the guest, with a header (`struct virtio_net_hdr`, linux/virtio_net.h; VIRTIO 1.3,
-5.1.6) that may say: its checksum is still to be completed; it is to be cut into segments of so many bytes. Inside, every
+5.1.6) that may say: its checksum is still to be completed; it is to be cut into segments of so many bytes. Inside, a
 frame is whole and its checksum right, so that comparing, translating and recording know nothing of this. Where a TCP
 segment is to be cut stands in a *note* behind the datagram, where Ethernet has padding and nobody looks: two bytes, the
-payload of each segment. Who sends the frame on takes the note off and leaves cutting to whoever is next, kernel or guest.
+payload of each segment. Who sends the frame on takes the note off and leaves cutting to who is next, kernel or guest.
 
 Guarantees: no other frame that comes in has exactly two bytes behind a TCP segment; whatever the header says, nothing
 raises; what nobody could take becomes an empty frame.
@@ -98,13 +98,14 @@ def settled(header: bytes, frame: bytes) -> bytes:
     if kind:
         if found is None or kind & ~SEGMENTS_ECN != (SEGMENTS_TCP6 if found.v6 else SEGMENTS_TCP4):
             return b""
-        return frame[: found.end] + size.to_bytes(2)
+        note: bytes = size.to_bytes(NOTE_BYTES)
+        return frame[: found.end] + note
     return frame[: found.end] if found is not None and len(frame) == found.end + NOTE_BYTES else frame
 
 
 def described(frame: bytes) -> tuple[bytes, bytes]:
-    """(The header that a frame leaves with, the frame then): its note taken off, its checksum to be completed when it is
-    to be cut.
+    """(The header that a frame leaves with, the frame then): its note taken off; when it is to be cut, its checksum to be
+    completed.
     """
     place = find_tcp(frame)
     if place is None or len(frame) != place.end + NOTE_BYTES:
@@ -113,7 +114,9 @@ def described(frame: bytes) -> tuple[bytes, bytes]:
     data_at = place.at + 4 * (frame[place.at + 12] >> 4)
     if not size or data_at < place.at + 20 or len(frame) <= data_at + size:
         return _NO_HEADER, frame
-    addresses = frame[place.network + 8 : place.network + 40] if place.v6 else frame[place.network + 12 : place.network + 20]
+    addresses = (
+        frame[place.network + 8 : place.network + 40] if place.v6 else frame[place.network + 12 : place.network + 20]
+    )
     pseudo = _folded(addresses + (6).to_bytes(2) + (len(frame) - place.at).to_bytes(2))
     kind = SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4
     if frame[place.at + 13] & 0x80:  # CWR: only the first of the segments says it

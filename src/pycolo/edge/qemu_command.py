@@ -125,7 +125,11 @@ def qemu_arguments(config: QemuConfig, fds: InheritedFds, console: Path) -> list
         *_hardware(config, fds.ram),
         *_boot(config),
         *("-chardev", f"file,id=console,path={escaped(str(console))}", "-serial", "chardev:console"),
-        *(part for place in enumerate(zip(config.macs, fds.nics, strict=True)) for part in _nic(*place, config.nic_off)),
+        *(
+            part
+            for place in enumerate(zip(config.macs, fds.nics, strict=True))
+            for part in _nic(*place, config.nic_off)
+        ),
         *(part for place in enumerate(zip(config.disks, fds.disks, strict=True)) for part in _disk(*place)),
         *("-blockdev", _mailbox(fds.mailbox)),
         *("-chardev", f"socket,id=qmp,fd={fds.qmp}", "-qmp", "chardev:qmp"),
