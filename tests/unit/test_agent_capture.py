@@ -9,9 +9,11 @@ import pytest
 from test_agent_primary import BRIEF_LEASE_MS, Host, freeze
 from test_recorder import written
 
+from long_segments import LONG, noted
 from pycolo.agent import protocol
 from pycolo.core.packed import Packed, measure
 from pycolo.edge.capture_writer import CaptureWriter
+from pycolo.edge.offload import described
 from pycolo.errors import EnvironmentFault, WrongState
 from tcp_frames import arp, udp
 
@@ -76,6 +78,17 @@ def test_every_way_of_a_frame(host: Host, tmp_path: Path) -> None:
     assert said[5][2].startswith("released: this host has the claim and no partner; epoch 2; held ")
     assert said[6][2] == "released: this host has the claim and no partner"
     assert host.heard() == [[frame for name, frame, _ in said if name == "primary"]]
+
+
+def test_a_long_segment_is_written_without_its_note(host: Host, tmp_path: Path) -> None:
+    start(host, tmp_path / "c")
+    host.places[0].qemu.end.send(b"".join(described(noted(LONG))))
+    host.svm(noted(LONG))
+    host.turn()
+    checkpoint(host, 2)
+    said = lines(host, tmp_path / "c")
+    assert [(name, frame) for name, frame, _ in said] == [("secondary", LONG), ("primary", LONG)]
+    assert host.heard() == [[described(noted(LONG))[1]]]
 
 
 def test_a_divergence_is_at_its_frame_and_still_told(host: Host, tmp_path: Path) -> None:

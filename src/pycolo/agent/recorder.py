@@ -22,6 +22,7 @@ from pycolo.core.messages import message, policy_of
 from pycolo.core.packet import parse_tcp
 from pycolo.edge.capture_source import Direction
 from pycolo.edge.capture_writer import CaptureWriter
+from pycolo.edge.offload import without_note
 from pycolo.errors import EnvironmentFault
 
 FLUSH_MS = 200.0
@@ -115,7 +116,7 @@ class Recorder:
     ) -> bool:
         ts_ns = self._zero_ns + int(came_ms * 1e6)
         try:
-            if self._writer.write(frame, ts_ns, card * len(INTERFACES) + interface, direction, comment):
+            if self._writer.write(without_note(frame), ts_ns, card * len(INTERFACES) + interface, direction, comment):
                 return True
         except EnvironmentFault as problem:
             self.end(str(problem))

@@ -1,7 +1,7 @@
 """Makes both ends of a VM's network card: a tap device for QEMU, and a packet socket on it for the agent.
 
-Guarantees: the device is in a network namespace of its own, without addresses and without IPv6, so that the kernel says
-nothing on it; both vanish with their last descriptors.
+Guarantees: the device is in a network namespace of its own, without addresses, so that the kernel says nothing on it;
+both vanish with their last descriptors.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import socket
 import struct
 from contextlib import ExitStack
 from io import FileIO
-from pathlib import Path
 
 from pycolo.edge.namespaces import in_new_namespace
-from pycolo.edge.tap import IFF_TAP, TUNSETIFF
+from pycolo.edge.tap import IFF_TAP, TUNSETIFF, run_ip
 from pycolo.errors import EnvironmentFault
 
 NAME = "guest"
@@ -23,8 +22,6 @@ MTU = 65_521  # the longest that a tap has; what the guest sends at a time is th
 QUEUE_FRAMES = 4000  # more than are ever in flight (`nic`), as a guest may want long segments cut
 BUFFER_BYTES = 32 << 20  # of the guest's output that the agent has not taken; what is more is lost, as on a full wire
 
-_SIOCSIFMTU, _SIOCSIFTXQLEN, _SIOCSIFFLAGS = 0x8922, 0x8943, 0x8914  # linux/sockios.h
-_IFF_UP, _IFF_NOARP = 0x1, 0x80
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _SOL_PACKET = 263
 _PACKET_AUXDATA, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 8, 15, 23
@@ -43,9 +40,6 @@ def guest_tap() -> tuple[socket.socket, FileIO]:
 
 
 def _make() -> tuple[socket.socket, FileIO]:
-    quiet = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-    if quiet.exists():  # else there is no IPv6
-        quiet.write_text("1")
     with ExitStack() as made:
         theirs = made.enter_context(FileIO(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), "r+"))
         fcntl.ioctl(theirs, TUNSETIFF, struct.pack("16sH22x", NAME.encode(), IFF_TAP))
@@ -54,9 +48,8 @@ def _make() -> tuple[socket.socket, FileIO]:
             ours.setsockopt(_SOL_PACKET, option, 1)
         ours.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
         ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
-        for request, value in ((_SIOCSIFMTU, MTU), (_SIOCSIFTXQLEN, QUEUE_FRAMES)):
-            fcntl.ioctl(ours, request, struct.pack("16si20x", NAME.encode(), value))
-        fcntl.ioctl(ours, _SIOCSIFFLAGS, struct.pack("16sH22x", NAME.encode(), _IFF_UP | _IFF_NOARP))
+        run_ip("link", "set", "dev", NAME, "addrgenmode", "none", "mtu", str(MTU), "txqueuelen", str(QUEUE_FRAMES))
+        run_ip("link", "set", "dev", NAME, "arp", "off", "up")
         ours.bind((NAME, _ETH_P_ALL))
         made.pop_all()
         return ours, theirs

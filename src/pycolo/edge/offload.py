@@ -103,9 +103,15 @@ def settled(header: bytes, frame: bytes) -> bytes:
     return frame[: found.end] if found is not None and len(frame) == found.end + NOTE_BYTES else frame
 
 
+def without_note(frame: bytes) -> bytes:
+    """The frame alone."""
+    place = find_tcp(frame)
+    return frame if place is None or len(frame) != place.end + NOTE_BYTES else frame[: place.end]
+
+
 def described(frame: bytes) -> tuple[bytes, bytes]:
-    """(The header that a frame leaves with, the frame then): its note taken off; when it is to be cut, its checksum to be
-    completed.
+    """The header that a frame leaves with, and the frame then: its note taken off, and where it is to be cut, its
+    checksum left to be completed.
     """
     place = find_tcp(frame)
     if place is None or len(frame) != place.end + NOTE_BYTES:

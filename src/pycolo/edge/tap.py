@@ -34,8 +34,8 @@ class Tap:
         try:
             fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP))
             fcntl.ioctl(self.fd, TUNSETOFFLOAD, OFFLOADED)
-            _ip("link", "set", "dev", name, "addrgenmode", "none", "txqueuelen", str(QUEUE_FRAMES))
-            _ip("link", "set", "dev", name, "master", bridge, "up")
+            run_ip("link", "set", "dev", name, "addrgenmode", "none", "txqueuelen", str(QUEUE_FRAMES))
+            run_ip("link", "set", "dev", name, "master", bridge, "up")
         except OSError as error:
             self.close()
             raise EnvironmentFault(
@@ -63,7 +63,8 @@ class Tap:
         os.close(self.fd)
 
 
-def _ip(*arguments: str) -> None:
+def run_ip(*arguments: str) -> None:
+    """Run `ip` in this thread's namespace. Raises EnvironmentFault."""
     try:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except FileNotFoundError:
