@@ -2,16 +2,19 @@
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from disk_server import SIZE, Server
 
+from headed import Headed
+from pycolo.edge.guest_tap import guest_tap
+from pycolo.edge.nic import End
 from pycolo.edge.qemu import QMP_DEADLINE_S, Qemu
 from pycolo.edge.qemu_command import QemuConfig
 from pycolo.guest.builder import GuestImage, build_guest
@@ -23,11 +26,11 @@ BOOT_S_MAX = 60.0
 
 
 class StartedQemu(NamedTuple):
-    """A QEMU, both ends of its NIC's socket (ours first), and the files it writes."""
+    """A QEMU, both ends of its network card (the agent's first), and the files it writes."""
 
     qemu: Qemu
-    nic: socket.socket
-    qemu_nic: socket.socket
+    nic: Headed
+    qemu_nic: FileIO
     console: Path
     log: Path
 
@@ -68,7 +71,7 @@ def vm_config(guest_image: GuestImage) -> QemuConfig:
 async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[StartQemu]:
     """`start_qemu(name, paused=..., ...)`: a QEMU that is killed when the test ends, however it ends."""
     started: list[StartedQemu] = []
-    sockets: list[socket.socket] = []
+    ends: list[End] = []
 
     async def start(
         name: str,
@@ -78,9 +81,8 @@ async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[Sta
         use_uffd: bool = True,
         qmp_deadline_s: float = QMP_DEADLINE_S,
     ) -> StartedQemu:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        sockets.extend((ours, theirs))
-        ours.setblocking(False)
+        ours, theirs = guest_tap()
+        ends.extend((ours, theirs))
         console, log = tmp_path / f"{name}.console", tmp_path / f"{name}.log"
         qemu = await Qemu.start(
             replace(config, name=name),
@@ -91,13 +93,13 @@ async def start_qemu(vm_config: QemuConfig, tmp_path: Path) -> AsyncIterator[Sta
             use_uffd=use_uffd,
             qmp_deadline_s=qmp_deadline_s,
         )
-        started.append(StartedQemu(qemu, ours, theirs, console, log))
+        started.append(StartedQemu(qemu, Headed(ours), theirs, console, log))
         return started[-1]
 
     yield start
     for one in started:
         await one.qemu.kill()
-    for end in sockets:
+    for end in ends:
         end.close()
 
 
