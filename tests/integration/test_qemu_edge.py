@@ -392,7 +392,7 @@ async def test_killing_gives_everything_back(start_qemu: StartQemu) -> None:
 
     assert "killed by its owner" in await vm.qemu.lost
     assert gone(vm.qemu.pid)
-    assert len(os.listdir("/proc/self/fd")) == len(before) + 2  # the NIC's socket pair is the caller's
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 2  # the card's two ends are the caller's
 
 
 async def test_a_machine_type_that_is_not_there(start_qemu: StartQemu, vm_config: QemuConfig) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+from scapy.layers.l2 import ARP, Ether
 
 from headed import NO_HEADER
 from long_segments import FRAMES, SIZE, TAGS, TCP_AT, noted, tagged
@@ -18,9 +21,9 @@ from pycolo.edge.frames_twin import receive_frames, send_frames
 from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.nic import BACKLOG_FRAMES_MAX, IN_FLIGHT_MAX, Nic
 from pycolo.edge.offload import NEEDS_CHECKSUM, VNET_HEADER, described, settled
-from pycolo.edge.tap import OFFLOADED, TUNSETOFFLOAD
 from tcp_frames import Connection, ones_complement
 
+TUNSETOFFLOAD, OFFLOADED = 0x400454D0, 0x07  # linux/if_tun.h: checksums, TCP over IPv4 and IPv6
 SHORT = [Connection().out(number, 1, payload=b"%06d" % number) for number in range(100)]
 
 
@@ -113,10 +116,51 @@ def test_what_the_guest_leaves_to_us_is_completed_behind_its_tag(card: Card) -> 
 
 
 def test_nothing_is_said_by_the_kernel(card: Card) -> None:
-    os.write(card.qemu, NO_HEADER + b"\xff" * 6 + bytes(6) + b"\x08\x06" + bytes(46))
-    assert len(card.said()) == 1
+    """Not even to a guest that is a router, from which it would take an address."""
+    router = IPv6(src="fe80::1", dst="ff02::1") / ICMPv6ND_RA(routerlifetime=1800)
+    router /= ICMPv6NDOptPrefixInfo(prefix="2001:db8::", prefixlen=64)
+    asks = [router, IPv6(src="fe80::1", dst="ff02::1") / ICMPv6EchoRequest(), ARP(pdst="10.0.0.9")]
+    for ask in asks:
+        os.write(card.qemu, NO_HEADER + bytes(Ether(src="52:54:00:00:00:02", dst="33:33:00:00:00:01") / ask))
+    assert len(card.said(3)) == 3
+    time.sleep(0.5)
     assert card.read() == []
     assert card.nic.receive(64).count == 0
+
+
+def strange(kind: int) -> bytes:
+    """What a guest may say of a frame in spite of what it was offered: its card does not look."""
+    return VNET_HEADER.pack(0, kind, TCP_AT + 20, 1000, 0, 0) + FRAMES["IPv4"]
+
+
+@pytest.mark.parametrize("kind", [3, 0x83])
+def test_a_header_that_the_kernel_cant_put_costs_its_frame_only(card: Card, kind: int) -> None:
+    os.write(card.qemu, strange(kind))
+    assert card.said() == [b""]
+    for content in (NO_HEADER + SHORT[0], strange(kind), strange(kind), NO_HEADER + SHORT[1]):
+        os.write(card.qemu, content)
+    frames = []
+    while (batch := card.nic.receive(64)).count:
+        frames += unpack(batch.packed)
+    assert [frame for frame in frames if frame] == SHORT[:2]
+
+
+def test_its_error_is_not_that_of_what_is_fed_next(card: Card) -> None:
+    os.write(card.qemu, NO_HEADER + SHORT[0])
+    os.write(card.qemu, strange(3))
+    assert unpack(card.nic.receive(64).packed)[0] == SHORT[0]
+    assert card.nic.send(batch_of(SHORT[:3])) == 0
+    assert card.read() == [NO_HEADER + frame for frame in SHORT[:3]]
+
+
+def test_an_error_does_not_keep_the_loop_awake(card: Card) -> None:
+    os.write(card.qemu, NO_HEADER + SHORT[0])
+    os.write(card.qemu, strange(3))
+    card.nic.receive(64)
+    epoll = select.epoll()
+    epoll.register(card.nic.fileno(), 0)
+    card.nic.clear_error()
+    assert epoll.poll(0) == []
 
 
 def test_a_full_queue_waits_and_loses_only_what_is_beyond_the_backlog(card: Card) -> None:
@@ -135,8 +179,8 @@ def test_a_full_queue_waits_and_loses_only_what_is_beyond_the_backlog(card: Card
     assert read == ([NO_HEADER + frame for frame in SHORT] * (rounds + 1))[: IN_FLIGHT_MAX + BACKLOG_FRAMES_MAX]
 
 
-def test_what_no_ethernet_takes_is_passed_over(card: Card) -> None:
-    card.nic.send(batch_of([b"", SHORT[0], b"short", bytes(65_549), SHORT[1]]))
+def test_what_no_ethernet_takes_is_passed_over_and_told(card: Card) -> None:
+    assert card.nic.send(batch_of([b"", SHORT[0], b"short", bytes(65_549), SHORT[1]])) == 3
     assert card.read() == [NO_HEADER + SHORT[0], NO_HEADER + SHORT[1]]
     assert card.nic.taken()
 

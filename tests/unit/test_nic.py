@@ -1,4 +1,4 @@
-"""The network card's socket pair: no frame is lost below the limits, and what QEMU has not read can be taken back."""
+"""The agent's end of a card: no frame is lost below the limits, and what QEMU has not read can be taken back."""
 
 import socket
 from collections.abc import Iterator

@@ -60,6 +60,16 @@ def test_without_a_header_all_stays_as_it_is(frame: bytes) -> None:
         assert described(one) == (NO_HEADER, one)
 
 
+@pytest.mark.parametrize("said", [0, 60, 65_535])
+def test_a_guest_may_leave_the_length_to_the_card(frame: bytes, said: int) -> None:
+    header, leaves = described(noted(frame))
+    place = find_tcp(frame)
+    assert place is not None
+    at = place.network + (4 if place.v6 else 2)
+    wrong = leaves[:at] + said.to_bytes(2) + leaves[at + 2 :]
+    assert settled(header, wrong) == noted(frame)
+
+
 def test_padding_does_not_pass_for_a_note(frame: bytes) -> None:
     assert settled(NO_HEADER, frame + b"\x05\xa8") == frame
     assert settled(NO_HEADER, noted(frame, 0)) == frame
@@ -98,7 +108,7 @@ def test_what_nobody_could_take_is_empty(header: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        LONG[:60],
+        LONG[:50],
         LONG[:14] + b"\x44" + LONG[15:],
         LONG[:20] + b"\x20\x00" + LONG[22:],  # a fragment
         LONG[:23] + b"\x11" + LONG[24:],  # UDP

@@ -45,7 +45,7 @@ CONNECT_MS_MAX = 1000.0
 LEASE_WAIT_MS_MAX = 2 * LEASE_MS_MAX  # it is over before
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
 NICE = -10
-FULL_MS = 1.0
+FULL_MS, FULL_MS_MAX = 1.0, 64.0  # from one look at a full queue to the next
 
 
 def now_ms() -> float:
@@ -66,6 +66,7 @@ class Agent:
         self._handlers: dict[int, Callable[[], None]] = {}
         self._wanted: dict[int, int] = {}  # the events that epoll has been asked for
         self._watched_channel: PacketChannel | None = None
+        self._full_ms = FULL_MS
 
     def run(self) -> None:
         """Serve until the daemon is gone."""
@@ -88,13 +89,16 @@ class Agent:
                 handler()
 
     def _flush(self, side: Side) -> float:
-        """Feed what a full queue had no room for; how long to wait at most, as nobody says when there is some."""
-        full = False
-        for card in side.cards:
-            if card.nic.backlog:
-                card.nic.flush()
-                full |= card.nic.backlog > 0
-        return FULL_MS if full else math.inf
+        """Feed what a full queue had no room for. Returns how long to wait at most, in ms, as nobody says when there is
+        some: longer and longer for a guest that takes nothing.
+        """
+        waiting = [card.nic for card in side.cards if card.nic.backlog]
+        before = sum(nic.backlog for nic in waiting)
+        for nic in waiting:
+            nic.flush()
+        left = sum(nic.backlog for nic in waiting)
+        self._full_ms = FULL_MS if left < before else min(2 * self._full_ms, FULL_MS_MAX)
+        return self._full_ms if left else math.inf
 
     def _set_watches(self, side: Side) -> None:
         """Ask only for what the side wants now: not reading is how back-pressure works."""
@@ -145,6 +149,8 @@ class Agent:
         with self._channel_guard(self._side):
             if self._side.reads_nic(number):
                 self._side.on_nic(number, now_ms())
+            else:
+                self._nics[number].clear_error()
 
     def _on_channel(self) -> None:
         side = self._side

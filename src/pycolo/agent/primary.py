@@ -88,7 +88,7 @@ class PrimaryCard(Card):
 
     def end_wait(self) -> None:
         """A guest that takes no frames loses them, as on a full wire: in both copies alike."""
-        left = 0 if self.nic.taken() else self.nic.take_back()
+        left = 0 if self.nic.taken() else min(self._fed, self.nic.take_back())
         if left or self._fed > KEPT_BY_QEMU_MAX:
             self._unused = self._fed - left <= KEPT_BY_QEMU_MAX
         self._fed = 0

@@ -55,7 +55,7 @@ class Side:
         raise NotImplementedError
 
     def reads_nic(self, number: int) -> bool:
-        """Whether the VM's frames may be taken from that card now; not taking them is back-pressure on the guest."""
+        """Whether the VM's frames may be taken from that card now; those beyond the kernel's buffer are lost."""
         raise NotImplementedError
 
     def on_tap(self, number: int, now_ms: float) -> None:

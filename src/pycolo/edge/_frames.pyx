@@ -142,7 +142,9 @@ def receive_frames(int fd, int frames_max):
                     length = _tagged(&heads[number].msg_hdr, vnets[number], frame, heads[number].msg_len - VNET)
                     length = settled(vnets[number], frame, length)
                 heads[number].msg_len = length
-        if came <= 0:
+        if failed == EINVAL and frames_max:  # of a frame whose header the kernel can't put; it is gone
+            came, heads[0].msg_len = 1, 0
+        elif came <= 0:
             if failed and not is_end(failed):
                 fail(failed)
             return b"", 0
@@ -179,6 +181,7 @@ def send_frames(int fd, const uint8_t[::1] packed, size_t at):
     cdef size_t size = packed.shape[0], end
     cdef int64_t count = 0, length
     cdef int ready, went, failed = 0
+    cdef bint again = False
     with nogil:
         memset(heads, 0, sizeof(heads))
         while at < size:
@@ -198,13 +201,13 @@ def send_frames(int fd, const uint8_t[::1] packed, size_t at):
             went = sendmmsg(fd, heads, ready, MSG_DONTWAIT)
             if went < 0:
                 failed = errno
-                if failed in (EINVAL, EMSGSIZE, ENOBUFS):  # the first of them
-                    at = ends[0]
+                if failed in (EINVAL, EMSGSIZE, ENOBUFS):  # of the first of them, or of a frame that came before
+                    at, again = ends[0] if again else at, not again
                 elif failed != EINTR:
                     break
                 failed = 0
                 continue
-            at = ends[went - 1]
+            at, again = ends[went - 1], False
             count += went
     if failed and not is_end(failed):
         fail(failed)

@@ -61,16 +61,20 @@ cdef uint32_t folded(uint64_t total) noexcept nogil:
     return <uint32_t>total
 
 
-cdef bint find_tcp(const uint8_t* frame, uint32_t length, Place* place) noexcept nogil:
-    """As `offload.find_tcp`."""
+cdef uint32_t network_of(const uint8_t* frame, uint32_t length, uint32_t* network) noexcept nogil:
+    """As `offload._network`."""
     cdef uint32_t at = 12
-    cdef uint32_t kind
-    cdef uint8_t after
     while at < 20 and at + 2 <= length and be16(frame + at) in (0x8100, 0x88A8):
         at += TAG
-    if at + 2 > length:
-        return False
-    kind, at = be16(frame + at), at + 2
+    network[0] = at + 2 if at + 2 <= length else length
+    return be16(frame + at) if at + 2 <= length else 0
+
+
+cdef bint find_tcp(const uint8_t* frame, uint32_t length, Place* place) noexcept nogil:
+    """As `offload.find_tcp`."""
+    cdef uint32_t at
+    cdef uint32_t kind = network_of(frame, length, &at)
+    cdef uint8_t after
     place.network = at
     if kind == 0x0800:
         if at + 20 > length or frame[at] >> 4 != 4 or frame[at + 9] != 6 or be16(frame + at + 6) & 0x3FFF:
@@ -93,6 +97,21 @@ cdef bint find_tcp(const uint8_t* frame, uint32_t length, Place* place) noexcept
     return place.at + 20 <= place.end and place.end <= length and place.at + 20 <= HEAD_MAX
 
 
+cdef void fit(uint8_t* frame, uint32_t length) noexcept nogil:
+    """As `offload._fitted`, in place."""
+    cdef uint32_t at, head
+    cdef uint32_t kind = network_of(frame, length, &at)
+    length -= at
+    if kind == 0x0800 and 20 <= length <= 65535 and frame[at] >> 4 == 4 and be16(frame + at + 2) != length:
+        head = 4 * (frame[at] & 15)
+        if 20 <= head <= length:
+            put16(frame + at + 2, length)
+            put16(frame + at + 10, 0)
+            put_native16(frame + at + 10, folded(sum_of(frame + at, head)) ^ 0xFFFF)
+    elif kind == 0x86DD and 40 <= length <= 65575 and frame[at] >> 4 == 6:
+        put16(frame + at + 4, length - 40)
+
+
 cdef uint32_t settled(const uint8_t* vnet, uint8_t* frame, uint32_t length) noexcept nogil:
     """As `offload.settled`, in place, with room for NOTE more bytes; returns the new length."""
     cdef uint32_t start, offset, total
@@ -104,6 +123,8 @@ cdef uint32_t settled(const uint8_t* vnet, uint8_t* frame, uint32_t length) noex
             return 0
         total = folded(sum_of(frame + start, length - start)) ^ 0xFFFF
         put_native16(frame + start + offset, total if total else 0xFFFF)
+    if vnet[1]:
+        fit(frame, length)
     found = find_tcp(frame, length, &place)
     if vnet[1]:
         if not found or vnet[1] & ~SEGMENTS_ECN != (SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4):

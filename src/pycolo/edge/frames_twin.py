@@ -31,7 +31,8 @@ __all__ = ["CALL_FRAMES_MAX", "read_frames", "receive_frames", "send_frames", "w
 def receive_frames(fd: int, frames_max: int) -> tuple[bytes, int]:
     """(The frames that wait in a packet socket, packed, how many): at most `frames_max`; none of a peer that is gone.
 
-    Raises OSError.
+    A frame whose header the kernel can't put (segments of what a note can't say, asked for by a guest that was not
+    offered them) is lost, and an empty one comes instead: none at all would mean that nothing waits. Raises OSError.
     """
     frames: list[bytes] = []
     with socket.socket(fileno=os.dup(fd)) as end:
@@ -43,8 +44,10 @@ def receive_frames(fd: int, frames_max: int) -> tuple[bytes, int]:
                 frames.append(_inside(*_with_tag(content, control)))
         except (BlockingIOError, ConnectionError):
             pass
-        except OSError:
-            if not frames:
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                frames.append(b"")
+            elif not frames:
                 raise
     return pack(frames), len(frames)
 
@@ -75,7 +78,7 @@ def send_frames(fd: int, packed: Packed, at: int) -> tuple[int, int]:
     The place is before the end where the other side takes no more, or is gone; what is no whole frame, or none that an
     Ethernet or a full device takes, is passed over. Raises OSError.
     """
-    count = 0
+    count, again = 0, False
     while at < len(packed):
         behind, whole = measure(packed, at, 1)
         if not whole:
@@ -88,7 +91,10 @@ def send_frames(fd: int, packed: Packed, at: int) -> tuple[int, int]:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EMSGSIZE, errno.ENOBUFS):
                 raise
-        at = behind
+            again = not again
+            if again:  # the error may be that of a frame that came before
+                continue
+        at, again = behind, False
     return at, count
 
 

@@ -1,7 +1,7 @@
 """Makes both ends of a VM's network card: a tap device for QEMU, and a packet socket on it for the agent.
 
-Guarantees: the device is in a network namespace of its own, without addresses, so that the kernel says nothing on it;
-both vanish with their last descriptors.
+Guarantees: the device is in a network namespace of its own, without addresses and without IPv6, so that the kernel says
+nothing on it; both vanish with their last descriptors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import struct
 from contextlib import ExitStack
 from io import FileIO
+from pathlib import Path
 
 from pycolo.edge.namespaces import in_new_namespace
 from pycolo.edge.tap import IFF_TAP, TUNSETIFF, run_ip
@@ -19,8 +20,9 @@ from pycolo.errors import EnvironmentFault
 
 NAME = "guest"
 MTU = 65_521  # the longest that a tap has; what the guest sends at a time is the guest's affair
-QUEUE_FRAMES = 4000  # more than are ever in flight (`nic`), as a guest may want long segments cut
-BUFFER_BYTES = 32 << 20  # of the guest's output that the agent has not taken; what is more is lost, as on a full wire
+QUEUE_FRAMES = 2000  # more than are ever in flight (`nic`)
+BUFFER_BYTES = 4 << 20  # of output that the agent has not taken, which the kernel doubles; more is lost, as on a wire
+QUIET = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
 _SOL_PACKET = 263
@@ -35,11 +37,14 @@ def guest_tap() -> tuple[socket.socket, FileIO]:
     except OSError as error:
         raise EnvironmentFault(
             f"the VM's network card can't be made ({error.strerror}): run as root on a kernel with tun and packet "
-            "sockets (modprobe tun af_packet)"
+            "sockets (modprobe tun af_packet), with /proc/sys writable"
         ) from None
 
 
 def _make() -> tuple[socket.socket, FileIO]:
+    if QUIET.exists():  # else this kernel has no IPv6
+        # Without this the kernel would take an address from a router in the guest, and answer there.
+        QUIET.write_text("1")
     with ExitStack() as made:
         theirs = made.enter_context(FileIO(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), "r+"))
         fcntl.ioctl(theirs, TUNSETIFF, struct.pack("16sH22x", NAME.encode(), IFF_TAP))

@@ -8,6 +8,7 @@ carry.
 from __future__ import annotations
 
 import select
+import socket
 from collections import deque
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class End(Protocol):
 class Nic:
     """Frames into and out of one VM copy; never blocks."""
 
-    def __init__(self, ours: End, theirs: End) -> None:
+    def __init__(self, ours: socket.socket, theirs: End) -> None:
         """See `guest_tap`; `theirs` is a duplicate of QEMU's end, which tells what QEMU has not read, and takes that
         back.
         """
@@ -41,6 +42,7 @@ class Nic:
         self._waiting: deque[tuple[Packed, int, int]] = deque()  # from which place on they wait, and how many they are
         self.backlog = 0  # frames that QEMU has not taken and the kernel does not hold
         self._in_flight = 0
+        self._refused = 0  # by the kernel, since that was told last
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -49,6 +51,10 @@ class Nic:
     def receive(self, frames_max: int) -> Batch:
         """Some frames that the VM sent, at most `frames_max`."""
         return Batch(*receive_frames(self._ours.fileno(), frames_max))
+
+    def clear_error(self) -> None:
+        """Read the error of a frame that could not be received: epoll tells of it until then, whatever it is asked."""
+        self._ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def receive_all(self) -> Batch:
         """Everything that the VM has sent so far; the VM is stopped, so there is an end."""
@@ -63,9 +69,10 @@ class Nic:
             self._waiting.append((batch.packed, 0, batch.count))
             self.backlog += batch.count
         self.flush()
-        dropped = max(0, self.backlog - BACKLOG_FRAMES_MAX)
-        self._drop_newest(dropped)
-        return dropped
+        dropped, self._refused = self._refused, 0
+        excess = max(0, self.backlog - BACKLOG_FRAMES_MAX)
+        self._drop_newest(excess)
+        return dropped + excess
 
     def flush(self) -> None:
         """Feed what waits, as far as QEMU takes it: the kernel would not say that its queue is full."""
@@ -75,6 +82,7 @@ class Nic:
             reached, sent = send_frames(self._ours.fileno(), memoryview(packed)[:end], at)
             self._in_flight += sent
             left = count - chosen + (measure(packed[:end], reached, chosen)[1] if reached < end else 0)
+            self._refused += count - left - sent
             self.backlog -= count - left
             if left:
                 self._waiting.appendleft((packed, reached, left))

@@ -54,14 +54,17 @@ def _folded(data: bytes | bytearray) -> int:
     return total % 0xFFFF or (0xFFFF if total else 0)
 
 
-def find_tcp(frame: bytes | bytearray) -> Place | None:
-    """Where TCP is in a frame with up to two VLAN tags; None for all else and for a fragment."""
+def _network(frame: bytes | bytearray) -> tuple[int, int]:
+    """(What is behind Ethernet and up to two VLAN tags, where); nothing at the end of a frame too short for that."""
     at = 12
     while at < 20 and at + 2 <= len(frame) and _be16(frame, at) in (0x8100, 0x88A8):
         at += TAG_BYTES
-    if at + 2 > len(frame):
-        return None
-    kind, network = _be16(frame, at), at + 2
+    return (_be16(frame, at), at + 2) if at + 2 <= len(frame) else (0, len(frame))
+
+
+def find_tcp(frame: bytes | bytearray) -> Place | None:
+    """Where TCP is in a frame with up to two VLAN tags; None for all else and for a fragment."""
+    kind, network = _network(frame)
     place = _in_ipv4(frame, network) if kind == 0x0800 else _in_ipv6(frame, network) if kind == 0x86DD else None
     if place is None or not place.at + 20 <= min(place.end, HEAD_BYTES_MAX) or place.end > len(frame):
         return None
@@ -85,6 +88,23 @@ def _in_ipv6(frame: bytes | bytearray, at: int) -> Place | None:
     return Place(at, behind, at + 40 + _be16(frame, at + 4), v6=True) if after == 6 else None
 
 
+def _fitted(frame: bytes) -> bytes:
+    """With the length of the frame in IP's header: who cuts a long segment goes by the frame, so that some guests leave
+    it to their card to say.
+    """
+    kind, at = _network(frame)
+    length = len(frame) - at
+    if kind == 0x0800 and 20 <= length <= 65_535 and frame[at] >> 4 == 4 and _be16(frame, at + 2) != length:
+        head_bytes = 4 * (frame[at] & 15)
+        if 20 <= head_bytes <= length:
+            head = frame[at : at + 2] + length.to_bytes(2) + frame[at + 4 : at + 10] + bytes(2)
+            head += frame[at + 12 : at + head_bytes]
+            return frame[:at] + head[:10] + (_folded(head) ^ 0xFFFF).to_bytes(2) + head[12:] + frame[at + head_bytes :]
+    if kind == 0x86DD and 40 <= length <= 65_575 and frame[at] >> 4 == 6:
+        return frame[: at + 4] + (length - 40).to_bytes(2) + frame[at + 6 :]
+    return frame
+
+
 def settled(header: bytes, frame: bytes) -> bytes:
     """A frame as it is inside, from one that came with this header; empty when nobody could take it."""
     flags, kind, _, size, start, offset = VNET_HEADER.unpack(header)
@@ -94,6 +114,8 @@ def settled(header: bytes, frame: bytes) -> bytes:
         total = _folded(frame[start:]) ^ 0xFFFF
         place = start + offset
         frame = frame[:place] + (total or 0xFFFF).to_bytes(2) + frame[place + 2 :]
+    if kind:
+        frame = _fitted(frame)
     found = find_tcp(frame)
     if kind:
         if found is None or kind & ~SEGMENTS_ECN != (SEGMENTS_TCP6 if found.v6 else SEGMENTS_TCP4):

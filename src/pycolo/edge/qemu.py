@@ -77,7 +77,7 @@ class Qemu:
     ) -> Self:
         """A QEMU that answers, with its RAM tracked from before the guest's first instruction.
 
-        `nics` are QEMU's ends of a datagram socketpair for each network card, `disks` those of a stream socketpair
+        `nics` are QEMU's ends of the network cards (`guest_tap`), `disks` those of a stream socketpair
         to an NBD server for each disk; all stay the caller's to close. `console` gets the guest's serial output,
         `log` QEMU's own messages.
         EnvironmentFault: a tool is missing or QEMU refused to start; VmLost: it died or hangs.

@@ -2,7 +2,7 @@
 
 Guaranteed: two QEMUs given equal configurations have equal guest-visible hardware, and nothing in the list
 refers to a file of ours that could stay behind: RAM, device state and mailbox are inherited memfds, network
-and QMP are inherited sockets.
+cards inherited taps, and QMP is an inherited socket.
 """
 
 import re

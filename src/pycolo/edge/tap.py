@@ -1,4 +1,8 @@
-"""Uplink: a tap device of ours on the user's bridge; it vanishes with the process that holds it. Frames in batches."""
+"""Uplink: a tap device of ours on the user's bridge; it vanishes with the process that holds it. Frames in batches.
+
+The guest's long segments leave whole (`offload`). What clients send comes as it was on a wire: the kernel cuts what it
+has merged, which two hosts' kernels would not do alike, and one overhears what the other is sent.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,7 @@ from pycolo.edge.frames_io import read_frames, write_frames
 from pycolo.errors import EnvironmentFault
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
-TUNSETOFFLOAD = 0x400454D0
 IFF_TAP = 0x0002 | 0x1000 | 0x4000  # no packet information, but the header of `offload`
-OFFLOADED = 0x01 | 0x02 | 0x04  # we take frames whose checksum is not complete, and long segments of TCP
 QUEUE_FRAMES = 4000  # what may wait in the kernel while the feed is paused for a checkpoint
 
 
@@ -33,7 +35,6 @@ class Tap:
             ) from None
         try:
             fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP))
-            fcntl.ioctl(self.fd, TUNSETOFFLOAD, OFFLOADED)
             run_ip("link", "set", "dev", name, "addrgenmode", "none", "txqueuelen", str(QUEUE_FRAMES))
             run_ip("link", "set", "dev", name, "master", bridge, "up")
         except OSError as error:
