@@ -22,9 +22,7 @@ from .network import Arbiter, Wires
 from .scheduler import Host, HostDied, Scheduler
 
 T = TypeVar("T")
-FREEZE_US = 45_000
-SLOW_US = 40_000
-SHORT_US = 2_000
+FREEZE_US, SLOW_US, SHORT_US = 45_000, 40_000, 2_000
 CUT_US = (5_000, 150_000)
 OUTAGE_US = (20_000, 250_000)
 LATE_US = 30_000
@@ -243,6 +241,9 @@ class PvmPort:
     async def read_pages(self, indices: Indices) -> Contents:
         """See PrimaryVm."""
         return await self._call("read_pages", lambda: self._guest.ram[indices])
+
+    def begin_save(self) -> None:
+        """See PrimaryVm; what stands still is the same a little later."""
 
     async def save_device_state(self) -> bytes:
         """See PrimaryVm."""

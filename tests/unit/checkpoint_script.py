@@ -96,6 +96,10 @@ class Pvm:
                 self.write(page, 3)
         return contents
 
+    def begin_save(self) -> None:
+        assert not self.running
+        self.script.run("begin_save")
+
     async def save_device_state(self) -> bytes:
         assert not self.running
         self.script.run("save_device_state")

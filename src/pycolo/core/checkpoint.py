@@ -41,10 +41,18 @@ class PrimaryVm(Protocol):
     """The PVM. Every method may raise VmLost."""
 
     async def pause(self) -> None: ...
-    async def resume(self) -> None: ...
+
+    async def resume(self) -> None:
+        """Let it run, once nothing is being saved any more."""
+
     async def take_dirty_pages(self) -> Indices: ...
     async def read_pages(self, indices: Indices) -> Contents: ...
-    async def save_device_state(self) -> bytes: ...
+
+    def begin_save(self) -> None:
+        """The paused VM's device state is being saved from here on, while other things are done."""
+
+    async def save_device_state(self) -> bytes:
+        """What `begin_save` has begun to save."""
 
 
 class PrimaryOutput(Protocol):
@@ -213,6 +221,7 @@ async def _cut(
         try:
             await disks.expect_pause()
             await vm.pause()
+            vm.begin_save()
             await output.seal(epoch)
             await disks.seal(epoch)
             ledger.sealed(epoch)

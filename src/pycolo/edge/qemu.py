@@ -99,12 +99,7 @@ class Qemu:
         return qemu
 
     async def stop(self) -> None:
-        """Pause the VM and drain its devices. What QEMU had not yet sent of the guest's frames is lost.
-
-        If the NIC's socket was full, QEMU still completes frames in guest RAM when the socket is drained, the
-        VM stopped (measured); so it must be read all the time, or be drained before `dirty.take`, not between
-        that and `save_device_state`.
-        """
+        """Pause the VM and drain its devices; all that the guest has sent has left QEMU then."""
         await self._qmp.execute("stop")
 
     async def cont(self) -> None:
@@ -132,8 +127,8 @@ class Qemu:
 
         First a failing `snapshot-load`, whose state `restore-vm` drops translated code (a plain `stop` keeps
         it from QEMU 10.2 on, TCG); where QEMU keeps code and all of it is right, a `stop`. Then a reset: a frame
-        stuck in a full NIC socket is completed in the guest's ring by the next reset, and if that were the load's
-        own, it would write into RAM already replaced, and the load would be rejected. Ends in `prelaunch`.
+        that QEMU holds for the guest is gone with the next one, and if that were the load's own, it could write into
+        RAM already replaced. Ends in `prelaunch`.
         """
         self._code_kept = self._code is not None and not self._code_in_doubt
         if self._code_kept:

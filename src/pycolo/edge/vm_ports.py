@@ -47,6 +47,7 @@ class PrimaryVmPort:
         self._paused_at_ms = self._resumed_at_ms = _ms()
         self._paused = False
         self.pause_ms = 0.0
+        self._saving: asyncio.Task[bytes] | None = None
 
     async def pause(self) -> None:
         self._paused_at_ms = _ms()
@@ -54,6 +55,7 @@ class PrimaryVmPort:
         self._paused = True
 
     async def resume(self) -> None:
+        await self._end_save()
         await self._qemu.cont()
         self._paused = False
         self._resumed_at_ms = _ms()
@@ -81,8 +83,21 @@ class PrimaryVmPort:
             self._shadow[indices] = contents
         return contents
 
+    def begin_save(self) -> None:
+        # QEMU saves by itself, while we look for dirty pages and copy them: the longest part of the pause and the next.
+        self._saving = asyncio.create_task(self._qemu.save_device_state())
+
     async def save_device_state(self) -> bytes:
-        return await self._qemu.save_device_state()
+        assert self._saving is not None
+        return await self._saving
+
+    async def _end_save(self) -> None:
+        """Whatever came of it: who wants to know has asked."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            await asyncio.wait([saving])
+            if not saving.cancelled():
+                saving.exception()
 
     def _check(self, shadow: Contents) -> None:
         if not self._paused:
