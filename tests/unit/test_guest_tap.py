@@ -8,6 +8,7 @@ import select
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
@@ -16,11 +17,14 @@ from scapy.layers.l2 import ARP, Ether
 from headed import NO_HEADER
 from long_segments import FRAMES, SIZE, TAGS, TCP_AT, noted, tagged
 from pycolo.core.packed import batch_of, unpack
+from pycolo.edge import guest_tap as guest_tap_module
 from pycolo.edge import nic as nic_module
 from pycolo.edge.frames_twin import receive_frames, send_frames
 from pycolo.edge.guest_tap import guest_tap
+from pycolo.edge.namespaces import has_ipv6
 from pycolo.edge.nic import BACKLOG_FRAMES_MAX, IN_FLIGHT_MAX, Nic
 from pycolo.edge.offload import NEEDS_CHECKSUM, VNET_HEADER, described, settled
+from pycolo.errors import EnvironmentFault
 from tcp_frames import Connection, ones_complement
 
 TUNSETOFFLOAD, OFFLOADED = 0x400454D0, 0x07  # linux/if_tun.h: checksums, TCP over IPv4 and IPv6
@@ -189,3 +193,22 @@ def test_what_qemu_has_not_read_is_taken_back(card: Card) -> None:
     card.nic.send(batch_of(SHORT * 30))
     assert card.nic.take_back() == 3000
     assert card.read() == []
+
+
+def test_a_kernel_without_ipv6_has_nothing_to_switch_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(guest_tap_module, "QUIET", tmp_path / "not" / "there")
+    monkeypatch.setattr(guest_tap_module, "has_ipv6", lambda: False)
+    card = Card()
+    os.write(card.qemu, NO_HEADER + SHORT[0])
+    assert card.said() == [SHORT[0]]
+    card.close()
+
+
+def test_settings_that_are_hidden_are_no_kernel_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(guest_tap_module, "QUIET", tmp_path / "not" / "there")
+    with pytest.raises(EnvironmentFault, match="with /proc/sys writable"):
+        guest_tap()
+
+
+def test_this_kernel_has_ipv6() -> None:
+    assert has_ipv6()

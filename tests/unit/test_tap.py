@@ -71,3 +71,14 @@ def test_what_no_ethernet_takes_is_refused_and_the_rest_goes(uplink: Uplink) -> 
     packed = pack([b"", b"short", FRAMES[0], HEAD[:13], FRAMES[1]])
     assert uplink.tap.send(packed) == (len(packed), 3)
     assert uplink.heard(2) == FRAMES[:2]
+
+
+def test_a_kernel_without_ipv6_is_not_asked_for_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tap_module, "has_ipv6", lambda: False)
+    monkeypatch.setattr(tap_module, "run_ip", lambda *words: asked.append(words))
+    Tap("t1", "br0").close()
+    assert asked == [
+        ("link", "set", "dev", "t1", "txqueuelen", "4000"),
+        ("link", "set", "dev", "t1", "master", "br0", "up"),
+    ]

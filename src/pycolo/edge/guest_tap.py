@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
-from pycolo.edge.namespaces import in_new_namespace
+from pycolo.edge.namespaces import has_ipv6, in_new_namespace
 from pycolo.edge.tap import IFF_TAP, TUNSETIFF, run_ip
 from pycolo.errors import EnvironmentFault
 
@@ -36,13 +36,13 @@ def guest_tap() -> tuple[socket.socket, FileIO]:
         return in_new_namespace(_make)
     except OSError as error:
         raise EnvironmentFault(
-            f"the VM's network card can't be made ({error.strerror}): run as root on a kernel with tun and packet "
-            "sockets (modprobe tun af_packet), with /proc/sys writable"
+            f"the VM's network card can't be made ({error.strerror}): run as root with CAP_NET_ADMIN and CAP_NET_RAW on "
+            "a kernel with tun and packet sockets (modprobe tun af_packet), with /proc/sys writable"
         ) from None
 
 
 def _make() -> tuple[socket.socket, FileIO]:
-    if QUIET.exists():  # else this kernel has no IPv6
+    if has_ipv6():
         # Without this the kernel would take an address from a router in the guest, and answer there.
         QUIET.write_text("1")
     with ExitStack() as made:
@@ -53,8 +53,8 @@ def _make() -> tuple[socket.socket, FileIO]:
             ours.setsockopt(_SOL_PACKET, option, 1)
         ours.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER_BYTES)
         ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, BUFFER_BYTES)
-        run_ip("link", "set", "dev", NAME, "addrgenmode", "none", "mtu", str(MTU), "txqueuelen", str(QUEUE_FRAMES))
-        run_ip("link", "set", "dev", NAME, "arp", "off", "up")
+        settings = ("mtu", str(MTU), "txqueuelen", str(QUEUE_FRAMES), "arp", "off", "up")
+        run_ip("link", "set", "dev", NAME, *settings, remedy="see dmesg")
         ours.bind((NAME, _ETH_P_ALL))
         made.pop_all()
         return ours, theirs

@@ -6,7 +6,9 @@ Guarantees: nothing to clean up, not even after SIGKILL; with the last holder th
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,8 @@ class Namespace:
         self.name = name
         self.fd = in_new_namespace(_this_namespace)
         os.set_inheritable(self.fd, False)
-        self.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+        if has_ipv6():
+            self.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
         self.ip("link", "set", "lo", "up")
 
     def prefix(self) -> list[str]:
@@ -53,9 +56,10 @@ class Namespace:
         except subprocess.TimeoutExpired:
             raise EnvironmentFault(f"`{' '.join(command)}` hangs in namespace {self.name}: see dmesg") from None
         if done.returncode:
+            said = "; ".join(done.stderr.strip().splitlines())
             raise EnvironmentFault(
-                f"`{' '.join(command)}` failed in namespace {self.name} ({done.stderr.strip()}): "
-                "run as root on a kernel with network namespaces, veth and bridge"
+                f"`{' '.join(command)}` failed in namespace {self.name} ({said}): "
+                "run as root on a kernel with network namespaces, veth and bridge, and with /proc/sys writable"
             )
 
     def close(self) -> None:
@@ -63,6 +67,15 @@ class Namespace:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel does IPv6; with `ipv6.disable=1` on its command line it has no settings of it either."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError as problem:
+        return problem.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def in_new_namespace(make: Callable[[], Made]) -> Made:
@@ -76,7 +89,10 @@ def in_new_namespace(make: Callable[[], Made]) -> Made:
 def _unshared(make: Callable[[], Made]) -> Made:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET) != 0:
-        raise EnvironmentFault(f"a network namespace can't be made ({os.strerror(ctypes.get_errno())}): run as root")
+        raise EnvironmentFault(
+            f"a network namespace can't be made ({os.strerror(ctypes.get_errno())}): run as root with CAP_SYS_ADMIN, "
+            "and see that user.max_net_namespaces is not 0"
+        )
     return make()
 
 

@@ -14,6 +14,7 @@ import subprocess
 
 from pycolo.core.packed import Batch, Packed
 from pycolo.edge.frames_io import read_frames, write_frames
+from pycolo.edge.namespaces import has_ipv6
 from pycolo.errors import EnvironmentFault
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
@@ -35,7 +36,8 @@ class Tap:
             ) from None
         try:
             fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP))
-            run_ip("link", "set", "dev", name, "addrgenmode", "none", "txqueuelen", str(QUEUE_FRAMES))
+            quiet = ("addrgenmode", "none") if has_ipv6() else ()
+            run_ip("link", "set", "dev", name, *quiet, "txqueuelen", str(QUEUE_FRAMES))
             run_ip("link", "set", "dev", name, "master", bridge, "up")
         except OSError as error:
             self.close()
@@ -64,7 +66,7 @@ class Tap:
         os.close(self.fd)
 
 
-def run_ip(*arguments: str) -> None:
+def run_ip(*arguments: str, remedy: str = "check `bridge` and `networks` in host.toml") -> None:
     """Run `ip` in this thread's namespace. Raises EnvironmentFault."""
     try:
         done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10, check=False)
@@ -73,6 +75,4 @@ def run_ip(*arguments: str) -> None:
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"`ip {' '.join(arguments)}` hangs: see dmesg") from None
     if done.returncode:
-        raise EnvironmentFault(
-            f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}: check `bridge` and `networks` in host.toml"
-        )
+        raise EnvironmentFault(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}: {remedy}")
