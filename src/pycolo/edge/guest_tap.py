@@ -36,8 +36,8 @@ def guest_tap() -> tuple[socket.socket, FileIO]:
         return in_new_namespace(_make)
     except OSError as error:
         raise EnvironmentFault(
-            f"the VM's network card can't be made ({error.strerror}): run as root with CAP_NET_ADMIN and CAP_NET_RAW on "
-            "a kernel with tun and packet sockets (modprobe tun af_packet), with /proc/sys writable"
+            f"the VM's network card can't be made ({error.strerror}): run as root with CAP_NET_ADMIN and CAP_NET_RAW "
+            "on a kernel with tun and packet sockets (modprobe tun af_packet), with /proc/sys writable"
         ) from None
 
 
