@@ -159,13 +159,21 @@ class Hosts:
             while not condition(await self.status(host, vm)):  # noqa: ASYNC110 - another process is asked
                 await asyncio.sleep(0.2)
 
-    async def boots(self, host: str, vm: str = "web") -> None:
-        """Wait for the end of its guest's boot. Raises TimeoutError with what the VM and its guest did instead."""
-        folder = self.state_dir(host) / "vms" / vm
+    async def boots(self, *hosts: str, vm: str = "web") -> None:
+        """Wait for the end of its guest's boot on one of these. Raises TimeoutError with what the VM and its guest did
+        instead.
+        """
+        folders = [self.state_dir(host) / "vms" / vm for host in hosts]
+        logs = [folder / name for folder in folders for name in ("console.log", "manager.log")]
+        consoles = [log for log in logs if log.name == "console.log"]
         try:
-            await until(lambda: console_says(folder / "console.log", READY_LINE), BOOT_S_MAX, "the guest's boot")
+            await until(
+                lambda: any(console.exists() and console_says(console, READY_LINE) for console in consoles),
+                BOOT_S_MAX,
+                "the guest's boot",
+            )
         except TimeoutError as error:
-            told = [(folder / name).read_text(errors="replace")[-3000:] for name in ("console.log", "manager.log")]
+            told = [log.read_text(errors="replace")[-3000:] for log in logs if log.exists()]
             events = [(await self.colo(name, "events", vm))[1][-3000:] for name in self.names]
             raise TimeoutError("\n".join([str(error), *told, *events])) from error
 
