@@ -27,7 +27,7 @@ from pycolo.demo.lab import HOSTS, Lab, build_lab, host_address, make_pki
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
-from pycolo.edge.offload import VNET_HEADER
+from pycolo.edge.offload import NO_HEADER
 from pycolo.edge.peer_greeting import new_token
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import TlsFiles
@@ -55,7 +55,7 @@ class World:
     client: int
     guests: list[int]
     pids: dict[str, int]
-    header: bytes = bytes(VNET_HEADER.size)
+    header: bytes = NO_HEADER
 
 
 Open = Callable[[Path], AbstractAsyncContextManager[World]]

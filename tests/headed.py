@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from pycolo.edge.offload import VNET_HEADER
+from pycolo.edge.offload import NO_HEADER
 
-NO_HEADER = bytes(VNET_HEADER.size)
 FRAME_BYTES_MAX = 70_000
 BUFFER_BYTES = 4 << 20
 

@@ -164,15 +164,11 @@ class Hosts:
         instead.
         """
         folders = [self.state_dir(host) / "vms" / vm for host in hosts]
-        logs = [folder / name for folder in folders for name in ("console.log", "manager.log")]
-        consoles = [log for log in logs if log.name == "console.log"]
+        consoles = [folder / "console.log" for folder in folders]
         try:
-            await until(
-                lambda: any(console.exists() and console_says(console, READY_LINE) for console in consoles),
-                BOOT_S_MAX,
-                "the guest's boot",
-            )
+            await until(lambda: any(console_says(one, READY_LINE) for one in consoles), BOOT_S_MAX, "the guest's boot")
         except TimeoutError as error:
+            logs = [*consoles, *(folder / "manager.log" for folder in folders)]
             told = [log.read_text(errors="replace")[-3000:] for log in logs if log.exists()]
             events = [(await self.colo(name, "events", vm))[1][-3000:] for name in self.names]
             raise TimeoutError("\n".join([str(error), *told, *events])) from error

@@ -22,6 +22,16 @@ def ipv6(frame: bytes, extensions: bytes = b"") -> bytes:
     return frame[:12] + b"\x86\xdd\x60\0\0\0" + len(body).to_bytes(2) + bytes([first, 64]) + addresses + body
 
 
+def pseudo_header(frame: bytes) -> bytes:
+    """What the checksum of a segment over plain IPv4 covers besides (RFC 9293, 3.1)."""
+    return frame[26:34] + (6).to_bytes(2) + (len(frame) - TCP_AT).to_bytes(2)
+
+
+def partial(frame: bytes) -> bytes:
+    """The same segment over plain IPv4 with the sum of that in its checksum's place, to be completed."""
+    return frame[:50] + (ones_complement(pseudo_header(frame)) ^ 0xFFFF).to_bytes(2) + frame[52:]
+
+
 def tagged(frame: bytes, *tags: bytes) -> bytes:
     return frame[:12] + b"".join(tags) + frame[12:]
 

@@ -16,7 +16,6 @@ from unittest import mock
 from agent_parts import Place, comparing, everything
 
 from disk_tools import Answer, HandWorkers, make_source
-from headed import NO_HEADER
 from pycolo.agent.primary import PrimarySide
 from pycolo.agent.secondary import SecondarySide
 from pycolo.agent.side import Card, Side
@@ -36,7 +35,7 @@ from pycolo.edge.doorway import Doorway
 from pycolo.edge.journal_file import JournalFile
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
-from pycolo.edge.offload import settled
+from pycolo.edge.offload import NO_HEADER, settled
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.errors import PeerLost
 from tcp_frames import GUEST_MAC

@@ -18,10 +18,12 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from headed import NO_HEADER, Headed
+from headed import Headed
+from pair import until
 from pycolo.core.device_state import advance_clock, read_clock
 from pycolo.edge.dirty_pages import missed_pages
 from pycolo.edge.guest_ram import PAGE_BYTES, Pages
+from pycolo.edge.offload import NO_HEADER
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_code import HOLE
 from pycolo.edge.qemu_command import (
@@ -146,10 +148,8 @@ LETTER_AT = SAYS.index(b"\x41")
 async def letters(vm: StartedQemu) -> str:
     """What the guest says from now on, but for what may be left in its serial port."""
     before = len(vm.console.read_bytes()) + 3
-    async with asyncio.timeout(20):
-        while len(said := vm.console.read_bytes()[before:].decode()) < 20:  # noqa: ASYNC110 - a file is looked at
-            await asyncio.sleep(0.05)
-    return said
+    await until(lambda: len(vm.console.read_bytes()[before:]) >= 20, 20.0, "what the guest says")
+    return vm.console.read_bytes()[before:].decode()
 
 
 async def saying_letters(start_qemu: StartQemu, vm_config: QemuConfig, tmp_path: Path) -> StartedQemu:

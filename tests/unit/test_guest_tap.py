@@ -14,8 +14,7 @@ import pytest
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import ARP, Ether
 
-from headed import NO_HEADER
-from long_segments import FRAMES, SIZE, TAGS, TCP_AT, noted, tagged
+from long_segments import FRAMES, SIZE, TAGS, TCP_AT, noted, partial, pseudo_header, tagged
 from pycolo.core.packed import batch_of, unpack
 from pycolo.edge import guest_tap as guest_tap_module
 from pycolo.edge import nic as nic_module
@@ -23,7 +22,7 @@ from pycolo.edge.frames_twin import receive_frames, send_frames
 from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.namespaces import has_ipv6
 from pycolo.edge.nic import BACKLOG_FRAMES_MAX, IN_FLIGHT_MAX, Nic
-from pycolo.edge.offload import NEEDS_CHECKSUM, VNET_HEADER, described, settled
+from pycolo.edge.offload import NEEDS_CHECKSUM, NO_HEADER, VNET_HEADER, described, settled
 from pycolo.errors import EnvironmentFault
 from tcp_frames import Connection, ones_complement
 
@@ -98,8 +97,7 @@ def test_a_guest_that_does_not_take_it_gets_segments_of_the_wire(card: Card, nam
     assert b"".join(frame[head:] for frame in frames) == FRAMES[name][head:]
     if name == "IPv4":
         for frame in frames:
-            pseudo = frame[26:34] + (6).to_bytes(2) + (len(frame) - TCP_AT).to_bytes(2)
-            assert ones_complement(pseudo + frame[TCP_AT:]) == 0
+            assert ones_complement(pseudo_header(frame) + frame[TCP_AT:]) == 0
 
 
 def test_short_frames_pass_both_ways_with_their_tags(card: Card) -> None:
@@ -113,9 +111,8 @@ def test_short_frames_pass_both_ways_with_their_tags(card: Card) -> None:
 
 def test_what_the_guest_leaves_to_us_is_completed_behind_its_tag(card: Card) -> None:
     frame = tagged(SHORT[0], TAGS[1])
-    pseudo = SHORT[0][26:34] + (6).to_bytes(2) + (len(SHORT[0]) - TCP_AT).to_bytes(2)
-    partial = frame[:54] + (ones_complement(pseudo) ^ 0xFFFF).to_bytes(2) + frame[56:]
-    os.write(card.qemu, VNET_HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, TCP_AT + 4, 16) + partial)
+    to_complete = tagged(partial(SHORT[0]), TAGS[1])
+    os.write(card.qemu, VNET_HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, TCP_AT + 4, 16) + to_complete)
     assert card.said() == [frame]
 
 

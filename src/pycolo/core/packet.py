@@ -217,7 +217,7 @@ def odd_terms(frame: bytes, flags: int, at: int, start: int) -> bytes:
 # ---------------------------------------------------------------- rewriting
 
 
-def _sum_of(data: bytes) -> int:
+def sum_of(data: bytes) -> int:
     """The one's complement sum before it is folded to 16 bits: mod 65535."""
     return int.from_bytes(data + b"\0" if len(data) & 1 else data) % 0xFFFF
 
@@ -229,12 +229,12 @@ def _pseudo_header_sum(frame: bytes, at: int, end: int) -> int:
     else:
         layers = locate(frame)
         addresses = b"" if layers is None else layers.addresses(frame)
-    return (_sum_of(addresses) + TCP + end - at) % 0xFFFF
+    return (sum_of(addresses) + TCP + end - at) % 0xFFFF
 
 
 def checksum_is_right(frame: bytes, at: int, end: int) -> bool:
     """Whether the checksum fits the segment whose header begins at `at` and which ends at `end` (RFC 9293, 3.1)."""
-    return (_pseudo_header_sum(frame, at, end) + _sum_of(frame[at:end])) % 0xFFFF == 0
+    return (_pseudo_header_sum(frame, at, end) + sum_of(frame[at:end])) % 0xFFFF == 0
 
 
 def _is_partial(frame: bytes, at: int, end: int) -> bool:

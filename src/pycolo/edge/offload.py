@@ -15,6 +15,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from pycolo.core.layers import TCP
+from pycolo.core.packet import CWR, sum_of
+
 VNET_HEADER = struct.Struct("=BBHHHH")
 """Flags, kind of segments, length of the headers, payload of a segment, where to sum from, where the sum belongs."""
 
@@ -30,7 +33,7 @@ NOT_USED = (
 )
 """Properties of QEMU's card: what a guest may leave to it besides (UDP, tunnels), which no note can say."""
 
-_NO_HEADER = bytes(VNET_HEADER.size)
+NO_HEADER = bytes(VNET_HEADER.size)
 _EXTENSIONS = (0, 43, 60)  # of IPv6, that may stand before a whole TCP segment (RFC 8200, 4)
 
 
@@ -43,18 +46,16 @@ class Place(NamedTuple):
     v6: bool
 
 
-def _be16(frame: bytes | bytearray, at: int) -> int:
+def _be16(frame: bytes, at: int) -> int:
     return int.from_bytes(frame[at : at + 2])
 
 
-def _folded(data: bytes | bytearray) -> int:
-    """The sum of 16-bit words (RFC 1071), as if zeros followed."""
-    total = int.from_bytes(data + bytes(len(data) & 1))
-    # 2**16 is 1 modulo 2**16 - 1, so that the number itself is congruent to the sum of its words.
-    return total % 0xFFFF or (0xFFFF if total else 0)
+def _folded(data: bytes) -> int:
+    """The sum of 16-bit words (RFC 1071), as if zeros followed: of its two zeros the one that adding would leave."""
+    return sum_of(data) or (0xFFFF if any(data) else 0)
 
 
-def _network(frame: bytes | bytearray) -> tuple[int, int]:
+def _network(frame: bytes) -> tuple[int, int]:
     """(What is behind Ethernet and up to two VLAN tags, where); nothing at the end of a frame too short for that."""
     at = 12
     while at < 20 and at + 2 <= len(frame) and _be16(frame, at) in (0x8100, 0x88A8):
@@ -62,7 +63,7 @@ def _network(frame: bytes | bytearray) -> tuple[int, int]:
     return (_be16(frame, at), at + 2) if at + 2 <= len(frame) else (0, len(frame))
 
 
-def find_tcp(frame: bytes | bytearray) -> Place | None:
+def find_tcp(frame: bytes) -> Place | None:
     """Where TCP is in a frame with up to two VLAN tags; None for all else and for a fragment."""
     kind, network = _network(frame)
     place = _in_ipv4(frame, network) if kind == 0x0800 else _in_ipv6(frame, network) if kind == 0x86DD else None
@@ -71,21 +72,21 @@ def find_tcp(frame: bytes | bytearray) -> Place | None:
     return place
 
 
-def _in_ipv4(frame: bytes | bytearray, at: int) -> Place | None:
+def _in_ipv4(frame: bytes, at: int) -> Place | None:
     if at + 20 > len(frame) or frame[at] >> 4 != 4 or frame[at] & 15 < 5:
         return None
-    if frame[at + 9] != 6 or _be16(frame, at + 6) & 0x3FFF:
+    if frame[at + 9] != TCP or _be16(frame, at + 6) & 0x3FFF:
         return None
     return Place(at, at + 4 * (frame[at] & 15), at + _be16(frame, at + 2), v6=False)
 
 
-def _in_ipv6(frame: bytes | bytearray, at: int) -> Place | None:
+def _in_ipv6(frame: bytes, at: int) -> Place | None:
     if at + 40 > len(frame) or frame[at] >> 4 != 6:
         return None
     after, behind = frame[at + 6], at + 40
     while after in _EXTENSIONS and behind + 8 <= len(frame):
         after, behind = frame[behind], behind + 8 + 8 * frame[behind + 1]
-    return Place(at, behind, at + 40 + _be16(frame, at + 4), v6=True) if after == 6 else None
+    return Place(at, behind, at + 40 + _be16(frame, at + 4), v6=True) if after == TCP else None
 
 
 def _fitted(frame: bytes) -> bytes:
@@ -114,40 +115,49 @@ def settled(header: bytes, frame: bytes) -> bytes:
         total = _folded(frame[start:]) ^ 0xFFFF
         place = start + offset
         frame = frame[:place] + (total or 0xFFFF).to_bytes(2) + frame[place + 2 :]
-    if kind:
-        frame = _fitted(frame)
+    if not kind:
+        return without_note(frame)  # what looks like one
+    frame = _fitted(frame)
     found = find_tcp(frame)
-    if kind:
-        if found is None or kind & ~SEGMENTS_ECN != (SEGMENTS_TCP6 if found.v6 else SEGMENTS_TCP4):
-            return b""
-        note: bytes = size.to_bytes(NOTE_BYTES)
-        return frame[: found.end] + note
-    return frame[: found.end] if found is not None and len(frame) == found.end + NOTE_BYTES else frame
+    if found is None or kind & ~SEGMENTS_ECN != _kind_of(found):
+        return b""
+    note: bytes = size.to_bytes(NOTE_BYTES)
+    return frame[: found.end] + note
+
+
+def _kind_of(place: Place) -> int:
+    return SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4
+
+
+def _before_note(frame: bytes) -> Place | None:
+    """Where TCP is in a frame with a note; None for all others."""
+    place = find_tcp(frame)
+    return place if place is not None and len(frame) == place.end + NOTE_BYTES else None
 
 
 def without_note(frame: bytes) -> bytes:
     """The frame alone."""
-    place = find_tcp(frame)
-    return frame if place is None or len(frame) != place.end + NOTE_BYTES else frame[: place.end]
+    place = _before_note(frame)
+    return frame if place is None else frame[: place.end]
 
 
 def described(frame: bytes) -> tuple[bytes, bytes]:
     """The header that a frame leaves with, and the frame then: its note taken off, and where it is to be cut, its
     checksum left to be completed.
     """
-    place = find_tcp(frame)
-    if place is None or len(frame) != place.end + NOTE_BYTES:
-        return _NO_HEADER, frame
+    place = _before_note(frame)
+    if place is None:
+        return NO_HEADER, frame
     frame, size = frame[: place.end], _be16(frame, place.end)
     data_at = place.at + 4 * (frame[place.at + 12] >> 4)
     if not size or data_at < place.at + 20 or len(frame) <= data_at + size:
-        return _NO_HEADER, frame
+        return NO_HEADER, frame
     addresses = (
         frame[place.network + 8 : place.network + 40] if place.v6 else frame[place.network + 12 : place.network + 20]
     )
-    pseudo = _folded(addresses + (6).to_bytes(2) + (len(frame) - place.at).to_bytes(2))
-    kind = SEGMENTS_TCP6 if place.v6 else SEGMENTS_TCP4
-    if frame[place.at + 13] & 0x80:  # CWR: only the first of the segments says it
+    pseudo = _folded(addresses + TCP.to_bytes(2) + (len(frame) - place.at).to_bytes(2))
+    kind = _kind_of(place)
+    if frame[place.at + 13] & CWR:  # only the first of the segments says it
         kind |= SEGMENTS_ECN
     summed = place.at + CHECKSUM_AT
     header = VNET_HEADER.pack(NEEDS_CHECKSUM, kind, data_at, size, place.at, CHECKSUM_AT)

@@ -422,7 +422,7 @@ class VmCopy:
             binary=vm.qemu,
             disks=self.disks.for_qemu,
             keeps_code=self._keeps_code,
-            nic_off=nic_properties_off(self.vm.qemu),
+            nic_off=nic_properties_off(vm.qemu),
         )
 
     def hello(self, *, resume: bool = False) -> wire.Hello:
