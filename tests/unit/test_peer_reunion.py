@@ -157,11 +157,11 @@ async def test_a_greeting_that_was_under_way_when_the_window_closed_pairs_nobody
     async def slow_second(peer_address: str, tls: object) -> peer_link.Connection:
         dialled.append(peer_address)
         if len(dialled) == 2:
-            await asyncio.sleep(0.3)  # the bulk connection comes too late
+            await asyncio.wait([waiting])  # the bulk connection comes too late, however busy the machine is
         return await real(peer_address, None)
 
     monkeypatch.setattr(peer_greeting, "_dial", slow_second)
-    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 0.15))
+    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 1.0))
     await asyncio.sleep(0.02)
     with contextlib.suppress(PeerLost):
         session = await bereft.called(resume=True)
