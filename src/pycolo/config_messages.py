@@ -36,7 +36,7 @@ def _follows(error: ErrorDetails) -> bool:
 def _sentence(error: ErrorDetails, schema: Schema) -> str:
     place, node = _look_up(schema, error["loc"])
     name, found = _named(place, schema), error["input"]
-    name = f"a key of {name}" if KEY in error["loc"] else name
+    name = f"a key of {name}" if error["loc"][-1:] == (KEY,) != place[-1:] else name
     match error["type"]:
         case "missing":
             return f"the key {name} is missing: add it"
@@ -78,13 +78,14 @@ def _resolved(node: Schema, root: Schema) -> Schema:
 
 def _look_up(root: Schema, loc: Place) -> tuple[Place, Schema]:
     """The place without what is no key of the file (which alternative of a union was tried), and what belongs there."""
-    node, place = _resolved(root, root), ()  # type: tuple[Schema, Place]
+    node, place, chosen = _resolved(root, root), (), False  # type: tuple[Schema, Place, bool]
     for part in loc:
         if "discriminator" in node and part in node["discriminator"]["mapping"]:
             node = {"$ref": node["discriminator"]["mapping"][part]}
-        elif part == KEY:
+        elif part == KEY and chosen:
             place = place[:-1]
         elif "anyOf" not in node:
+            chosen = "patternProperties" in node  # a user may have chosen that very name
             node, place = _within(node, part), (*place, part)
         node = _resolved(node, root)
     return place, node

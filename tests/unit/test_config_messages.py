@@ -58,6 +58,8 @@ def said(model: type[BaseModel], values: dict[str, Any]) -> list[str]:
         ({"peers": {"name": "x"}}, "peers is a table: it should be a list of tables [[peers]]"),
         ({"peers": [3]}, "[[peers]] number 1 is 3: it should be a table"),
         ({"Name": "x"}, "the key Name is unknown: did you mean `name`?"),
+        ({"[key]": "x"}, "the key [key] is unknown: remove it or correct its spelling"),
+        ({"networks": {"[key]": "x"}}, f"a key of networks is '[key]': it should be {NAMES}"),
         ({"token-file": "x"}, "the key token-file is unknown: did you mean `token_file`?"),
         ({"tap": "x"}, "the key tap is unknown: remove it or correct its spelling"),
         ({"networks": 5}, "networks is 5: it should be a table [networks]"),
