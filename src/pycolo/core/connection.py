@@ -83,6 +83,30 @@ class Connection(ABC):
         """Whether its segments are changed, or may be."""
         return self.existed and bool(self.seq_add or self.value_add or self.learning or self.advance)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the same is added to whatever comes from now on: the client has echoed what was shown last."""
+        echoed = self.echo is not None and distance(self.echo, self.first_shown) >= 0
+        return not self.unsettled and (self.advance is None or echoed)
+
+    def fold(self, nearer: Connection) -> None:
+        """Do what `nearer` to the clients, which is constant, has done to the same connection as well."""
+        apart = nearer.value_add - (nearer.advance or 0)
+        self.seq_add = (self.seq_add + nearer.seq_add) & MASK
+        self.value_add = (self.value_add + apart) & MASK
+        self.first_shown = (self.first_shown - apart) & MASK
+        self.echo = nearer.echo
+        self._end_as(nearer)
+
+    def become(self, other: Connection, key: bytes) -> None:
+        """Go on in the place of `other`."""
+        self.adopt(other.offsets(key))
+        self._end_as(other)
+
+    def _end_as(self, other: Connection) -> None:
+        self.guest_fin, self.client_fin = self.guest_fin or other.guest_fin, self.client_fin or other.client_fin
+        self.reset = self.reset or other.reset
+
     def offsets(self, key: bytes) -> wire.Offsets:
         """For another host that has to translate it alike."""
         return wire.Offsets(

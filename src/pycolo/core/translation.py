@@ -12,7 +12,8 @@ Guarantees
   One whose opening the survivor repeats is taken for a new one: it does so a second later at the earliest (RFC 6298,
   2.1), when its clock has passed that of the dead copy. Only a SYN that a client repeated in that time is answered at
   once: then the client drops what it hears until the survivor's clock is no longer behind, and hears it repeated.
-* A connection that begins after the takeover is never touched.
+* A connection that begins after the takeover is never touched, nor one that is not known `settled` time after it: a
+  guest that has been silent for so long has a clock that has passed what it has shown.
 * Frames come out one for one, in order. In doubt nothing is translated: a copy that gets numbers it does not know
   drops them, the comparison finds it late, and a checkpoint sets the offsets to zero.
 
@@ -65,6 +66,7 @@ class Translator:
         self.connections: OrderedDict[bytes, Connection] = OrderedDict()
         self._changed: dict[bytes, None] = {}  # whose offsets are others than when they were told
         self.taken_over = False
+        self.settled = False  # the takeover is longer ago than timestamps advance
 
     def clear(self) -> None:
         """All offsets are zero."""
@@ -153,6 +155,36 @@ class Translator:
             if connection is not None:
                 connection.adopt(offsets)
 
+    # ---------------------------------------------------------------- several takeovers
+
+    def fold_into(self, inner: Translator, *, anyhow: bool = False) -> None:
+        """What `inner`, the layer of the next takeover, can do for this settled one as well, it does alone from now on.
+
+        `anyhow`: so that nothing is left here. Then an opening that nothing has answered goes on in the numbers of the
+        last guest, and what a client echoes that has heard nothing since this takeover becomes too old.
+        """
+        for key, outer in list(self.connections.items()):
+            if not outer.existed or inner._takes(key, outer, anyhow):
+                self._drop(key)
+
+    def _takes(self, key: bytes, outer: Connection, anyhow: bool) -> bool:
+        """Translate a connection as `outer`, which is nearer to the clients, and this layer have done."""
+        known = self.connections.get(key)
+        is_fit = outer.is_constant and (known is None or not known.unsettled)
+        if not (is_fit or anyhow or (known is None and self.settled)):
+            return False
+        if known is not None:
+            known.fold(outer)
+            return True
+        known = self.admit(key)
+        if known is None:
+            return anyhow
+        if self.settled or not is_fit:
+            known.become(outer, key)
+        else:
+            known.fold(outer)
+        return True
+
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
         """A client's segment for the guest, and its connection."""
         key, flags = opposite(segment[0]), segment[3]
@@ -207,8 +239,8 @@ class Translator:
             self.opened(frame, segment)
         connection = self.connections.get(key)
         if connection is None:
-            if flags & RST:
-                return frame  # the answer to a stray segment: it carries no timestamp, and nothing follows
+            if self.settled or flags & RST:
+                return frame  # a RST answers a stray segment: it carries no timestamp, and nothing follows
             connection = self.admit(key)
             if connection is None:
                 return frame

@@ -5,19 +5,23 @@
 A survivor that is protected again keeps translating; its new secondary has to be able to go on with that, so it gets
 every layer, and each change before the first client frame that the change applies to (see agent/primary).
 
+What a layer does to a connection the next one does as well before a new secondary is told, as soon as it always is the
+same: so there is one layer, and a second one while a connection is silent, however often the VM is taken over.
+
 Guarantees: both ends translate a client's frame alike; a layer is given up only when no connection needs it any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pycolo.core.packed import Packed, pack, unpack
 from pycolo.core.translation import Translator
 from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
 
-LAYERS_MAX = 64
+LAYERS_MAX = 8
 ENTRIES_PER_MESSAGE_MAX = 4096
 
 
@@ -53,22 +57,36 @@ class TranslatorChain:
         return pack(self.outbound(unpack(packed))) if self._layers else packed
 
     def push(self, layer: Translator, now_ms: float) -> None:
-        """The copy whose connections `layer` knows has taken over. The oldest of too many layers goes."""
+        """The copy whose connections `layer` knows has taken over."""
+        self._settle(now_ms)
         layer.taken_over = True
         self._layers.append((now_ms, layer))
-        del self._layers[:-LAYERS_MAX]
+        if len(self._layers) > LAYERS_MAX:
+            (_, oldest), (_, next_one), *_ = self._layers
+            oldest.fold_into(next_one, anyhow=True)
+            del self._layers[0]
+
+    def _settle(self, now_ms: float) -> None:
+        # Until then a connection that has been silent since the takeover may need its timestamps moved on.
+        settled_ms = now_ms - self._advance_ticks
+        for since_ms, layer in self._layers:
+            layer.settled = layer.settled or since_ms <= settled_ms
 
     # ---------------------------------------------------------------- for a secondary
 
     def whole(self, now_ms: float) -> list[Translations]:
         """Everything that a new secondary has to know; layers that nobody needs are given up."""
-        # Until then a connection that has been silent since the takeover may need its timestamps moved on.
-        settled_ms = now_ms - self._advance_ticks
-        self._layers = [(since, layer) for since, layer in self._layers if since > settled_ms or layer.needed]
+        self._settle(now_ms)
+        for (_, outer), (_, inner) in pairwise(self._layers):
+            if outer.settled:
+                outer.fold_into(inner)
+        self._layers = [(since, layer) for since, layer in self._layers if not layer.settled or layer.needed]
         messages = [Translations(0, [], [], afresh=True)]
-        for number, (_, layer) in enumerate(self._layers):
+        for number, (since_ms, layer) in enumerate(self._layers):
             layer.take_changes()
-            messages += _messages(number, layer, list(layer.connections)) or [Translations(number, [], [])]
+            age_ms = min(now_ms - since_ms, self._advance_ticks)
+            messages.append(Translations(number, [], [], age_ms=age_ms))
+            messages += _messages(number, layer, list(layer.connections))
         return messages
 
     def changes(self) -> list[Translations]:
@@ -86,7 +104,7 @@ class TranslatorChain:
             self._layers.clear()
             return
         if message.layer == len(self._layers):
-            self.push(Translator(self._flows_max, self._advance_ticks), now_ms)
+            self.push(Translator(self._flows_max, self._advance_ticks), now_ms - message.age_ms)
         self._layers[message.layer][1].adopt(message.known, message.forgotten)
 
 

@@ -26,8 +26,8 @@ from pycolo.core.packed import Batch, measure
 from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, WORD_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 8  # the newest that we speak
-PROTOCOL_VERSION_MIN = 8  # the oldest
+PROTOCOL_VERSION = 9  # the newest that we speak
+PROTOCOL_VERSION_MIN = 9  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
@@ -223,7 +223,8 @@ class Offsets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 class Translations(msgspec.Struct, frozen=True, tag="translations", forbid_unknown_fields=True):
     """Packet channel: how the primary translates for one network card from here on.
 
-    `layer` counts from the clients' side.
+    `layer` counts from the clients' side; `age_ms` is the time since its takeover, when the layer is told for the first
+    time, and no more than matters.
     """
 
     layer: _Whole
@@ -231,6 +232,7 @@ class Translations(msgspec.Struct, frozen=True, tag="translations", forbid_unkno
     forgotten: list[_FlowKey]
     afresh: bool = False  # what was known of all layers is void
     nic: _Nic = 0
+    age_ms: _Ms = 0.0
 
 
 class Confirm(msgspec.Struct, frozen=True, tag="confirm", forbid_unknown_fields=True):
