@@ -214,6 +214,7 @@ _SESSION = "ab" * 16
 
 def _sources(stack: ExitStack, workers: HandWorkers) -> list[SourceDisk]:
     """Two disks of zeros, with everything beside them; nothing is made durable."""
+    stack.callback(workers.close)
     for name in ("fsync", "fdatasync"):
         stack.enter_context(mock.patch.object(os, name))
     for path in folder().glob("disk*"):
