@@ -171,7 +171,7 @@ def translation() -> Seeds:
     frame = Connection().back(1, 1)
     parsed = parse_tcp(Connection().out(1, 1))
     assert parsed is not None
-    known = wire.Offsets(parsed[0], 7, 9, 5, 4, 3, False, 1000, 5, 70_000)
+    known = wire.Offsets(parsed[0], 7, 9, 5, 4, 3, False, 1000, 5, 70_000, True, False, False)
     told = [
         wire.Translations(0, [], [], afresh=True),
         wire.Translations(0, [known], []),

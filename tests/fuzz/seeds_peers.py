@@ -38,7 +38,7 @@ Seeds = Iterator[tuple[str, bytes]]
 
 def _controls() -> list[wire.Control]:
     stage = wire.StageMessage(2, 5, b"state", 3, bytes(16), 1.5)
-    known = wire.Offsets(b"k" * 12, 7, 9, None, 4, None, True, None, 5, 70_000)
+    known = wire.Offsets(b"k" * 12, 7, 9, None, 4, None, True, None, 5, 70_000, False, False, False)
     return [
         *(HELLO, wire.Welcome(5, "h2", 1, "p", 2, "d", TOKEN), wire.Refused("no"), wire.Heartbeat(), wire.Committed(3)),
         *(

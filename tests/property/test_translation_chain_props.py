@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packet import distance, parse_tcp, timestamps
-from pycolo.core.translation_chain import LAYERS_MAX, TranslatorChain
+from pycolo.core.translation_chain import LAYERS_MAX, STALE_MS, TranslatorChain
 from secondary_twins import SecondaryTwins
-from tcp_frames import A, Connection, stamps
+from tcp_frames import A, Connection, F, stamps
 
 TICKS = 5000
 APART_MS_MAX = 900  # between the clocks of both copies, after a checkpoint
@@ -30,6 +30,7 @@ class Talk:
     pvm_clock: int
     svm_clock: int
     sent: int = 1  # the guest's, in bytes
+    is_opening: bool = True  # to the guest
     value: int = 0  # the last one that the guest has put into a segment
     shown: int = 0  # and what the client saw of that
 
@@ -39,7 +40,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
-        self.now_ms = 0
+        self.now_ms, self.taken_over_ms = 0, -MOD
         self.forced = False  # there were more layers than may be
         self.talks: list[Talk] = []
         self.chain, self.twin = TranslatorChain(100, TICKS), TranslatorChain(100, TICKS)
@@ -48,7 +49,8 @@ class World:
     def open(self) -> None:
         """Each copy chooses its own numbers; clients know those of the PVM."""
         pvm = Connection(self.draw.randrange(MOD), client_port=40_000 + len(self.talks) % OPEN_MAX)
-        talk = Talk(pvm, pvm, replace(pvm, isn=self.draw.randrange(MOD)), *(self.draw.randrange(MOD) for _ in range(2)))
+        svm = replace(pvm, isn=self.draw.randrange(MOD))
+        talk = Talk(pvm, pvm, svm, self.draw.randrange(MOD), self.draw.randrange(MOD))
         self.talks = [one for one in self.talks if one.client.client_port != pvm.client_port]
         self.plane.svm_frames([talk.svm.syn_ack(stamps(talk.svm_clock + self.now_ms, 1))], 0)
         talk.value = talk.shown = (talk.pvm_clock + self.now_ms) % MOD
@@ -56,16 +58,16 @@ class World:
         self.talks.append(talk)
         self.answer(talk)
 
-    def leaves(self, frame: bytes) -> tuple[int, int]:
+    def leaves(self, frame: bytes, *, is_solo: bool = False) -> tuple[int, int]:
         """Sequence number and timestamp as the client sees them; the secondary is told what has changed."""
         shown = seen(self.chain.outbound([frame])[0])
-        for message in self.chain.changes():
+        for message in [] if is_solo else self.chain.changes():
             self.twin.adopt(message, self.now_ms)
         return shown[0], shown[2]
 
     def speak(self, talk: Talk, *, is_lost: bool = False) -> None:
         """The guest sends a byte, and the client sees no older timestamp than before (RFC 7323, 5)."""
-        value = (talk.pvm_clock + self.now_ms) % MOD
+        talk.is_opening, value = False, (talk.pvm_clock + self.now_ms) % MOD
         seq, shown = self.leaves(talk.pvm.out(talk.sent, 1, A, b"x", stamps(value, 2)))
         assert seq == (talk.client.isn + talk.sent) % MOD
         assert distance(shown, talk.shown) >= 0
@@ -82,23 +84,44 @@ class World:
         assert echo == talk.value or self.forced
         assert seen(self.plane.client_frames(inbound)[0])[1] == (talk.svm.isn + talk.sent) % MOD
 
+    def open_again(self, talk: Talk, *, is_solo: bool = False) -> None:
+        """The guest has not heard that it is open, and repeats its SYN-ACK: not before its clock has gone on."""
+        if talk.is_opening and self.now_ms - self.taken_over_ms > APART_MS_MAX:
+            value = (talk.pvm_clock + self.now_ms) % MOD
+            assert self.leaves(talk.pvm.syn_ack(stamps(value, 1)), is_solo=is_solo)[0] == talk.client.isn
+
+    def close(self, talk: Talk) -> None:
+        """Both ends do."""
+        self.talks.remove(talk)
+        value = (talk.pvm_clock + self.now_ms) % MOD
+        assert self.leaves(talk.pvm.out(talk.sent, 1, F | A, b"", stamps(value, 2)))[0] == (
+            (talk.client.isn + talk.sent) % MOD
+        )
+        back = [talk.client.back(1, talk.sent + 1, F | A, options=stamps(3, talk.shown))]
+        inbound = self.chain.inbound(back)
+        assert inbound == self.twin.inbound(back)
+        self.plane.client_frames(inbound)
+
     def checkpoint(self) -> None:
         self.plane.loaded()
         for talk in self.talks:
             talk.svm, talk.svm_clock = talk.pvm, talk.pvm_clock - self.draw.randrange(APART_MS_MAX)
 
     def take_over(self) -> None:
+        self.taken_over_ms = self.now_ms
         self.twin.push(self.plane.translator, self.now_ms)
         self.forced |= len(self.twin) == LAYERS_MAX
         self.now_ms += self.draw.choice((700, 3000, TICKS))
         self.chain, self.twin = self.twin, TranslatorChain(100, TICKS)
-        for message in self.chain.whole(self.now_ms):
-            self.twin.adopt(message, self.now_ms)
-        self.plane = SecondaryTwins(DataplaneLimits())
         for talk in self.talks:
             if talk.pvm != talk.svm:  # it was opened since the last checkpoint, by each copy for itself
                 talk.value = (talk.value + talk.svm_clock - talk.pvm_clock) % MOD
             talk.pvm, talk.pvm_clock = talk.svm, talk.svm_clock
+            if self.draw.random() < 0.2:
+                self.open_again(talk, is_solo=True)
+        for message in self.chain.whole(self.now_ms):
+            self.twin.adopt(message, self.now_ms)
+        self.plane = SecondaryTwins(DataplaneLimits())
         self.checkpoint()
         assert len(self.chain) == len(self.twin) <= LAYERS_MAX
 
@@ -113,9 +136,13 @@ class World:
             self.now_ms += number
         elif self.talks:
             talk = self.talks[number % len(self.talks)]
-            if op != 5:
+            if op == 10:
+                self.open_again(talk)
+            elif op == 11:
+                self.close(talk)
+            elif op != 5:
                 self.speak(talk, is_lost=op == 6)
-            if op != 6:
+            if op in (5, 7, 8, 9):
                 self.answer(talk)
 
 
@@ -129,7 +156,7 @@ def seen(frame: bytes) -> tuple[int, int, int, int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3000)), max_size=80))
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 11), st.integers(1, 3000)), max_size=80))
 def test_connections_live_through_any_number_of_takeovers(seed: int, script: list[tuple[int, int]]) -> None:
     world = World(seed)
     world.open()
@@ -149,5 +176,26 @@ def test_connections_in_use_leave_one_layer() -> None:
             for talk in world.talks:
                 world.speak(talk)
                 world.answer(talk)
+        world.open()
+        world.close(world.talks[-1])
         world.take_over()
         assert len(world.chain) == 1
+        (known,) = [message for message in world.chain.whole(world.now_ms) if message.known]
+        assert len(known.known) <= OPEN_MAX + 2, "those that have ended are forgotten"
+
+
+def test_a_client_that_vanishes_costs_a_layer_for_a_quarter_of_an_hour() -> None:
+    world = World(7)
+    world.open()
+    (talk,) = world.talks
+    for _ in range(2):
+        world.take_over()
+        world.now_ms += TICKS
+        world.speak(talk, is_lost=True)
+    layers = []
+    for _ in range(4):
+        world.now_ms += int(STALE_MS / 2)
+        world.take_over()
+        layers.append(len(world.chain))
+    assert layers[0] > 1
+    assert layers[-1] == 1

@@ -89,6 +89,20 @@ def test_a_connection_lives_through_two_takeovers() -> None:
     assert look(old, SVM, inbound=True).echo == SVM_CLOCK + 30, "an echo from before the second death"
 
 
+@pytest.mark.parametrize("told_first", [False, True])
+def test_an_opening_repeated_after_the_second_takeover(*, told_first: bool) -> None:
+    """The client has answered, but the guest waits with the connection, and sends its SYN-ACK once more."""
+    other = told(taken_over(), TICKS - 1.0)
+    other.push(secondary_plane(DataplaneLimits()).translator, TICKS + 1.0)
+    if told_first:
+        other.whole(2.0 * TICKS)
+    (again,) = other.outbound([SVM.syn_ack(stamps(SVM_CLOCK + TICKS, 1))])
+    assert look(again, PVM).seq == 0
+    other.whole(2.0 * TICKS)
+    assert say(other, SVM_CLOCK + 2 * TICKS) > 0
+    assert len(other) == 1
+
+
 def test_two_takeovers_that_both_translate() -> None:
     """The connection is opened while the first pair runs and again, to another guest's numbers, under the second."""
     survivor = taken_over()

@@ -85,27 +85,22 @@ class Connection(ABC):
 
     @property
     def is_constant(self) -> bool:
-        """Whether the same is added to whatever comes from now on: the client has echoed what was shown last."""
+        """Whether the same is added to whatever comes from now on, as the client has echoed something shown since the
+        takeover; or nothing has been shown, and timestamps have had the time to pass by themselves.
+        """
         echoed = self.echo is not None and distance(self.echo, self.first_shown) >= 0
         return not self.unsettled and (self.advance is None or echoed)
 
     def fold(self, nearer: Connection) -> None:
         """Do what `nearer` to the clients, which is constant, has done to the same connection as well."""
         apart = nearer.value_add - (nearer.advance or 0)
+        if self.isn is None and nearer.isn is not None:
+            self.isn = (nearer.isn + self.seq_add) & MASK
         self.seq_add = (self.seq_add + nearer.seq_add) & MASK
         self.value_add = (self.value_add + apart) & MASK
         self.first_shown = (self.first_shown - apart) & MASK
         self.echo = nearer.echo
-        self._end_as(nearer)
-
-    def become(self, other: Connection, key: bytes) -> None:
-        """Go on in the place of `other`."""
-        self.adopt(other.offsets(key))
-        self._end_as(other)
-
-    def _end_as(self, other: Connection) -> None:
-        self.guest_fin, self.client_fin = self.guest_fin or other.guest_fin, self.client_fin or other.client_fin
-        self.reset = self.reset or other.reset
+        self.guest_fin, self.client_fin = self.guest_fin or nearer.guest_fin, self.client_fin or nearer.client_fin
 
     def offsets(self, key: bytes) -> wire.Offsets:
         """For another host that has to translate it alike."""
@@ -120,6 +115,9 @@ class Connection(ABC):
             self.isn,
             self.syn_value,
             self.client_first,
+            self.guest_fin,
+            self.client_fin,
+            self.reset,
         )
 
     def adopt(self, known: wire.Offsets) -> None:
@@ -127,6 +125,7 @@ class Connection(ABC):
         self.seq_add, self.value_add, self.advance = known.seq_add, known.value_add, known.advance
         self.first_shown, self.echo, self.learning = known.first_shown, known.echo, known.learning
         self.isn, self.syn_value, self.client_first = known.isn, known.syn_value, known.client_first
+        self.guest_fin, self.client_fin, self.reset = known.guest_fin, known.client_fin, known.reset
 
     def open(self, frame: bytes, segment: Segment) -> None:
         """The guest opens the connection: from now on the offsets are unknown."""

@@ -12,8 +12,8 @@ Guarantees
   One whose opening the survivor repeats is taken for a new one: it does so a second later at the earliest (RFC 6298,
   2.1), when its clock has passed that of the dead copy. Only a SYN that a client repeated in that time is answered at
   once: then the client drops what it hears until the survivor's clock is no longer behind, and hears it repeated.
-* A connection that begins after the takeover is never touched, nor one that is not known `settled` time after it: a
-  guest that has been silent for so long has a clock that has passed what it has shown.
+* A connection that begins after the takeover is never touched, nor, once the layer is `settled`, one that is not known:
+  a guest that has said nothing on it for so long has a clock that has passed what clients have seen.
 * Frames come out one for one, in order. In doubt nothing is translated: a copy that gets numbers it does not know
   drops them, the comparison finds it late, and a checkpoint sets the offsets to zero.
 
@@ -63,10 +63,11 @@ class Translator:
         self._flows_max = flows_max
         self._advance_ticks = advance_ticks
         self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._ended_before: set[bytes] = set()  # had when `forget_ended` was called last, here or on the other host
         self.connections: OrderedDict[bytes, Connection] = OrderedDict()
         self._changed: dict[bytes, None] = {}  # whose offsets are others than when they were told
         self.taken_over = False
-        self.settled = False  # the takeover is longer ago than timestamps advance
+        self.settled = False  # the takeover was longer ago than timestamps advance, when that was last looked at
 
     def clear(self) -> None:
         """All offsets are zero."""
@@ -154,36 +155,60 @@ class Translator:
             connection = self.connections.get(offsets.key) or self.admit(offsets.key)
             if connection is not None:
                 connection.adopt(offsets)
+                if connection.ended:
+                    self._ended[offsets.key] = None
+                    self._ended_before.add(offsets.key)
 
     # ---------------------------------------------------------------- several takeovers
 
     def fold_into(self, inner: Translator, *, anyhow: bool = False) -> None:
         """What `inner`, the layer of the next takeover, can do for this settled one as well, it does alone from now on.
 
-        `anyhow`: so that nothing is left here. Then an opening that nothing has answered goes on in the numbers of the
+        `anyhow`: whatever `inner` has room for. Then an opening that nothing has answered goes on in the numbers of the
         last guest, and what a client echoes that has heard nothing since this takeover becomes too old.
         """
+        is_full = False
         for key, outer in list(self.connections.items()):
-            if not outer.existed or inner._takes(key, outer, anyhow):
+            is_new = key not in inner.connections
+            if outer.existed and is_new and (is_full or not (anyhow or inner.settled or outer.is_constant)):
+                continue
+            if not outer.existed or inner._take_in(key, outer, anyhow):
                 self._drop(key)
+            else:
+                is_full |= is_new
 
-    def _takes(self, key: bytes, outer: Connection, anyhow: bool) -> bool:
-        """Translate a connection as `outer`, which is nearer to the clients, and this layer have done."""
+    def _take_in(self, key: bytes, outer: Connection, anyhow: bool) -> bool:
+        """Translate a connection as `outer`, nearer to the clients, and this layer did; False when that can't be."""
         known = self.connections.get(key)
-        is_fit = outer.is_constant and (known is None or not known.unsettled)
-        if not (is_fit or anyhow or (known is None and self.settled)):
-            return False
-        if known is not None:
-            known.fold(outer)
-            return True
-        known = self.admit(key)
         if known is None:
-            return anyhow
-        if self.settled or not is_fit:
-            known.become(outer, key)
+            goes_on, known = self.settled or outer.unsettled, self.admit(key)
+            if known is None:
+                return False
+        elif known.existed:
+            if not anyhow and (not outer.is_constant or known.unsettled):
+                return False
+            goes_on = False
+        else:
+            goes_on = known.existed = True  # the guest has repeated its opening, which this layer took for another one
+        if goes_on:
+            known.adopt(outer.offsets(key))
         else:
             known.fold(outer)
+        self._note_end(key, known)
         return True
+
+    def forget_ended(self) -> None:
+        """Of those that have ended, the ones that had already when this was called before."""
+        for key in self._ended_before:
+            connection = self.connections.get(key)
+            if connection is not None and connection.ended:
+                self._drop(key)
+        self._ended_before = set(self._ended)
+
+    def _note_end(self, key: bytes, connection: Connection) -> None:
+        if connection.ended:
+            self._ended[key] = None
+            self._note(key)
 
     def inbound_segment(self, frame: bytes, segment: Segment) -> tuple[bytes, Connection | None]:
         """A client's segment for the guest, and its connection."""
@@ -195,8 +220,8 @@ class Translator:
             connection.learn(frame, segment)
             self._note(key)
         connection.note_inbound(frame, segment)
-        if flags & (FIN | RST) and connection.ended:
-            self._ended[key] = None
+        if flags & (FIN | RST):
+            self._note_end(key, connection)
         return connection.to_guest(frame, segment), connection
 
     def inbound_frame(self, frame: bytes) -> tuple[bytes, Segment | None, Connection | None]:
@@ -257,12 +282,12 @@ class Translator:
         connection.note_outbound(segment)
         if was_learning and not connection.learning:
             self._note(segment[0])
-        if segment[3] & (FIN | RST) and connection.ended:
-            self._ended[segment[0]] = None
+        if segment[3] & (FIN | RST):
+            self._note_end(segment[0], connection)
 
     def _note(self, key: bytes) -> None:
-        """The offsets of this connection change; before a takeover nobody asks for that."""
-        if self.taken_over:
+        """The offsets of this connection change; before a takeover and without a secondary nobody asks for that."""
+        if self.taken_over and len(self._changed) < self._flows_max:
             self._changed[key] = None
 
 

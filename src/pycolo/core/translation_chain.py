@@ -5,8 +5,8 @@
 A survivor that is protected again keeps translating; its new secondary has to be able to go on with that, so it gets
 every layer, and each change before the first client frame that the change applies to (see agent/primary).
 
-What a layer does to a connection the next one does as well before a new secondary is told, as soon as it always is the
-same: so there is one layer, and a second one while a connection is silent, however often the VM is taken over.
+Before a new secondary is told, what a layer always does to a connection the next one does as well from then on: however
+often the VM is taken over, there is one layer, and for 15 minutes one more where a client has fallen silent.
 
 Guarantees: both ends translate a client's frame alike; a layer is given up only when no connection needs it any more.
 """
@@ -22,6 +22,7 @@ from pycolo.core.wire import Translations
 from pycolo.errors import PeerViolation
 
 LAYERS_MAX = 8
+STALE_MS = 900_000.0  # a client that has not been heard for so long has given up, or will not mind
 ENTRIES_PER_MESSAGE_MAX = 4096
 
 
@@ -77,14 +78,16 @@ class TranslatorChain:
     def whole(self, now_ms: float) -> list[Translations]:
         """Everything that a new secondary has to know; layers that nobody needs are given up."""
         self._settle(now_ms)
-        for (_, outer), (_, inner) in pairwise(self._layers):
+        for _, layer in self._layers:
+            layer.forget_ended()
+        for (since_ms, outer), (_, inner) in pairwise(self._layers):
             if outer.settled:
-                outer.fold_into(inner)
+                outer.fold_into(inner, anyhow=now_ms - since_ms >= STALE_MS)
         self._layers = [(since, layer) for since, layer in self._layers if not layer.settled or layer.needed]
         messages = [Translations(0, [], [], afresh=True)]
         for number, (since_ms, layer) in enumerate(self._layers):
             layer.take_changes()
-            age_ms = min(now_ms - since_ms, self._advance_ticks)
+            age_ms = min(now_ms - since_ms, STALE_MS)
             messages.append(Translations(number, [], [], age_ms=age_ms))
             messages += _messages(number, layer, list(layer.connections))
         return messages
@@ -105,6 +108,7 @@ class TranslatorChain:
             return
         if message.layer == len(self._layers):
             self.push(Translator(self._flows_max, self._advance_ticks), now_ms - message.age_ms)
+            self._settle(now_ms)
         self._layers[message.layer][1].adopt(message.known, message.forgotten)
 
 

@@ -218,6 +218,9 @@ class Offsets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     isn: _Number | None
     syn_value: _Number | None
     client_first: _Number | None
+    guest_fin: bool
+    client_fin: bool
+    reset: bool
 
 
 class Translations(msgspec.Struct, frozen=True, tag="translations", forbid_unknown_fields=True):
