@@ -16,10 +16,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
-_VM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+_VM_NAME = re.compile(_NAME)
+# What is stored may be damaged, or somebody else's: it gets into sentences.
+_Name = Annotated[str, msgspec.Meta(pattern=rf"^{_NAME}\Z")]
+_ClaimId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{0,64}\Z")]
 
 
 class ClaimRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -28,10 +33,10 @@ class ClaimRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     `ended` says that the holder has ended the VM in good order: no copy of it lives.
     """
 
-    vm: str
+    vm: _Name
     term: int
-    holder: str
-    claim_id: str = ""
+    holder: _Name
+    claim_id: _ClaimId = ""
     ended: bool = False
 
 
