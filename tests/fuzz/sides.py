@@ -227,7 +227,7 @@ def _sources(stack: ExitStack, workers: HandWorkers) -> list[SourceDisk]:
 
 
 class _Disks:
-    """The SVM's two disks, their primary, and what they have to be; `model` is void once something has failed."""
+    """The SVM's two disks, their primary, and what they have to be: as long as the primary says whole messages."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.workers, self.line, self.epoch, self.now_s = HandWorkers(), _Line(), 0, 0.0
@@ -243,24 +243,30 @@ class _Disks:
         self.pvm = [bytearray(size) for size in _SIZES]
         self.marked: dict[int, list[bytes]] = {}
         self.svm: list[bytearray] | None = None
+        self.says_anything = False
 
     def say(self, data: bytes) -> None:
         self.line.say(data)
         self.side.on_readable()
+
+    def say_anything(self, data: bytes) -> None:
+        """What stands behind half a message is no message."""
+        self.says_anything, self.svm = True, None
+        self.say(data)
 
     def written(self, disk: int, offset: int, content: bytes) -> None:
         """The PVM writes; outside of the disk it must be refused."""
         body = disk_wire.data_body(disk, offset) + content
         self._digest.add_received(disk_wire.Kind.DATA, body)
         self.say(disk_wire.data_header(len(content)) + body)
-        assert offset + len(content) <= _SIZES[disk]
+        assert self.says_anything or offset + len(content) <= _SIZES[disk]
         self.pvm[disk][offset : offset + len(content)] = content
 
     def zeroed(self, disk: int, offset: int, length: int) -> None:
         body = disk_wire.zeros_body(disk, offset, length)
         self._digest.add_received(disk_wire.Kind.ZEROS, body)
         self.say(disk_wire.zeros_header() + body)
-        assert offset + length <= _SIZES[disk]
+        assert self.says_anything or offset + length <= _SIZES[disk]
         self.pvm[disk][offset : offset + length] = bytes(length)
 
     def mark(self) -> None:
@@ -273,7 +279,7 @@ class _Disks:
         if self.epoch and not self.side.troubled:
             self.side.expect_pause()
             self.side.commit(self.epoch)
-            self.svm = [bytearray(content) for content in self.marked[self.epoch]]
+            self.svm = None if self.says_anything else [bytearray(content) for content in self.marked[self.epoch]]
 
     def svm_writes(self, disk: int, offset: int, content: bytes) -> None:
         answer, content = Answer(), content[: _SIZES[disk] - offset]
@@ -327,8 +333,7 @@ def _disk_step(disks: _Disks, reader: Reader) -> None:
         disks.workers.run_all()
         disks.now_s += 1
     elif what == 8:
-        disks.say(reader.piece())
-        disks.svm = None  # nobody knows what that was
+        disks.say_anything(reader.piece())
     elif what < 11:
         disks.svm_writes(disk, offset % _SIZES[disk], reader.piece())
     else:

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -9,11 +10,18 @@ from pycolo.edge.qemu_command import InheritedFds, QemuConfig, nic_properties_of
 from pycolo.errors import EnvironmentFault
 
 
-def arguments(macs: tuple[str, ...], nics: tuple[int, ...], off: tuple[str, ...] = ()) -> list[str]:
+def arguments(
+    macs: tuple[str, ...] = (),
+    nics: tuple[int, ...] = (),
+    off: tuple[str, ...] = (),
+    *,
+    accel: Literal["tcg", "kvm"] = "tcg",
+    cpus: int = 1,
+) -> list[str]:
     config = QemuConfig(
-        accel="tcg",
+        accel=accel,
         machine="pc-q35-7.2",
-        cpus=1,
+        cpus=cpus,
         memory_mib=64,
         macs=macs,
         kernel=None,
@@ -47,6 +55,12 @@ def test_several_cards() -> None:
         "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:02,romfile=",
         "virtio-net-pci,id=nic1,netdev=net1,mac=52:54:00:00:00:03,romfile=",
     ]
+
+
+def test_tcg_has_barriers_with_one_processor_too() -> None:
+    assert of("-smp", arguments(), "") == ["1,maxcpus=2"]
+    assert of("-smp", arguments(cpus=2), "") == ["2"]
+    assert of("-smp", arguments(accel="kvm"), "") == ["1"]
 
 
 def test_what_no_note_can_say_is_switched_off() -> None:
