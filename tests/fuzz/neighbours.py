@@ -154,14 +154,15 @@ class _Etcd(EtcdGateway):
 def etcd(data: bytes) -> None:
     """A member that answers anything: a grant only when it says so, else ArbiterUnanswered, and no secret in it."""
     reader = Reader(data)
-    what, gateway = reader.number() % 3, _gateway(with_user=reader.flag())
+    what, with_user = reader.number() % 3, reader.flag()
+    gateway = _gateway(with_user=with_user)
     gateway.answers, gateway._token, gateway._cluster_id = [], "", None
     while reader and len(gateway.answers) < 16:
         gateway.answers.append((reader.choice([200, 200, 200, 400, 401, 500]), reader.piece()))
     try:
         run(_ask(EtcdArbiter(gateway, "/pycolo"), what))
     except ArbiterUnanswered as fault:
-        sentence(fault, PASSWORD)
+        sentence(fault, *[PASSWORD] if with_user else [])  # without a user we know none, and can keep none back
 
 
 @cache

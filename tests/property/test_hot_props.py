@@ -185,6 +185,7 @@ def test_plain_connections_are_compiled() -> None:
     assert hot.stats.released_equal == 56
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=10), st.binary(max_size=9))
 def test_packed_frames_are_the_frames(frames: list[bytes], rest: bytes) -> None:
     packed = pack(frames)

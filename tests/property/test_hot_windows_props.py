@@ -64,7 +64,7 @@ def test_both_feed_the_same(script: list[object], flows_max: int, bytes_max: int
             assert unpack(twin.take_freed()) == unpack(hot.take_freed())
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_taken(packed: bytes) -> None:
     hot = hot_windows.HotReceiveWindows(4, seed=1)

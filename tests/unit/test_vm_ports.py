@@ -1,4 +1,6 @@
-"""The PVM as a checkpoint sees it: its state is saved while other things are done, and it does not run meanwhile."""
+"""Both VM copies as a checkpoint sees them. The PVM's state is saved while other things are done, and it does not run
+meanwhile; the SVM's clock is moved to where the PVM's will be.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from typing import cast
 import numpy as np
 import pytest
 
+from pycolo.edge import vm_ports
 from pycolo.edge.qemu import Qemu
-from pycolo.edge.vm_ports import PrimaryVmPort
+from pycolo.edge.vm_ports import LOAD_S_FIRST_GUESS, PrimaryVmPort, SecondaryVmPort
 from pycolo.errors import VmLost
 
 
@@ -93,3 +96,41 @@ async def test_a_pause_without_a_save_ends_at_once() -> None:
     await port.pause()
     await port.resume()
     assert vm.steps == ["stop", "cont"]
+
+
+class Loading:
+    """A QEMU whose loads take as long as they are told to, on a clock of their own."""
+
+    code_in_doubt = False
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.takes_s = 0.010
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    async def load_device_state(self, device_state: bytes) -> None:
+        del device_state
+        self.now_s += self.takes_s
+
+    async def cont(self) -> None:
+        """It runs at once."""
+
+
+async def test_one_slow_load_does_not_put_the_next_clock_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, moved_s = Loading(), []
+
+    def advance_clock(stream: bytes, advance_ns: int) -> bytes:
+        moved_s.append(advance_ns / 1e9)
+        return stream
+
+    monkeypatch.setattr(vm_ports, "time", vm)
+    monkeypatch.setattr(vm_ports, "advance_clock", advance_clock)
+    port = SecondaryVmPort(cast(Qemu, vm), vm.monotonic, self_check=False)
+    for takes_s in [0.010, 0.011, 2.0, 0.010, 0.012, 0.012]:
+        vm.takes_s = takes_s
+        await port.load_device_state(b"")
+        await port.resume()
+    assert moved_s[0] == pytest.approx(LOAD_S_FIRST_GUESS)
+    assert moved_s[1:] == [pytest.approx(0.010, abs=0.002)] * 5

@@ -94,7 +94,7 @@ class EtcdGateway:
         self._token = self._password = ""  # no member may have us say them, whenever it says them back to us
         self._cluster_id: int | None = None
         if config.password_file is not None:
-            read_secret(config.password_file)  # to complain at the start
+            self._password = read_secret(config.password_file)  # and complain at the start
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
@@ -240,7 +240,7 @@ def _refused(status: int, content: bytes, *secrets: str) -> _MemberTrouble:
         refusal = _Refusal()
     said = refusal.message or refusal.error
     kind = _TokenRefused if any(renewable in said for renewable in _RENEWABLE) else _MemberTrouble
-    for secret in filter(None, secrets):
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):  # one may be a part of the other
         said = said.replace(secret, "***")
     return kind(f"answers with HTTP status {status}" + (f" ({quoted(said)})" if said else ""))
 
