@@ -9,7 +9,7 @@ from test_translation import PVM, PVM_CLOCK, SVM, SVM_CLOCK, Seen, learned, look
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.secondary import SecondaryDataplane
 from pycolo.core.translation_chain import ENTRIES_PER_MESSAGE_MAX, LAYERS_MAX, TranslatorChain
-from pycolo.core.wire import Translations
+from pycolo.core.wire import Offsets, Translations
 from pycolo.errors import PeerViolation
 from tcp_frames import A, Connection, R, S, stamps
 
@@ -202,6 +202,20 @@ def test_a_hostile_peer_is_refused() -> None:
         other.adopt(Translations(number, [], [b"unknown"]), 0.0)
     with pytest.raises(PeerViolation):
         other.adopt(Translations(LAYERS_MAX, [], []), 0.0)
+
+
+def test_a_peer_that_ends_and_forgets_connections_leaves_nothing() -> None:
+    other = chain()
+    other.adopt(Translations(0, [], []), 0.0)
+    for number in range(50):
+        key = number.to_bytes(12)
+        ended = Offsets(key, 7, 9, 5, 4, 3, False, 1000, 5, 70_000, True, True, False)
+        other.adopt(Translations(0, [ended], []), 0.0)
+        other.adopt(Translations(0, [], [key]), 0.0)
+    ((_, layer),) = other._layers
+    assert not layer.connections
+    assert not layer._ended
+    assert not layer._ended_before
 
 
 def test_the_number_of_layers_is_bounded() -> None:

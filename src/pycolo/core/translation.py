@@ -73,6 +73,7 @@ class Translator:
         """All offsets are zero."""
         self.connections.clear()
         self._ended.clear()
+        self._ended_before.clear()
 
     def opened(self, frame: bytes, segment: Segment) -> bool:
         """The guest has put out a SYN or SYN-ACK; False when it merely repeats it."""
@@ -127,6 +128,7 @@ class Translator:
     def _drop(self, key: bytes) -> None:
         del self.connections[key]
         self._ended.pop(key, None)
+        self._ended_before.discard(key)
         self._note(key)
 
     # ---------------------------------------------------------------- for a new secondary, after a takeover
@@ -199,7 +201,7 @@ class Translator:
 
     def forget_ended(self) -> None:
         """Of those that have ended, the ones that had already when this was called before."""
-        for key in self._ended_before:
+        for key in list(self._ended_before):
             connection = self.connections.get(key)
             if connection is not None and connection.ended:
                 self._drop(key)
