@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import random
 import socket
 import ssl
@@ -82,6 +83,15 @@ async def test_every_checkpoint_under_load_is_an_exact_copy(checked: Pair) -> No
     packets = checked.primary.status["packets"]
     assert packets["released_equal"] > 200
     assert packets["released_solo"] < packets["released_equal"]
+
+
+async def test_who_moves_frames_is_patient_and_who_watches_the_peer_is_not(checked: Pair) -> None:
+    movers = {(role, name) for role in ("primary", "secondary") for name in ("qemu", "agent")}
+
+    def patient() -> set[tuple[str, str]]:
+        return {name for name, pid in checked.pids().items() if os.sched_getscheduler(pid) == os.SCHED_BATCH}
+
+    await until(lambda: patient() == movers, 5.0, "patience between two checkpoints")
 
 
 async def test_a_capture_under_load_has_what_both_copies_said_and_why_it_left(checked: Pair) -> None:

@@ -250,6 +250,23 @@ async def test_the_streams_own_tick_rate_is_the_rate_at_which_ticks_pass(start_q
         assert clock.ticks / clock.clock_ns == pytest.approx(slope, rel=1e-3)
 
 
+async def test_a_running_vm_is_patient_and_a_stopped_one_prompt(start_qemu: StartQemu) -> None:
+    qemu = (await booted(start_qemu)).qemu
+    await qemu.yield_vcpus()
+    threads = [int(thread) for thread in os.listdir(f"/proc/{qemu.pid}/task")]
+    named = {thread: Path(f"/proc/{qemu.pid}/task/{thread}/comm").read_text() for thread in threads}
+    vcpus = [thread for thread, name in named.items() if name.startswith("CPU ")] or [
+        thread for thread in threads if thread != qemu.pid and os.sched_getscheduler(thread) == os.SCHED_BATCH
+    ]
+    assert vcpus
+    assert {os.sched_getscheduler(thread) for thread in (qemu.pid, *vcpus)} == {os.SCHED_BATCH}
+    for stop in (qemu.stop, qemu.stop_for_load):
+        await stop()
+        assert os.sched_getscheduler(qemu.pid) == os.SCHED_OTHER, "a pause waits for it"
+        await qemu.cont()
+        assert os.sched_getscheduler(qemu.pid) == os.SCHED_BATCH
+
+
 async def test_a_vm_stopped_for_a_load_runs_again(start_qemu: StartQemu) -> None:
     qemu = (await start_qemu("vm", paused=False)).qemu
 

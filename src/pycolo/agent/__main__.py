@@ -36,6 +36,7 @@ from pycolo.edge.heap import trim_heap
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.nic import Nic
 from pycolo.edge.packet_channel import GREETING, PacketChannel
+from pycolo.edge.scheduling import be_patient, be_prompt
 from pycolo.edge.tap import Tap
 from pycolo.edge.tls import client_context, server_context
 from pycolo.edge.transport import wrap_accepted, wrap_dialled
@@ -188,6 +189,14 @@ class Agent:
             answer = protocol.Failed(str(refusal), "state")
         if answer is not None:
             self._daemon.say(answer)
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """While nothing is fed a checkpoint is under way, and a VM copy waits for us."""
+        if self._side is not None and self._side.feeding:
+            be_patient()
+        else:
+            be_prompt()
 
     def _carry_out(self, command: protocol.Command) -> protocol.Answer | None:
         """Carry out one command; None when it has been answered already."""
@@ -310,6 +319,7 @@ class Agent:
 
     def _pause_feed(self, side: PrimarySide) -> protocol.Answer:
         boundary, paused_ms = side.pause_feed(now_ms()), now_ms()
+        self._keep_pace()
         self._turn_until(lambda: not side.waits_for_qemu(now_ms() - paused_ms), FEED_DRAIN_MS_MAX)
         side.end_wait()
         return protocol.Fed(boundary)

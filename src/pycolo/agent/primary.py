@@ -113,7 +113,7 @@ class PrimarySide(Side):
         self._limits = limits
         self._lease = Lease(lease_ms)
         self._input_no = 0
-        self._feeding = True
+        self.feeding = True
         self._cutting = False
         self._past = protocol.Stats()
         self._recorder: Recorder | None = None
@@ -146,7 +146,7 @@ class PrimarySide(Side):
         return sum(batch.count for batch in released)
 
     def reads_tap(self, number: int) -> bool:
-        return self._feeding and not self.cards[number].nic.backlog
+        return self.feeding and not self.cards[number].nic.backlog
 
     def reads_nic(self, number: int) -> bool:
         card = self.cards[number]
@@ -287,7 +287,7 @@ class PrimarySide(Side):
 
     def pause_feed(self, now_ms: float) -> int:
         """Take no more client frames; returns the number of the next one, which the peer is told as well."""
-        self._feeding = False
+        self.feeding = False
         self._pace.paused(now_ms)
         self.open_channel().send(wire.Boundary(self._input_no))
         return self._input_no
@@ -303,7 +303,7 @@ class PrimarySide(Side):
 
     def resume_feed(self, now_ms: float) -> None:
         """Take client frames and the PVM's output again."""
-        self._feeding, self._cutting = True, False
+        self.feeding, self._cutting = True, False
         self._pace.resumed(now_ms)
 
     def drain(self) -> list[Batch]:

@@ -84,7 +84,7 @@ class SecondarySide(Side):
         self._doorway = open_doorway(self._greeted)
         self._replay = ReplayLog(REPLAY_BYTES_MAX)
         self._epoch = 0
-        self._feeding = False
+        self.feeding = False
         self._asked = False
         self._promise = Promise()
         self._left: PacketChannel | None = None  # we have left, and the primary may not know it
@@ -113,7 +113,7 @@ class SecondarySide(Side):
 
     def reads_nic(self, number: int) -> bool:
         del number
-        return self._feeding
+        return self.feeding
 
     def on_tap(self, number: int, now_ms: float) -> None:
         card = self.cards[number]
@@ -170,7 +170,7 @@ class SecondarySide(Side):
 
         A stopped QEMU would still read one frame and hand it to the loaded SVM, which has seen it already.
         """
-        self._feeding = False
+        self.feeding = False
         for card in self.cards:
             card.nic.take_back()
 
@@ -180,14 +180,14 @@ class SecondarySide(Side):
 
     def start_feed(self, epoch: int, boundary: int) -> int:
         """The SVM runs from the start of `epoch`; once for each epoch, however often it is said."""
-        if self._feeding and epoch == self._epoch:
+        if self.feeding and epoch == self._epoch:
             return 0
         self._epoch = epoch
         self._asked = False
         for card in self.cards:
             card.loaded()
         replay = self._replay.replay(boundary)
-        self._feeding = True
+        self.feeding = True
         for number, batch in replay.batches:
             self._feed(self.cards[number], batch)
         if not replay.complete:
@@ -243,7 +243,7 @@ class SecondarySide(Side):
         self.counters.client_frames += arrived.count
         batch = card.inbound(arrived)  # now, as the primary did: its translation may change before a replay
         self._replay.add(card.number, first_no, batch)
-        if self._feeding:
+        if self.feeding:
             self._feed(card, batch)
 
     def _feed(self, card: SecondaryCard, batch: Batch) -> None:

@@ -41,9 +41,13 @@ class Card:
 
 
 class Side:
-    """The cards of one VM copy, by their numbers; the roles say what flows between them and the peer."""
+    """The cards of one VM copy, by their numbers; the roles say what flows between them and the peer.
+
+    `feeding`: the VM copy gets client frames; not so while a checkpoint stops it.
+    """
 
     cards: Sequence[Card]
+    feeding: bool
 
     def __init__(self, notify: Callable[[Notice], None]) -> None:
         self.notify = notify

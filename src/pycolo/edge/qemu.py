@@ -26,6 +26,7 @@ from pycolo.edge.qemu_code import HOLE, TranslatedCode
 from pycolo.edge.qemu_command import MAILBOX_NODE, QemuConfig, fd_path
 from pycolo.edge.qemu_process import QemuFiles, QemuProcess
 from pycolo.edge.qmp_session import QmpSession
+from pycolo.edge.scheduling import be_patient, be_prompt
 from pycolo.errors import EnvironmentFault, VmLost
 
 QMP_DEADLINE_S = 5.0
@@ -100,6 +101,7 @@ class Qemu:
 
     async def stop(self) -> None:
         """Pause the VM and drain its devices; all that the guest has sent has left QEMU then."""
+        self._pace_loop(be_prompt)
         await self._qmp.execute("stop")
 
     async def cont(self) -> None:
@@ -107,6 +109,7 @@ class Qemu:
         try:
             if not self.guest_end.how:
                 await self._qmp.execute("cont")
+                self._pace_loop(be_patient)
         except VmLost:
             if not self.guest_end.how:  # else it ended just now, and QEMU refuses
                 raise
@@ -130,6 +133,7 @@ class Qemu:
         that QEMU holds for the guest is gone with the next one, and if that were the load's own, it could write into
         RAM already replaced. Ends in `prelaunch`.
         """
+        self._pace_loop(be_prompt)
         self._code_kept = self._code is not None and not self._code_in_doubt
         if self._code_kept:
             await self.stop()
@@ -197,9 +201,10 @@ class Qemu:
         return status
 
     async def yield_vcpus(self) -> None:
-        """Give the vCPU threads the ordinary priority where we have a higher one.
+        """Give the vCPU threads the ordinary priority where we have a higher one, and patience.
 
-        QEMU's own loop keeps ours: it moves frames and carries out our commands, and a busy guest must not delay it.
+        QEMU's own loop keeps our priority: it moves frames and carries out our commands, and a busy guest must not
+        delay it. It is patient only while the VM runs: a pause is as long as its loop takes.
         """
         vcpus = await self._qmp.execute("query-cpus-fast")
         if not isinstance(vcpus, list) or not all(isinstance(vcpu, dict) and "thread-id" in vcpu for vcpu in vcpus):
@@ -209,6 +214,11 @@ class Qemu:
             for thread in set(os.listdir(f"/proc/{self.pid}/task")).intersection(named):  # no other process's
                 with suppress(ProcessLookupError, PermissionError):
                     os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+                be_patient(int(thread))
+
+    def _pace_loop(self, so: Callable[[int], None]) -> None:
+        if self._process.exit_status is None:  # else the number may be another's
+            so(self.pid)
 
     async def kill(self) -> None:
         """End QEMU at once and give everything back; may be called at any time, also twice."""

@@ -1,0 +1,82 @@
+"""Who takes a core from whom: policies of real threads."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from pycolo.agent import __main__ as program
+from pycolo.edge.scheduling import be_patient, be_prompt
+
+T = TypeVar("T")
+
+
+def in_a_thread(body: Callable[[], T]) -> T:
+    said: list[T] = []
+    thread = threading.Thread(target=lambda: said.append(body()))
+    thread.start()
+    thread.join(5)
+    return said[0]
+
+
+def test_the_own_thread_alone_becomes_patient_and_prompt_again() -> None:
+    def body() -> tuple[int, int, int, int]:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 3)
+        be_patient()
+        patient = os.sched_getscheduler(0)
+        others = os.sched_getscheduler(os.getpid())
+        be_prompt()
+        return patient, others, os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert in_a_thread(body) == (os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_OTHER, 3)
+
+
+def test_another_thread_by_its_number() -> None:
+    go_on, there = threading.Event(), threading.Event()
+
+    def body() -> None:
+        there.set()
+        go_on.wait(5)
+
+    other = threading.Thread(target=body)
+    other.start()
+    try:
+        assert there.wait(5)
+        assert other.native_id is not None
+        be_patient(other.native_id)
+        assert os.sched_getscheduler(other.native_id) == os.SCHED_BATCH
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    finally:
+        go_on.set()
+        other.join(5)
+    be_prompt(other.native_id)  # it is gone: nothing happens
+
+
+@pytest.mark.parametrize("change", [be_patient, be_prompt])
+def test_what_an_operator_has_chosen_stays(change: Callable[[], None]) -> None:
+    def body() -> int:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        change()
+        return os.sched_getscheduler(0)
+
+    assert in_a_thread(body) == os.SCHED_IDLE
+
+
+def test_an_agent_is_prompt_while_a_checkpoint_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeSide:
+        feeding = True
+
+    said: list[str] = []
+    monkeypatch.setattr(program, "be_patient", lambda: said.append("patient"))
+    monkeypatch.setattr(program, "be_prompt", lambda: said.append("prompt"))
+    agent = program.Agent.__new__(program.Agent)
+    agent._side = None
+    agent._keep_pace()
+    for feeding in (True, False, True):
+        side = FakeSide()
+        side.feeding = feeding
+        agent._side = side  # type: ignore[assignment]
+        agent._keep_pace()
+    assert said == ["prompt", "patient", "prompt", "patient"]
