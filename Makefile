@@ -77,7 +77,7 @@ fuzz: setup ## Fuzz every parser, SECONDS=60 each (ARGS="--target NAME"; CONTRIB
 
 .PHONY: bench
 bench: setup test-packages ## The same guest unprotected, ours, QEMU's own COLO, checkpoints alone: one report (ARGS="--help")
-	@scripts/install-packages wrk $(MATRIX)
+	@scripts/install-packages wrk apache2-utils $(MATRIX)
 	@PYTHONPATH=benchmarks $(BIN)/python -m side_by_side $(ARGS)
 
 .PHONY: bench-disk

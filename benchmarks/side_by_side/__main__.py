@@ -47,6 +47,7 @@ def contestants() -> dict[str, Start]:
         "checkpoints": ours(newer, CHECKPOINTS_ALONE),
         "qemu unix": colo(newer, "unix"),
         "qemu tcp": colo(newer, "tcp"),
+        "qemu patient": colo(newer, "unix", patient=True),
         "unprotected 7.2": plain(OLDER),
         "ours 7.2": ours(OLDER),
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab, host_address
 from pycolo.edge.qmp_session import QmpSession
+from pycolo.edge.scheduling import be_patient
 from pycolo.guest.builder import GuestImage
 from pycolo.guest.control import CONTROL_PORT
 from pycolo.guest.disk_image import copy_disk
@@ -66,8 +68,8 @@ def plain(qemu: str) -> Start:
     return start
 
 
-def colo(qemu: str, transport: str) -> Start:
-    """A pair of QEMU's own; `transport` is `unix` or `tcp`."""
+def colo(qemu: str, transport: str, *, patient: bool = False) -> Start:
+    """A pair of QEMU's own; `transport` is `unix` or `tcp`. `patient`: scheduled as ours, which no manual says."""
 
     @contextlib.asynccontextmanager
     async def start(image: GuestImage, folder: Path, disk: Path | None) -> AsyncIterator[Subject]:
@@ -76,6 +78,8 @@ def colo(qemu: str, transport: str) -> Start:
             stack.callback(lab.close)
             pair = _Pair(stack, lab, qemu, transport, image, folder, disk)
             await pair.start()
+            if patient:
+                pair.be_patient()
             yield pair.subject()
 
     return start
@@ -145,6 +149,12 @@ class _Pair:
         await self._second.execute("nbd-server-add", {"device": "parent0", "writable": True})
         await self._first.execute("blockdev-add", nbd)
         await self._first.execute("x-blockdev-change", {"parent": "disk0", "node": "far"})
+
+    def be_patient(self) -> None:
+        """See docs/adr/0019. Threads to come are as the one that makes them."""
+        for process in (self._primary, self._secondary):
+            for thread in os.listdir(f"/proc/{process.pid}/task"):
+                be_patient(int(thread))
 
     def subject(self) -> Subject:
         """What is measured."""

@@ -14,7 +14,23 @@ from side_by_side.monitor import Pauses
 from side_by_side.page import write_page
 from side_by_side.subject import DeadError
 from side_by_side.table import show
-from side_by_side.workloads import WORKLOADS, wrk_figures
+from side_by_side.workloads import WORKLOADS, ab_figures, wrk_figures
+
+AB = """Document Length:        4096 bytes
+
+Concurrency Level:      4
+Time taken for tests:   8.022 seconds
+Complete requests:      487
+Failed requests:        {failed}
+{more}Total transferred:      2117476 bytes
+Requests per second:    60.71 [#/sec] (mean)
+Time per request:       65.887 [ms] (mean)
+
+Percentage of the requests served within a certain time (ms)
+  50%     60
+  99%    131
+ 100%    140 (longest request)
+"""
 
 WRK = """Running 6s test @ http://10.77.0.2/small.bin
   1 threads and 8 connections
@@ -80,6 +96,14 @@ def test_wrk_is_read() -> None:
     assert figures == {"rate": 720.17, "requests": 4321, "failed": 0, "p50_ms": 0.98, "p99_ms": 1050.0}
     more = "  Socket errors: connect 1, read 2, write 0, timeout 3\n  Non-2xx or 3xx responses: 5\n"
     assert wrk_figures(WRK.format(more=more))["failed"] == 11
+
+
+def test_apachebench_is_read() -> None:
+    figures = ab_figures(AB.format(failed=0, more=""))
+    assert figures == {"rate": 60.71, "requests": 487, "failed": 0, "p50_ms": 60.0, "p99_ms": 131.0}
+    assert ab_figures(AB.format(failed=2, more="Non-2xx responses:      3\n"))["failed"] == 5
+    with pytest.raises(DeadError):
+        ab_figures(AB.format(failed=0, more="").replace("487", "0"))
 
 
 def test_no_answer_at_all_is_a_failure() -> None:
