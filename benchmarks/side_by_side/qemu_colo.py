@@ -69,7 +69,11 @@ def plain(qemu: str) -> Start:
 
 
 def colo(qemu: str, transport: str, *, patient: bool = False) -> Start:
-    """A pair of QEMU's own; `transport` is `unix` or `tcp`. `patient`: scheduled as ours, which no manual says."""
+    """A pair of QEMU's own; `transport` is `unix` or `tcp`.
+
+    `patient`: all its threads are, as ours while the VM runs (docs/adr/0019), which no manual says. They stay so during
+    checkpoints: pauses are not the best there can be.
+    """
 
     @contextlib.asynccontextmanager
     async def start(image: GuestImage, folder: Path, disk: Path | None) -> AsyncIterator[Subject]:

@@ -87,8 +87,14 @@ def qmp_answers(data: bytes) -> None:
     session.execute = mock.AsyncMock(side_effect=answers)
     session.execute_until = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])
-    with suppress(VmLost, StopAsyncIteration):
+    with (
+        mock.patch.object(os, "setpriority") as priority,
+        mock.patch.object(os, "sched_setscheduler") as policy,
+        suppress(VmLost, StopAsyncIteration),
+    ):
         run(_asked(machine, what))
+    changed = {call.args[1] for call in priority.call_args_list} | {call.args[0] for call in policy.call_args_list}
+    assert changed <= set(map(int, os.listdir("/proc/self/task")))
 
 
 def _machine(session: Any) -> Qemu:
@@ -97,7 +103,8 @@ def _machine(session: Any) -> Qemu:
     machine.config = mock.Mock()
     machine.config.name, machine.pid = "web", os.getpid()
     machine._qmp, machine.guest_end, machine._code = session, qemu._GuestEnd(), None
-    machine._code_in_doubt = False
+    machine._code_in_doubt, machine._vcpus = False, []
+    machine._process = mock.Mock(exit_status=None)
     return machine
 
 
@@ -107,9 +114,7 @@ async def _asked(machine: Qemu, what: int) -> None:
     elif what == 1:
         await machine.stop_for_load()
     elif what == 2:
-        with mock.patch.object(os, "setpriority") as priority:
-            await machine.yield_vcpus()
-        assert {call.args[1] for call in priority.call_args_list} <= set(map(int, os.listdir("/proc/self/task")))
+        await machine.yield_vcpus()
     else:
         await machine.cont()
 

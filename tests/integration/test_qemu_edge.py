@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -250,21 +250,40 @@ async def test_the_streams_own_tick_rate_is_the_rate_at_which_ticks_pass(start_q
         assert clock.ticks / clock.clock_ns == pytest.approx(slope, rel=1e-3)
 
 
-async def test_a_running_vm_is_patient_and_a_stopped_one_prompt(start_qemu: StartQemu) -> None:
+async def test_a_vm_is_patient_while_it_runs_and_prompt_before_it_is_stopped(
+    start_qemu: StartQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
     qemu = (await booted(start_qemu)).qemu
+    vcpus = await qemu._qmp.execute("query-cpus-fast")
+    assert isinstance(vcpus, list)
+    threads = [qemu.pid, *(vcpu["thread-id"] for vcpu in vcpus)]
+    assert len(set(threads)) == len(threads) > 1
+
+    def policies() -> set[int]:
+        return {os.sched_getscheduler(thread) for thread in threads}
+
+    found: list[tuple[str, set[int]]] = []
+    execute, run_job = qemu._qmp.execute, qemu._qmp.run_job
+
+    async def noted(command: str, *arguments: Any) -> object:
+        found.append((command, policies()))
+        return await execute(command, *arguments)
+
+    async def noted_job(command: str, *arguments: Any) -> str | None:
+        found.append((command, policies()))
+        return await run_job(command, *arguments)
+
     await qemu.yield_vcpus()
-    threads = [int(thread) for thread in os.listdir(f"/proc/{qemu.pid}/task")]
-    named = {thread: Path(f"/proc/{qemu.pid}/task/{thread}/comm").read_text() for thread in threads}
-    vcpus = [thread for thread, name in named.items() if name.startswith("CPU ")] or [
-        thread for thread in threads if thread != qemu.pid and os.sched_getscheduler(thread) == os.SCHED_BATCH
-    ]
-    assert vcpus
-    assert {os.sched_getscheduler(thread) for thread in (qemu.pid, *vcpus)} == {os.SCHED_BATCH}
+    monkeypatch.setattr(qemu._qmp, "execute", noted)
+    monkeypatch.setattr(qemu._qmp, "run_job", noted_job)
     for stop in (qemu.stop, qemu.stop_for_load):
+        assert policies() == {os.SCHED_BATCH}
+        found.clear()
         await stop()
-        assert os.sched_getscheduler(qemu.pid) == os.SCHED_OTHER, "a pause waits for it"
         await qemu.cont()
-        assert os.sched_getscheduler(qemu.pid) == os.SCHED_BATCH
+        assert {"stop", "snapshot-load"} & {command for command, _ in found}
+        assert all(before == {os.SCHED_OTHER} for _, before in found)
+    assert policies() == {os.SCHED_BATCH}
 
 
 async def test_a_vm_stopped_for_a_load_runs_again(start_qemu: StartQemu) -> None:

@@ -1,6 +1,8 @@
 """Who takes a core from whom: policies of real threads."""
 
+import contextlib
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +10,8 @@ from typing import TypeVar
 import pytest
 
 from pycolo.agent import __main__ as program
+from pycolo.agent import protocol
+from pycolo.agent.primary import PrimarySide
 from pycolo.edge.scheduling import be_patient, be_prompt
 
 T = TypeVar("T")
@@ -64,19 +68,56 @@ def test_what_an_operator_has_chosen_stays(change: Callable[[], None]) -> None:
     assert in_a_thread(body) == os.SCHED_IDLE
 
 
-def test_an_agent_is_prompt_while_a_checkpoint_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FakeSide:
-        feeding = True
+class PausingSide(PrimarySide):
+    """Of no network card."""
 
+    def __init__(self, said: list[str]) -> None:
+        self.cards, self.channel, self.feeding, self._said = [], None, True, said
+
+    def on_time(self, now_ms: float) -> float | None:
+        return None
+
+    def pause_feed(self, now_ms: float) -> int:
+        self.feeding = False
+        return 7
+
+    def waits_for_qemu(self, waited_ms: float) -> bool:
+        self._said.append("waits")
+        return self._said.count("waits") < 3
+
+    def resume_feed(self, now_ms: float) -> None:
+        self.feeding = True
+
+
+class FakeDaemon:
+    """Says one command after the other."""
+
+    def __init__(self, *commands: protocol.Command) -> None:
+        self._commands = list(commands)
+        self._ours, self._far = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def hear(self) -> bytes:
+        return protocol.encoder.encode(self._commands.pop(0))
+
+    def say(self, answer: protocol.Answer) -> None:
+        assert isinstance(answer, protocol.Done | protocol.Fed)
+
+    def close(self) -> None:
+        self._ours.close()
+        self._far.close()
+
+
+def test_an_agent_is_prompt_while_a_checkpoint_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(program, "be_patient", lambda: said.append("patient"))
     monkeypatch.setattr(program, "be_prompt", lambda: said.append("prompt"))
-    agent = program.Agent.__new__(program.Agent)
-    agent._side = None
-    agent._keep_pace()
-    for feeding in (True, False, True):
-        side = FakeSide()
-        side.feeding = feeding
-        agent._side = side  # type: ignore[assignment]
-        agent._keep_pace()
-    assert said == ["prompt", "patient", "prompt", "patient"]
+    with contextlib.closing(FakeDaemon(protocol.PauseFeed(), protocol.ResumeFeed())) as daemon:
+        agent = program.Agent(daemon, [])  # type: ignore[arg-type]
+        agent._side = PausingSide(said)
+        agent._on_command()
+        assert said == ["prompt", "waits", "waits", "waits", "prompt"]
+        agent._on_command()
+        assert said[-1] == "patient"

@@ -101,9 +101,11 @@ def test_wrk_is_read() -> None:
 def test_apachebench_is_read() -> None:
     figures = ab_figures(AB.format(failed=0, more=""))
     assert figures == {"rate": 60.71, "requests": 487, "failed": 0, "p50_ms": 60.0, "p99_ms": 131.0}
-    assert ab_figures(AB.format(failed=2, more="Non-2xx responses:      3\n"))["failed"] == 5
-    with pytest.raises(DeadError):
-        ab_figures(AB.format(failed=0, more="").replace("487", "0"))
+    some = ab_figures(AB.format(failed=2, more="Non-2xx responses:      7\n"))
+    assert (some["failed"], some["requests"], round(some["rate"], 2)) == (7, 480, 59.84)
+    for nothing in (AB.format(failed=0, more="").replace("487", "0"), AB.format(failed=487, more=""), "no route"):
+        with pytest.raises(DeadError):
+            ab_figures(nothing)
 
 
 def test_no_answer_at_all_is_a_failure() -> None:

@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import FileIO
 
@@ -142,33 +142,35 @@ class Agent:
         assert self._side is not None
         if not self._side.reads_tap(number):  # it was readable before a command of the same turn paused the feed
             return
-        with self._channel_guard(self._side):
+        try:
             self._side.on_tap(number, now_ms())
+        except PeerLost as lost:
+            self._lose_channel(self._side, lost)
 
     def _on_nic(self, number: int) -> None:
         assert self._side is not None
-        with self._channel_guard(self._side):
-            if self._side.reads_nic(number):
-                self._side.on_nic(number, now_ms())
-            else:
-                self._nics[number].clear_error()
+        if not self._side.reads_nic(number):
+            self._nics[number].clear_error()
+            return
+        try:
+            self._side.on_nic(number, now_ms())
+        except PeerLost as lost:
+            self._lose_channel(self._side, lost)
 
     def _on_channel(self) -> None:
         side = self._side
         if side is None or side.channel is None:
             return
-        with self._channel_guard(side):
+        try:
             side.channel.flush()
             side.on_channel(now_ms())
-
-    @contextlib.contextmanager
-    def _channel_guard(self, side: Side) -> Iterator[None]:
-        """A broken packet channel is news for the daemon, not the end of the agent: what is held stays held."""
-        try:
-            yield
         except PeerLost as lost:
-            side.leave_pair()
-            self._daemon.say(protocol.ChannelLost(str(lost)))
+            self._lose_channel(side, lost)
+
+    def _lose_channel(self, side: Side, lost: PeerLost) -> None:
+        """A broken packet channel is news for the daemon, not the end of the agent: what is held stays held."""
+        side.leave_pair()
+        self._daemon.say(protocol.ChannelLost(str(lost)))
 
     # ---- the daemon's commands
 
@@ -192,7 +194,7 @@ class Agent:
         self._keep_pace()
 
     def _keep_pace(self) -> None:
-        """While nothing is fed a checkpoint is under way, and a VM copy waits for us."""
+        """While a checkpoint stops the feed a VM copy waits for us; the first one of an SVM has not come yet."""
         if self._side is not None and self._side.feeding:
             be_patient()
         else:
@@ -217,11 +219,7 @@ class Agent:
             case protocol.ResumeFeed():
                 side.resume_feed(now_ms())
             case protocol.Seal():
-                drained = side.drain()
-                # The PVM stays paused until this answer, so compare after it.
-                self._daemon.say(protocol.Done(sum(batch.count for batch in drained)))
-                with self._channel_guard(side):  # nobody waits for a second answer
-                    side.seal(command.epoch, drained, now_ms())
+                self._seal(side, command.epoch)
                 return None
             case protocol.Commit():
                 return protocol.Done(side.commit(command.epoch, now_ms()))
@@ -240,6 +238,15 @@ class Agent:
             case _:
                 return protocol.Failed(f"a primary's agent has no {type(command).__name__}", "environment")
         return protocol.Done()
+
+    def _seal(self, side: PrimarySide, epoch: int) -> None:
+        drained = side.drain()
+        # The PVM stays paused until this answer, so compare after it.
+        self._daemon.say(protocol.Done(sum(batch.count for batch in drained)))
+        try:
+            side.seal(epoch, drained, now_ms())
+        except PeerLost as lost:  # nobody waits for a second answer
+            self._lose_channel(side, lost)
 
     def _carry_out_secondary(self, side: SecondarySide, command: protocol.Command) -> protocol.Answer:
         match command:
@@ -309,6 +316,7 @@ class Agent:
 
     def _take_over(self, secondary: SecondarySide) -> int:
         """The secondary's side ends, a primary's begins, with the same sockets."""
+        be_prompt()  # clients wait
         free = self._turn_until(secondary.may_speak, LEASE_WAIT_MS_MAX)
         assert free, "a lease ends by itself before that"
         released, missed = secondary.take_over(now_ms())
@@ -366,7 +374,7 @@ def main() -> None:
     """Arguments: the numbers of inherited descriptors: control, and of each network card our end and QEMU's end."""
     control, *ends = map(int, sys.argv[1:])
     with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # packets first: two guests compete for the same cores
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)  # two guests compete for the same cores
     pairs = zip(ends[::2], ends[1::2], strict=True)
     nics = [Nic(socket.socket(fileno=ours), FileIO(theirs, "r+")) for ours, theirs in pairs]
     Agent(DaemonLink(socket.socket(fileno=control)), nics).run()

@@ -43,7 +43,7 @@ class Card:
 class Side:
     """The cards of one VM copy, by their numbers; the roles say what flows between them and the peer.
 
-    `feeding`: the VM copy gets client frames; not so while a checkpoint stops it.
+    `feeding`: the VM copy gets client frames; not so while a checkpoint stops it, nor an SVM before its first one.
     """
 
     cards: Sequence[Card]

@@ -236,7 +236,7 @@ class HotDataplane(PrimaryDataplane):
 
     def _fetch(self, key: bytes) -> None:
         """If a connection is on the compiled side, bring it back with all that it holds."""
-        if not len(self._hot):
+        if self._hot.seen(key) is None:
             return
         self._tell()
         stream_bytes = self._hot.stream_bytes

@@ -56,6 +56,9 @@ class Kind(enum.IntEnum):
     FRAMES = 3
 
 
+_KINDS = {kind.value: kind for kind in Kind}
+
+
 class DiskShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One disk as both hosts must have it."""
 
@@ -326,10 +329,9 @@ def decode_header(header: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> tuple[in
     length, kind = HEADER.unpack(header)
     if length > bytes_max:
         raise PeerViolation(f"the peer announced a message of {length} bytes; the limit is {bytes_max}")
-    try:
-        return length, Kind(kind)
-    except ValueError:
-        raise PeerViolation(f"the peer sent a message of the unknown kind {kind}") from None
+    if kind not in _KINDS:
+        raise PeerViolation(f"the peer sent a message of the unknown kind {kind}")
+    return length, _KINDS[kind]
 
 
 def decode_control(body: bytes) -> Control:

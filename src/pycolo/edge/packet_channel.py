@@ -88,14 +88,14 @@ class PacketChannel:
         self._stream.close()
 
     def _whole_messages(self) -> list[Incoming]:
-        return [self._decode(wire.Kind(kind), body) for kind, body in self._stream.messages()]
+        return [self._decode(kind, body) for kind, body in self._stream.messages()]
 
-    def _decode(self, kind: wire.Kind, body: bytes) -> Incoming:
-        if kind is wire.Kind.FRAMES:
+    def _decode(self, kind: int, body: bytes) -> Incoming:
+        if kind == wire.Kind.FRAMES:
             frames = wire.decode_frames(body)
             self._check_nic(frames[0])
             return frames
-        if kind is wire.Kind.PAGES:
+        if kind == wire.Kind.PAGES:
             raise PeerViolation("the peer sent pages on the packet channel")
         message = wire.decode_control(body)
         self._table.check(peer.Channel.PACKETS, message)

@@ -61,6 +61,7 @@ class Qemu:
         self._code = None if code is None else TranslatedCode(code, config.name, qmp_deadline_s)
         self._code_kept = False  # since the last stop for a load
         self._code_in_doubt = False
+        self._vcpus: list[int] = []  # their threads, as far as they have been asked for
         self._watchers = [asyncio.create_task(self._watch_process())]
 
     @classmethod
@@ -101,7 +102,7 @@ class Qemu:
 
     async def stop(self) -> None:
         """Pause the VM and drain its devices; all that the guest has sent has left QEMU then."""
-        self._pace_loop(be_prompt)
+        self._pace(be_prompt)
         await self._qmp.execute("stop")
 
     async def cont(self) -> None:
@@ -109,7 +110,7 @@ class Qemu:
         try:
             if not self.guest_end.how:
                 await self._qmp.execute("cont")
-                self._pace_loop(be_patient)
+                self._pace(be_patient)
         except VmLost:
             if not self.guest_end.how:  # else it ended just now, and QEMU refuses
                 raise
@@ -133,7 +134,6 @@ class Qemu:
         that QEMU holds for the guest is gone with the next one, and if that were the load's own, it could write into
         RAM already replaced. Ends in `prelaunch`.
         """
-        self._pace_loop(be_prompt)
         self._code_kept = self._code is not None and not self._code_in_doubt
         if self._code_kept:
             await self.stop()
@@ -143,6 +143,7 @@ class Qemu:
         self.guest_end.how = ""
 
     async def _drop_all_code(self) -> None:
+        self._pace(be_prompt)
         error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
         if error is None or TAG_THAT_IS_NOT_THERE not in error:
             raise VmLost(
@@ -201,24 +202,27 @@ class Qemu:
         return status
 
     async def yield_vcpus(self) -> None:
-        """Give the vCPU threads the ordinary priority where we have a higher one, and patience.
+        """Give the vCPU threads of the running VM the ordinary priority where we have a higher one.
 
-        QEMU's own loop keeps our priority: it moves frames and carries out our commands, and a busy guest must not
-        delay it. It is patient only while the VM runs: a pause is as long as its loop takes.
+        QEMU's own loop keeps ours: it carries out our commands. All of them are patient while the VM runs, and prompt
+        from before a pause to its end, as it lasts until each has stopped and runs again (docs/adr/0019).
         """
         vcpus = await self._qmp.execute("query-cpus-fast")
         if not isinstance(vcpus, list) or not all(isinstance(vcpu, dict) and "thread-id" in vcpu for vcpu in vcpus):
             raise VmLost(f"QEMU {self.config.name} names no vCPU threads")
         named = [str(vcpu["thread-id"]) for vcpu in vcpus]
         with suppress(FileNotFoundError):  # it has ended
-            for thread in set(os.listdir(f"/proc/{self.pid}/task")).intersection(named):  # no other process's
-                with suppress(ProcessLookupError, PermissionError):
-                    os.setpriority(os.PRIO_PROCESS, int(thread), 0)
-                be_patient(int(thread))
+            tasks = os.listdir(f"/proc/{self.pid}/task")
+            self._vcpus = [int(thread) for thread in set(tasks).intersection(named)]  # no other process's
+        for thread in self._vcpus:
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PROCESS, thread, 0)
+        self._pace(be_patient)
 
-    def _pace_loop(self, so: Callable[[int], None]) -> None:
-        if self._process.exit_status is None:  # else the number may be another's
-            so(self.pid)
+    def _pace(self, so: Callable[[int], None]) -> None:
+        if self._process.exit_status is None:  # else the numbers may be others'
+            for thread in (self.pid, *self._vcpus):
+                so(thread)
 
     async def kill(self) -> None:
         """End QEMU at once and give everything back; may be called at any time, also twice."""

@@ -171,7 +171,8 @@ class TlsTransport:
         while True:
             if self.ready or self._shake_once():
                 plain = self._decrypted()
-                self._push()  # TLS may have to answer something
+                if self._outgoing.pending:  # TLS may have to answer something
+                    self._push()
                 if plain is not None:
                     return plain
             if not self._take_in():
@@ -189,6 +190,8 @@ class TlsTransport:
         try:
             while part := self._tls.read(RECORD_BYTES):
                 parts.append(part)
+                if not (self._incoming.pending or self._tls.pending()):
+                    break  # to be told so would cost an exception for each batch of frames
         except ssl.SSLWantReadError:
             if not parts:
                 return None
