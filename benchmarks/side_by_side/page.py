@@ -16,7 +16,8 @@ DRAWN = (FIGURES[0], FIGURES[4], FIGURES[9], FIGURES[14])
 LEAD = (
     "The same guest, the same clients, one contestant at a time, booted anew for each measurement; all take turns. "
     "Median and range over the rounds. Only ratios mean anything on a machine with two cores. "
-    "qemu: QEMU's own COLO, its checkpoints over a unix socket or over TCP. "
+    "qemu: QEMU's own COLO, its checkpoints over a unix socket or over TCP; patient: over a unix socket, its threads "
+    "made patient as ours are, which no manual says. "
     "checkpoints: our engine with the comparison off, as micro-checkpointing does it."
 )
 

@@ -98,8 +98,11 @@ class Agent:
         for nic in waiting:
             nic.flush()
         left = sum(nic.backlog for nic in waiting)
-        self._full_ms = FULL_MS if left < before else min(2 * self._full_ms, FULL_MS_MAX)
-        return self._full_ms if left else math.inf
+        if not left or left < before:
+            self._full_ms = FULL_MS
+            return FULL_MS if left else math.inf
+        wait_ms, self._full_ms = self._full_ms, min(2 * self._full_ms, FULL_MS_MAX)
+        return wait_ms
 
     def _set_watches(self, side: Side) -> None:
         """Ask only for what the side wants now: not reading is how back-pressure works."""
