@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign.growth import Allowance, Samples, complaints, gained, slope
@@ -58,7 +58,6 @@ def test_too_few_to_say_and_what_nobody_limits() -> None:
     assert complaints({"pages of h1": sampled(lambda s: s)}, ALLOWED) == []
 
 
-@settings(deadline=None)
 @given(st.floats(-10, 10), st.floats(-1000, 1000), st.integers(2, 400))
 def test_the_slope_of_a_line(steep: float, level: float, count: int) -> None:
     line = sampled(lambda s: level + steep * s, count)
@@ -66,7 +65,6 @@ def test_the_slope_of_a_line(steep: float, level: float, count: int) -> None:
     assert gained(line) == pytest.approx(steep * (line[-1][0] - line[round(count / 3)][0]), abs=1e-3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=40, max_size=40), st.floats(-5, 5))
 def test_a_quarter_of_the_samples_may_lie_anywhere(wild: list[float], steep: float) -> None:
     line = sampled(lambda s: steep * s, 160)

@@ -6,7 +6,7 @@ import math
 from itertools import permutations, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import linearizability
@@ -104,7 +104,6 @@ def operations(draw: st.DrawFn) -> Operation:
     return change(draw(st.sampled_from([None, "a", "b", "c"])), value, begun, ended, done=draw(st.booleans()))
 
 
-@settings(deadline=None)
 @given(st.lists(operations(), max_size=5))
 def test_as_brute_force_finds(history: list[Operation]) -> None:
     assert (contradiction(history) == "") == by_brute_force(history)
@@ -132,13 +131,11 @@ def lived(draw: st.DrawFn) -> list[Operation]:
     return history
 
 
-@settings(deadline=None)
 @given(lived())
 def test_what_really_happened_is_explained(history: list[Operation]) -> None:
     assert contradiction(history) == ""
 
 
-@settings(deadline=None)
 @given(lived(), st.data())
 def test_a_value_that_nobody_wrote_is_never_explained(history: list[Operation], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, 60))

@@ -31,7 +31,7 @@ limits = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(limits, st.lists(call, max_size=80))
 def test_any_calls_in_any_order(limits: AdaptiveLimits, calls: list[tuple]) -> None:  # type: ignore[type-arg]
     adaptive = Adaptive(limits)
@@ -100,7 +100,7 @@ def gaps_of(phases: list[tuple[float, int]]) -> list[float]:
     return [gap_ms for gap_ms, count in phases for _ in range(count)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(phases, st.floats(1, 100), st.floats(0.05, 1))
 def test_the_guest_keeps_its_share(phases: list[tuple[float, int]], cost_ms: float, pause_part: float) -> None:
     """In every span of time: its share, one window's worth on top, one pause for each window and change of mode."""
@@ -115,7 +115,7 @@ def test_the_guest_keeps_its_share(phases: list[tuple[float, int]], cost_ms: flo
             assert (last - first + 1) * pause_ms <= allowed_ms * 1.000001
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(phases, st.floats(1, 100))
 def test_it_comes_back_when_outputs_agree(phases: list[tuple[float, int]], cost_ms: float) -> None:
     adaptive = Adaptive(LIMITS)
@@ -124,7 +124,7 @@ def test_it_comes_back_when_outputs_agree(phases: list[tuple[float, int]], cost_
     assert adaptive.mode == "comparing"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(5, 100), st.floats(0, 1))
 def test_it_does_not_flap(cost_ms: float, pause_part: float) -> None:
     """The worst workload there is: it agrees just as long as it is paced, and differs as soon as it is not."""

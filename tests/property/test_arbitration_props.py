@@ -16,7 +16,6 @@ CLAIMS = st.lists(st.tuples(st.sampled_from(HOSTS), st.integers(1, 8), CLAIM_IDS
 RECORDS = st.none() | st.builds(ClaimRecord, st.just("vm"), st.integers(0, 6), st.sampled_from(HOSTS), CLAIM_IDS)
 
 
-@settings(deadline=None)
 @given(RECORDS, CLAIMS)
 def test_a_term_is_granted_to_one_host_only(record: ClaimRecord | None, claims: list[tuple[str, int, str]]) -> None:
     """The list is the order in which the arbiter sees the claims; which answers are lost makes no difference to it."""
@@ -32,7 +31,6 @@ def test_a_term_is_granted_to_one_host_only(record: ClaimRecord | None, claims: 
             assert record == ClaimRecord("vm", answer.term, host, claim_id), "a yes is what is stored"
 
 
-@settings(deadline=None)
 @given(RECORDS, st.sampled_from(HOSTS), st.integers(1, 8), CLAIM_IDS)
 def test_asking_again_gives_the_same_answer(record: ClaimRecord | None, host: str, term: int, claim_id: str) -> None:
     first = decide_claim(record, "vm", term, host, claim_id)
@@ -119,7 +117,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.integers(0, 3), st.sampled_from(HOSTS), STEPS)
 def test_a_pair_that_finds_itself_again_never_speaks_with_two_voices(
     base: int, holder: str, steps: list[tuple[str, str, int]]

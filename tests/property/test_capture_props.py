@@ -6,7 +6,7 @@ import gzip
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capture_blocks import Blocks, pcap
@@ -55,7 +55,6 @@ def read(content: bytes) -> tuple[list[CaptureRecord], EnvironmentFault | None]:
     return records, None
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_capture_or_a_failure(data: bytes) -> None:
     for head in (b"", *(capture[:24] for capture in (pcap([]), pcap([], order=">")))):
@@ -64,7 +63,6 @@ def test_any_bytes_are_a_capture_or_a_failure(data: bytes) -> None:
                 assert len(record.frame) <= FRAME_BYTES_MAX
 
 
-@settings(deadline=None)
 @given(ORDERS, st.binary(max_size=300), st.integers(0, 7), st.binary(max_size=40))
 def test_any_block_is_read_or_a_failure(order: str, body: bytes, kind: int, behind: bytes) -> None:
     blocks = Blocks(order)
@@ -74,7 +72,6 @@ def test_any_block_is_read_or_a_failure(order: str, body: bytes, kind: int, behi
     assert failure is None or isinstance(failure, EnvironmentFault)
 
 
-@settings(deadline=None)
 @given(captures(), st.data())
 def test_a_damaged_capture_is_a_capture_or_a_failure(capture: tuple[bytes, int], data: st.DataObject) -> None:
     content = bytearray(capture[0])
@@ -87,7 +84,6 @@ def test_a_damaged_capture_is_a_capture_or_a_failure(capture: tuple[bytes, int],
     read(bytes(packed))
 
 
-@settings(deadline=None)
 @given(captures(), st.data())
 def test_what_is_whole_before_the_cut_is_delivered(capture: tuple[bytes, int], data: st.DataObject) -> None:
     content, count = capture
@@ -99,7 +95,6 @@ def test_what_is_whole_before_the_cut_is_delivered(capture: tuple[bytes, int], d
     assert failure is None or isinstance(failure, CaptureDamaged)
 
 
-@settings(deadline=None)
 @given(st.lists(WRITTEN, max_size=8), st.integers(300, 1000))
 def test_what_was_written_comes_back(
     written: list[tuple[bytes, int, int, Direction | None, str]], bytes_max: int

@@ -104,12 +104,11 @@ class ChunksMachine(RuleBasedStateMachine):
             assert marked == missing
 
 
-ChunksMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+ChunksMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=30)
 TestChunks = ChunksMachine.TestCase
 
 
 @given(st.one_of(st.integers(1, 40 * CHUNK_BYTES_MIN), st.integers(1, 600 * TIB)))
-@settings(deadline=None)
 def test_the_bitmap_is_bounded_and_has_a_bit_for_every_byte(size: int) -> None:
     chunk = chunk_bytes_of(size)
     chunks = -(-size // chunk)
@@ -119,7 +118,7 @@ def test_the_bitmap_is_bounded_and_has_a_bit_for_every_byte(size: int) -> None:
 
 
 @given(st.sampled_from(SIZES), st.sets(st.floats(0, 1), max_size=12), st.sets(st.integers(0, 40)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_ranges_cover_the_marked_chunks_exactly(size: int, far: set[float], near: set[int]) -> None:
     chunk, chunks = chunk_bytes_of(size), -(-size // chunk_bytes_of(size))
     bits = np.zeros(bitmap_bytes_of(size), np.uint8)

@@ -29,7 +29,7 @@ def naive(rules: list[Rule], default: Verdict, protocol: int, port: int) -> Verd
 policies = st.tuples(st.lists(rules(), max_size=12), st.sampled_from([Verdict.COMPARE, Verdict.CHECKPOINT]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(policies, st.lists(st.tuples(st.integers(0, 255), ports), max_size=30))
 def test_as_if_gone_through_one_by_one(policy: tuple[list[Rule], Verdict], asked: list[tuple[int, int]]) -> None:
     rules, default = policy
@@ -40,7 +40,7 @@ def test_as_if_gone_through_one_by_one(policy: tuple[list[Rule], Verdict], asked
             assert compiled.verdict(protocol, near) is naive(rules, default, protocol, near)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(policies, ports)
 def test_an_unknown_port_is_treated_no_less_carefully_than_any(policy: tuple[list[Rule], Verdict], port: int) -> None:
     rules, default = policy
@@ -49,7 +49,7 @@ def test_an_unknown_port_is_treated_no_less_carefully_than_any(policy: tuple[lis
         assert compiled.verdict(protocol, None) >= naive(rules, default, protocol, port)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(policies)
 def test_connections_are_never_released_and_plain_data_say_the_same(policy: tuple[list[Rule], Verdict]) -> None:
     compiled = Policy(*policy)

@@ -243,7 +243,7 @@ near = st.integers(-40, 40)
 streams = st.binary(min_size=TOTAL, max_size=TOTAL).map(lambda drawn: bytes(each & 1 for each in drawn))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.integers(0, 2**32 - 1), near, streams, st.integers(0, TOTAL), st.booleans(), st.booleans(), st.booleans(), steps
 )
@@ -270,7 +270,7 @@ def test_nothing_leaves_that_the_svm_has_not_said(
     assert world.plane.stats.held_frames == world.plane.stats.held_bytes == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 2**32 - 1), near, streams, st.booleans(), steps)
 def test_equal_streams_are_released_without_divergence(
     isn: int, apart: int, stream: bytes, opened: bool, script: list[tuple[int, int, int]]
@@ -295,7 +295,7 @@ def test_equal_streams_are_released_without_divergence(
 # ---------------------------------------------------------------- datagrams
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 2), st.integers(0, 2)), max_size=40), st.integers(0, 40))
 def test_datagrams_leave_only_with_a_twin_at_the_same_place(script: list[tuple[bool, int, int]], seal_at: int) -> None:
     plane = PrimaryDataplane(DataplaneLimits(), 1)
@@ -329,7 +329,7 @@ def test_datagrams_leave_only_with_a_twin_at_the_same_place(script: list[tuple[b
 # ---------------------------------------------------------------- translation
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**32 - 1),
@@ -418,7 +418,7 @@ frames = st.one_of(st.binary(max_size=90), mangled(), mangled())
 tiny = DataplaneLimits(held_frames_max=8, flows_max=2, stream_bytes_max=16, unreleased_bytes_max=40, datagrams_max=2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(frames)
 def test_no_bytes_make_a_parser_raise(frame: bytes) -> None:
     is_link_control(frame, locate(frame))
@@ -438,7 +438,7 @@ def test_no_bytes_make_a_parser_raise(frame: bytes) -> None:
         )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 9), st.lists(frames, max_size=4)), max_size=30), st.booleans())
 def test_no_bytes_make_the_primary_raise_nor_lose_a_frame(script: list[tuple[int, list[bytes]]], small: bool) -> None:
     plane = PrimaryDataplane(tiny if small else DataplaneLimits(), 1)
@@ -466,7 +466,7 @@ def test_no_bytes_make_the_primary_raise_nor_lose_a_frame(script: list[tuple[int
     assert plane.stats.held_frames == plane.stats.held_bytes == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 5), st.lists(frames, max_size=4)), max_size=30), st.booleans())
 def test_no_bytes_make_the_secondary_raise(script: list[tuple[int, list[bytes]]], small: bool) -> None:
     plane = SecondaryDataplane(tiny if small else DataplaneLimits())

@@ -3,7 +3,7 @@
 import struct
 from contextlib import suppress
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.device_state import CLOCK_NS_MIN, advance_clock, read_clock, read_kvm_clocks, with_configuration
@@ -36,7 +36,6 @@ def states(draw: st.DrawFn) -> bytes:
     return HEADER + b"".join(sections) + b"\0"
 
 
-@settings(deadline=None)
 @given(states(), st.integers(0, 10**10))
 def test_advancing_moves_exactly_the_clock_at_its_rate(state: bytes, advance_ns: int) -> None:
     before, after = read_clock(state), read_clock(advance_clock(state, advance_ns))
@@ -45,7 +44,6 @@ def test_advancing_moves_exactly_the_clock_at_its_rate(state: bytes, advance_ns:
     assert after.ticks == before.ticks + before.ticks * advance_ns // before.clock_ns
 
 
-@settings(deadline=None)
 @given(states(), st.integers(1, 10**9))
 def test_the_configuration_makes_no_difference_to_the_clock(state: bytes, advance_ns: int) -> None:
     inside_first = with_configuration(advance_clock(state, advance_ns), "pc-q35-7.2")
@@ -53,7 +51,6 @@ def test_the_configuration_makes_no_difference_to_the_clock(state: bytes, advanc
     assert inside_first == advance_clock(with_configuration(state, "pc-q35-7.2"), advance_ns)
 
 
-@settings(deadline=None)
 @given(states(), st.data())
 def test_a_cut_stream_has_its_old_clock_or_none(state: bytes, data: st.DataObject) -> None:
     cut = state[: data.draw(st.integers(0, len(state)))]
@@ -62,7 +59,6 @@ def test_a_cut_stream_has_its_old_clock_or_none(state: bytes, data: st.DataObjec
         assert read_clock(cut) == read_clock(state)
 
 
-@settings(deadline=None)
 @given(JUNK | JUNK.map(lambda junk: HEADER + junk))
 def test_junk_gives_value_error_or_a_sane_clock(junk: bytes) -> None:
     with suppress(ValueError):

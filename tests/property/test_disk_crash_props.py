@@ -145,13 +145,13 @@ def found_in(seeds: range) -> Iterator[str]:
 
 
 @given(st.integers(0, 1 << 32))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_crash_leaves_a_whole_epoch(seed: int) -> None:
     assert list(found_in(range(seed, seed + 1))) == []
 
 
 @given(st.integers(0, 1 << 32), st.sampled_from([28, 5]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_failed_step_is_mended_by_a_repetition_or_a_replay(seed: int, errno: int, repeat: bool) -> None:
     for step in range(Crash(seed).steps()):
         story = Crash(seed)
@@ -170,7 +170,7 @@ def test_a_failed_step_is_mended_by_a_repetition_or_a_replay(seed: int, errno: i
 
 
 @given(st.integers(0, 1 << 32), st.integers(0, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_crash_while_a_failed_step_is_repeated(seed: int, second: int) -> None:
     for step in range(Crash(seed).steps()):
         story = Crash(seed)

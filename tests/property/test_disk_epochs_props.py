@@ -245,5 +245,5 @@ class DiskMachine(RuleBasedStateMachine):
         assert self._image == (self._svm if self._taken_over else self._pvm)
 
 
-DiskMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+DiskMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestDisk = DiskMachine.TestCase

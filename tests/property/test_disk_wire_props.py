@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from disk_tools import until_readable
@@ -91,7 +91,6 @@ def check_limits(message: wire.Message) -> None:
             assert message.epoch in range(1 << 63)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=HEADER.size, max_size=HEADER.size))
 def test_any_header_is_within_the_limits_or_a_violation(header: bytes) -> None:
     with contextlib.suppress(PeerViolation):
@@ -100,21 +99,18 @@ def test_any_header_is_within_the_limits_or_a_violation(header: bytes) -> None:
         assert length <= wire.MESSAGE_BYTES_MAX
 
 
-@settings(deadline=None)
 @given(st.sampled_from(wire.Kind), st.binary(max_size=60))
 def test_any_body_is_a_message_within_the_limits_or_a_violation(kind: int, body: bytes) -> None:
     with contextlib.suppress(PeerViolation):
         check_limits(wire.decode(kind, body))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES), TYPES)
 def test_any_map_is_a_message_within_the_limits_or_a_violation(fields: dict[str, object], kind: str) -> None:
     with contextlib.suppress(PeerViolation):
         check_limits(wire.decode(wire.Kind.CONTROL, msgspec.msgpack.encode({**fields, "type": kind})))
 
 
-@settings(deadline=None)
 @given(MESSAGES, st.data())
 def test_a_damaged_message_is_a_message_within_the_limits_or_a_violation(
     message: wire.Message, data: st.DataObject
@@ -127,7 +123,6 @@ def test_a_damaged_message_is_a_message_within_the_limits_or_a_violation(
         check_limits(wire.decode(kind, bytes(damaged)))
 
 
-@settings(deadline=None)
 @given(MESSAGES)
 def test_what_was_encoded_comes_back(message: wire.Message) -> None:
     assert wire.decode(*taken_apart(encoded(message))) == message
@@ -259,7 +254,6 @@ def digest_of_the_receiver(stream: Stream) -> bytes:
     return digest.take()
 
 
-@settings(deadline=None)
 @given(st.lists(DATA | ZEROS, max_size=8), st.data())
 def test_both_ends_have_the_same_digest_however_it_is_taken(
     records: list[wire.Data | wire.Zeros], draw: st.DataObject
@@ -274,7 +268,6 @@ def test_both_ends_have_the_same_digest_however_it_is_taken(
 
 
 @pytest.mark.parametrize("harm", [lose, double, swap, change, other_kind, join], ids=lambda harm: harm.__name__)
-@settings(deadline=None)
 @given(records=st.lists(DATA | ZEROS, min_size=1, max_size=8), at=st.integers(0, 7), other=st.integers(0, 1000))
 def test_no_harm_to_the_stream_is_unseen(
     harm: Callable[[Stream, int, int], None], records: list[wire.Data | wire.Zeros], at: int, other: int
@@ -293,7 +286,6 @@ def test_no_harm_to_the_stream_is_unseen(
 # ---------------------------------------------------------------- whole messages out of pieces
 
 
-@settings(deadline=None)
 @given(st.lists(MESSAGES, min_size=1, max_size=12), st.data())
 def test_a_stream_cut_anywhere_gives_the_same_messages(messages: list[wire.Message], draw: st.DataObject) -> None:
     whole = b"".join(map(encoded, messages))

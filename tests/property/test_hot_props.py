@@ -65,7 +65,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(beginnings, steps, st.booleans(), st.integers(0, 2**64 - 1))
 def test_the_verdicts_are_those_of_the_twin(
     begin: list[tuple[int, bool]], script: list[object], tiny: bool, seed: int
@@ -104,7 +104,7 @@ def stretch(side: int, first: int, start: int, length: int, what: str) -> tuple[
     return side, segment(False, True, 1000, first + start, 5001, A, payload, options)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(walk, events, st.booleans())
 def test_long_streams_are_the_twins(script: list[tuple[str, int, int]], what: dict[int, str], tiny: bool) -> None:
     """Streams of many blocks: cut otherwise by each copy, repeated, acknowledged, and rebased by checkpoints."""
@@ -185,7 +185,6 @@ def test_plain_connections_are_compiled() -> None:
     assert hot.stats.released_equal == 56
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=50), max_size=10), st.binary(max_size=9))
 def test_packed_frames_are_the_frames(frames: list[bytes], rest: bytes) -> None:
     packed = pack(frames)
@@ -196,7 +195,7 @@ def test_packed_frames_are_the_frames(frames: list[bytes], rest: bytes) -> None:
         assert whole == frames[: len(whole)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 2))
 def test_any_packed_bytes_are_taken(packed: bytes, side: int) -> None:
     hot = HotDataplane(DataplaneLimits(), 1)

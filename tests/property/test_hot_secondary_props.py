@@ -36,7 +36,7 @@ steps = st.lists(st.tuples(st.sampled_from(WHAT), st.integers(0, 2**32 - 1)), ma
 openings = st.lists(st.tuples(st.sampled_from(LINKS), st.sampled_from([None, CLOCK, 0])), max_size=6)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from(NUMBERS), openings, steps, st.booleans(), st.integers(0, 3))
 def test_both_do_the_same(
     numbers: Numbers, begin: list[tuple[Link, int | None]], script: list[tuple[str, int]], tiny: bool, rest: int
@@ -178,7 +178,7 @@ def test_a_frame_that_no_network_card_gives_goes_as_well() -> None:
     assert planes.take_over() == frames
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_packed_bytes_are_taken(packed: bytes) -> None:
     planes = SecondaryTwins(TINY)

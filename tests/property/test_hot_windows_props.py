@@ -42,7 +42,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(steps, st.sampled_from([1, 2, 5]), st.sampled_from([500, 10_000]), st.integers(0, 2**64 - 1))
 def test_both_feed_the_same(script: list[object], flows_max: int, bytes_max: int, seed: int) -> None:
     twin = ReceiveWindows(Windows(flows_max, bytes_max))
@@ -64,7 +64,7 @@ def test_both_feed_the_same(script: list[object], flows_max: int, bytes_max: int
             assert unpack(twin.take_freed()) == unpack(hot.take_freed())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_taken(packed: bytes) -> None:
     hot = hot_windows.HotReceiveWindows(4, seed=1)

@@ -137,7 +137,7 @@ def cuts_of(total: int, sizes: list[int]) -> list[tuple[int, int]]:
 sizes = st.lists(st.sampled_from([1, 3, 20, 40, 60, 100, 300, 1460]), min_size=1, max_size=6)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(streams, sizes)
 def test_tolerated_is_what_differs_in_true_values_only(pieces: list[Piece], sizes: list[int]) -> None:
     oracle = Oracle.of(pieces)
@@ -152,7 +152,7 @@ def test_tolerated_is_what_differs_in_true_values_only(pieces: list[Piece], size
     assert dates.position == len(oracle.ours)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, sizes, st.data())
 def test_a_retransmission_never_mixes_two_dates(pieces: list[Piece], sizes: list[int], data: st.DataObject) -> None:
     oracle = Oracle.of(pieces)
@@ -168,7 +168,7 @@ def test_a_retransmission_never_mixes_two_dates(pieces: list[Piece], sizes: list
             assert tolerated or not oracle.allows(first, last, line_end=end)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(streams, sizes)
 def test_however_it_is_cut_the_end_is_the_same(pieces: list[Piece], sizes: list[int]) -> None:
     stream = Oracle.of(pieces).ours
@@ -194,7 +194,7 @@ junk = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(junk, st.integers(-5, 500))
 def test_no_stream_makes_it_raise_or_grow(stream: list[bytes], at: int) -> None:
     dates = HttpDates()

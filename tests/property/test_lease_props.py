@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.lease import DRIFT, LEASE_MS_MAX, MARGIN_MS, Lease, Promise, lease_ms_of
@@ -21,7 +21,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.floats(10, LEASE_MS_MAX), RATES, RATES, st.floats(0, 1e6), st.floats(0, 1e6), STEPS)
 def test_who_may_speak_is_one(
     lease_ms: float,

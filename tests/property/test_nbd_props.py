@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nbd_peer as peer
@@ -57,7 +57,6 @@ def shaken(parts: list[bytes]) -> tuple[bytes, nbd.Session | None, bool, str, by
     return out, handshake.session, handshake.ended, handshake.violation, b"" if handshake.ended else rest
 
 
-@settings(deadline=None)
 @given(HANDSHAKES, st.data())
 def test_a_handshake_is_the_same_however_it_is_cut(stream: bytes, data: st.DataObject) -> None:
     assert shaken(pieces(stream, data)) == shaken([stream])
@@ -82,7 +81,6 @@ def taken(parts: list[bytes]) -> tuple[list[Taken], str]:
     return requests, ""
 
 
-@settings(deadline=None)
 @given(STREAMS, st.data())
 def test_requests_are_the_same_however_they_are_cut(stream: bytes, data: st.DataObject) -> None:
     assert taken(pieces(stream, data)) == taken([stream])
@@ -91,7 +89,6 @@ def test_requests_are_the_same_however_they_are_cut(stream: bytes, data: st.Data
 SESSIONS = st.builds(nbd.Session, st.just("x"), st.integers(1, 1 << 63), st.booleans(), st.booleans(), st.booleans())
 
 
-@settings(deadline=None)
 @given(SESSIONS, st.integers(0, 20), st.integers(0, 9), st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 32) - 1))
 def test_what_is_not_refused_is_within_the_disk_and_the_limits(
     session: nbd.Session, flags: int, command: int, offset: int, length: int
@@ -109,7 +106,6 @@ def test_what_is_not_refused_is_within_the_disk_and_the_limits(
     assert not flags & peer.FAST_ZERO
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_close_a_connection_or_are_answered_and_change_nothing(garbage: bytes) -> None:
     disk = MemoryExport(SIZE)
@@ -143,7 +139,6 @@ def modelled(model: bytearray, command: int, offset: int, length: int, fill: int
 
 
 @pytest.mark.parametrize("structured", [False, True])
-@settings(deadline=None)
 @given(ops=st.lists(OPS, max_size=40))
 def test_a_disk_behind_a_connection_is_a_bytearray(structured: bool, ops: list[tuple[int, int, int, int]]) -> None:
     disk, model = MemoryExport(SIZE), bytearray(SIZE)

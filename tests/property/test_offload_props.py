@@ -7,7 +7,7 @@ import socket
 from contextlib import ExitStack
 from types import ModuleType
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headed import headed_pair
@@ -74,7 +74,6 @@ def went_out(way: ModuleType, sent: list[bytes], kind: int) -> list[bytes]:
         return [os.read(theirs.fileno(), 70_000) for _ in sent]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(HEADERS, frames()), min_size=1, max_size=8), st.sampled_from(["SOCK_DGRAM", "SOCK_SEQPACKET"])
 )
@@ -85,7 +84,6 @@ def test_both_make_the_same_of_what_comes(said: list[tuple[bytes, bytes]], kind:
         assert came_in(way, contents, getattr(socket, kind)) == expected
 
 
-@settings(deadline=None)
 @given(st.lists(frames(), min_size=1, max_size=8), st.sampled_from(["SOCK_DGRAM", "SOCK_SEQPACKET"]))
 def test_both_say_the_same_of_what_leaves(sent: list[bytes], kind: str) -> None:
     expected = [b"".join(described(frame)) for frame in sent]
@@ -93,7 +91,6 @@ def test_both_say_the_same_of_what_leaves(sent: list[bytes], kind: str) -> None:
         assert went_out(way, sent, getattr(socket, kind)) == expected
 
 
-@settings(deadline=None)
 @given(HEADERS, frames())
 def test_what_has_come_in_leaves_and_comes_in_the_same(header: bytes, frame: bytes) -> None:
     inside = settled(header, frame)
@@ -106,7 +103,6 @@ def test_what_has_come_in_leaves_and_comes_in_the_same(header: bytes, frame: byt
         assert (again[:summed], again[summed + 2 :]) == (inside[:summed], inside[summed + 2 :])
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(FRAMES)), st.integers(1, 4095))
 def test_a_note_survives(name: str, size: int) -> None:
     assert settled(*described(noted(FRAMES[name], size))) == noted(FRAMES[name], size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -74,7 +74,6 @@ class DebtMachine(RuleBasedStateMachine):
 TestDebt = DebtMachine.TestCase
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, PAGES - 1), st.integers(0, 3)), unique_by=lambda page: page[0], max_size=PAGES)
 )

@@ -1,6 +1,6 @@
 """Placement, for any hosts: nobody is overbooked, nobody is forgotten, and one bad host does not change the others."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.placement import HostReport, Silent, Wish, place
@@ -30,7 +30,6 @@ WISHES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(WISHES, HOSTS)
 def test_every_host_is_chosen_or_refused_for_a_reason(wish: Wish, hosts: list[HostReport | Silent]) -> None:
     placed = place(wish, hosts)
@@ -39,7 +38,6 @@ def test_every_host_is_chosen_or_refused_for_a_reason(wish: Wish, hosts: list[Ho
     assert wish.home not in placed.order
 
 
-@settings(deadline=None)
 @given(WISHES, HOSTS)
 def test_a_chosen_host_has_room_and_no_copy(wish: Wish, hosts: list[HostReport | Silent]) -> None:
     by_name = {host.name: host for host in hosts}
@@ -53,7 +51,6 @@ def test_a_chosen_host_has_room_and_no_copy(wish: Wish, hosts: list[HostReport |
         assert not wish.allowed or name in wish.allowed
 
 
-@settings(deadline=None)
 @given(WISHES, HOSTS)
 def test_the_better_ones_come_first(wish: Wish, hosts: list[HostReport | Silent]) -> None:
     order = place(wish, hosts).order
@@ -63,7 +60,6 @@ def test_the_better_ones_come_first(wish: Wish, hosts: list[HostReport | Silent]
         assert good[0] == wish.old_partner
 
 
-@settings(deadline=None)
 @given(WISHES, HOSTS, st.data())
 def test_a_host_that_is_refused_changes_nothing_for_the_others(
     wish: Wish, hosts: list[HostReport | Silent], data: st.DataObject

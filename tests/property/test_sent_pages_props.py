@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import wire
@@ -30,7 +30,6 @@ def written(ram: Contents, writes: list[tuple[int, int, int, int]]) -> PageBatch
     return PageBatch.of(pages, ram[pages].copy())
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, PAGES + 2), st.lists(st.tuples(WRITES, st.sampled_from(["arrives", "arrives", "lost"])), max_size=9)
 )

@@ -155,7 +155,7 @@ def seen(frame: bytes) -> tuple[int, int, int, int]:
     return segment[1], segment[2], *stamped
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 11), st.integers(1, 3000)), max_size=80))
 def test_connections_live_through_any_number_of_takeovers(seed: int, script: list[tuple[int, int]]) -> None:
     world = World(seed)

@@ -262,7 +262,7 @@ def quoted(frame: bytes) -> Quote:
 steps = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 9), st.integers(1, 1400)), max_size=120)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), steps)
 @example(2094, [(4, 0, 1), (1, 0, 1), (2, 0, 1), (9, 0, 1), (2, 0, 1), (9, 0, 1)])
 def test_every_stream_is_unbroken(seed: int, script: list[tuple[int, int, int]]) -> None:
@@ -326,7 +326,7 @@ def error_about(frame: bytes) -> bytes:
     return error(frame, layers)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.sampled_from([frame for frames in captures().values() for frame in frames]),
     st.lists(st.tuples(st.integers(12, 110), st.integers(0, 255)), max_size=4),

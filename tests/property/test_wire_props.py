@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import wire
@@ -42,21 +42,18 @@ TYPES = st.sampled_from(("stage", "committed", "discarded", "loaded", "hello", "
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__name__)
-@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_violation(decode: Callable[[bytes], object], data: bytes) -> None:
     with contextlib.suppress(PeerViolation):
         decode(data)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES), TYPES)
 def test_any_map_is_a_message_or_a_violation(fields: dict[str, object], kind: str) -> None:
     with contextlib.suppress(PeerViolation):
         wire.decode_control(msgspec.msgpack.encode({**fields, "type": kind}))
 
 
-@settings(deadline=None)
 @given(STAGES, st.data())
 def test_a_damaged_message_is_a_message_or_a_violation(stage: wire.StageMessage, data: st.DataObject) -> None:
     body = bytearray(wire.encode_control(stage)[wire.HEADER.size :])
@@ -68,7 +65,6 @@ def test_a_damaged_message_is_a_message_or_a_violation(stage: wire.StageMessage,
             wire.decode_control(damaged)
 
 
-@settings(deadline=None)
 @given(STAGES)
 def test_every_stage_that_is_accepted_can_be_judged(stage: wire.StageMessage) -> None:
     decoded = wire.decode_control(wire.encode_control(stage)[wire.HEADER.size :])
@@ -76,7 +72,6 @@ def test_every_stage_that_is_accepted_can_be_judged(stage: wire.StageMessage) ->
     assert MemoryCache(2).problem(stage.stage()) is not None
 
 
-@settings(deadline=None)
 @given(
     U64,
     st.lists(st.integers(0, 0xFFFFFFFF), max_size=3),
@@ -97,7 +92,6 @@ def test_page_batches_come_back(epoch: int, indices: list[int], zeros: list[int]
     assert (got.contents == contents).all()
 
 
-@settings(deadline=None)
 @given(NICS, U64, U64, st.lists(st.binary(max_size=100), max_size=40))
 def test_frames_come_back(nic: int, tag: int, first_no: int, frames: list[bytes]) -> None:
     encoded = b"".join(wire.encode_frames(nic, tag, first_no, batch_of(frames)))
@@ -108,7 +102,6 @@ def test_frames_come_back(nic: int, tag: int, first_no: int, frames: list[bytes]
     assert wire.decode_frames(encoded[wire.HEADER.size :]) == (nic, tag, first_no, batch_of(frames))
 
 
-@settings(deadline=None)
 @given(NICS, U64, U64, st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=10), st.data())
 def test_a_truncated_frame_batch_is_a_violation(
     nic: int, tag: int, first_no: int, frames: list[bytes], data: st.DataObject

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compare_engines import ENGINES, PythonEngine, frames_per_s_in_memory, make_turns
@@ -63,7 +63,6 @@ def test_clients_acknowledge_what_has_been_sent_to_them() -> None:
         assert ack == (seq + end - start) % 2**32
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60)), st.data())
 def test_frames_survive_the_stream_however_it_is_cut(frames: list[bytes], data: st.DataObject) -> None:
     content = framed(frames)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bulk_client import GET, GET_ANSWER, SET, SET_ANSWER, VALUE_BYTES, Answers, Bulk, command
@@ -23,7 +23,6 @@ def test_a_command_is_what_redis_wants() -> None:
     assert command(b"SET", b"k", b"value") == b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nvalue\r\n"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5), st.integers(1, 7))
 def test_answers_count_however_they_are_cut(count: int, step: int) -> None:
     answers, content = Answers(SET_ANSWER), SET_ANSWER * count

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -190,7 +190,6 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 
 
 @pytest.mark.parametrize(("model", "good"), [(HostConfig, HOST), (VmConfig, VM)])
-@settings(deadline=None)
 @given(data=st.data())
 def test_no_value_makes_a_sentence_of_foreign_words(
     model: type[BaseModel], good: dict[str, Any], data: st.DataObject

@@ -162,7 +162,7 @@ def test_what_the_guest_does_before_a_piece_is_passed_counts(images: list[DiskIm
     assert b"filled" in partner.contents[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1 << 30), size=st.integers(1, 1500 * KIB), incremental=st.booleans())
 def test_a_copy_under_writes_ends_with_equal_disks(
     tmp_path_factory: pytest.TempPathFactory, seed: int, size: int, incremental: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.disk_room import GIVE_UP_FACTOR, TURN_S_MAX, DiskRoom
@@ -38,7 +38,6 @@ def test_before_the_first_mark_only_the_queue_counts() -> None:
     assert not room.asks(someone_waits=True)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.integers(1, ROOM), st.sampled_from(["seal", "applied", "ask", "ask for who waits"]))))
 def test_whatever_happens_the_books_are_right(steps: list[int | str]) -> None:
     room, epoch = a_room(), 1

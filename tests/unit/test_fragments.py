@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ip_frames import CLIENT6, GUEST6, cut4, cut6, ipv6, tcp6
 
@@ -31,7 +31,6 @@ def plane() -> PrimaryDataplane:
     return PrimaryDataplane(DataplaneLimits(), 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 12), max_size=6), st.booleans(), st.randoms(use_true_random=False))
 def test_any_cut_in_any_order_is_the_packet_again(sizes: list[int], six: bool, chance: random.Random) -> None:
     packet = SEGMENT6 if six else PACKET

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headed import Headed, headed_pair
@@ -66,7 +66,6 @@ def test_what_is_picked_is_whole() -> None:
 # ---------------------------------------------------------------- places
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), max_size=20), st.binary(max_size=10), st.data())
 def test_places_are_alike(frames: list[bytes], rest: bytes, data: st.DataObject) -> None:
     packed = pack(frames) + rest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from guest_tools import DEPENDS, Tools, elf, module, show
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.errors import EnvironmentFault
@@ -83,7 +83,6 @@ def test_needed_libraries_of_a_hand_made_and_a_static_program() -> None:
     assert needed_libraries(elf()) == ()
 
 
-@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=330), st.binary(min_size=1, max_size=8))
 def test_a_damaged_program_is_a_value_error_and_nothing_else(at: int, junk: bytes) -> None:
     good = elf("libone.so.1", "libc.so.6")

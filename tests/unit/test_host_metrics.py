@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from host_parts import ScriptedCopy, host_config, running, scripted, vm_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -71,7 +71,6 @@ async def test_a_scrape_shows_all_of_a_vm(tmp_path: Path) -> None:
         assert stopped["pycolo_vm_checkpoints_total", (("reason", "epoch"), ("vm", "web"))] == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.sampled_from(RISING), st.integers(0, 100)), max_size=5), max_size=5))
 def test_no_count_falls_whatever_processes_come_and_go(lives: list[list[tuple[str, int]]]) -> None:
     counters, before = Counters(), dict.fromkeys(RISING, 0)

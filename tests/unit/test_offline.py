@@ -135,7 +135,7 @@ TINY = DataplaneLimits(held_frames_max=5, flows_max=3, stream_bytes_max=40, unre
 picked = st.lists(st.one_of(st.sampled_from(pool), st.binary(max_size=90)), max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(picked, picked, st.booleans())
 def test_anything_can_be_compared(ours: list[bytes], theirs: list[bytes], tiny: bool) -> None:
     limits = TINY if tiny else None

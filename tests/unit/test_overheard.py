@@ -58,7 +58,7 @@ def test_what_is_missed_is_bounded_too(heard: Overheard) -> None:
 
 
 @pytest.mark.skipif(not engines.COMPILED, reason="nothing could be compiled here")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import wire
@@ -71,7 +71,6 @@ def received(channel: PacketChannel, count: int) -> list[Incoming]:
     return messages
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=100), max_size=20), st.integers(1, 40))
 def test_pieces_make_whole_messages(frames: list[bytes], piece: int) -> None:
     ends = Ends()
@@ -160,7 +159,6 @@ def test_what_can_not_be_a_message_ends_the_session(ends: Ends, said: bytes) -> 
         ends.channel.receive()
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=400))
 def test_garbage_never_does_worse_than_end_the_session(garbage: bytes) -> None:
     ends = Ends()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import peer, wire
@@ -304,7 +304,6 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
     assert address(text) == expected
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -96,7 +96,6 @@ def test_cut_headers_say_so() -> None:
     assert fields(frame[:38])["UDP", "cut"] == "4 of 8 bytes: cf 08 00 35"
 
 
-@settings(deadline=None)
 @given(st.sampled_from(ALL_FRAMES), st.data())
 def test_any_bytes_have_a_view(frame: bytes, data: st.DataObject) -> None:
     changed = bytearray(frame)

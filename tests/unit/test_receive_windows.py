@@ -181,7 +181,7 @@ def test_the_secondary_keeps_to_the_windows_and_gives_all_at_a_takeover() -> Non
     assert unpack(plane.take_freed()) == data[2:]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(

@@ -1,7 +1,7 @@
 """The replay log: every client frame from the boundary on exactly once, or a plain "incomplete"."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.packed import Batch, batch_of, unpack
@@ -103,7 +103,6 @@ def test_a_boundary_within_a_batch() -> None:
     assert (one_by_one(second), second.complete) == (fed(7, 10), True)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["add", "mark", "replay"]), st.integers(0, 5)), max_size=60),
     st.integers(0, 20),

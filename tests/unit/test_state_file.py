@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core.arbitration import ClaimRecord
@@ -184,7 +184,6 @@ async def test_a_lock_that_is_never_given_back_is_not_waited_for(
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=100) | st.sampled_from([b"", b"null", b"[]", b"{}", b'{"vm": "vm", "term": "1", "holder": "a"}'])
 )

@@ -1,4 +1,4 @@
-"""What the tests that drive real programs share: one guest, and QEMUs and disk servers that always end."""
+"""What all tests share: properties have no deadline, and whatever drives real programs gets them ended."""
 
 import asyncio
 import os
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from disk_server import SIZE, Server
+from hypothesis import settings
 
+from disk_server import SIZE, Server
 from headed import Headed
 from pycolo.edge.guest_tap import guest_tap
 from pycolo.edge.nic import End
@@ -19,6 +20,10 @@ from pycolo.edge.qemu import QMP_DEADLINE_S, Qemu
 from pycolo.edge.qemu_command import QemuConfig
 from pycolo.guest.builder import GuestImage, build_guest
 from tested_qemu import CPUS, QEMU, machine
+
+# A property says nothing about time: a machine that stands still for a moment refutes none.
+settings.register_profile("pycolo", settings.default, deadline=None)
+settings.load_profile("pycolo")
 
 GUEST_ADDRESS = "10.77.0.2/24"
 READY = "COLO-GUEST-READY"
