@@ -66,20 +66,21 @@ async def tool(clients: Namespace, seconds: float, *command: str, feed: bytes = 
 # ---------------------------------------------------------------- nginx
 
 
-def wrk(path: str, connections: int, *, keep: bool) -> Callable[[Subject, float], Awaitable[Row]]:
-    """Downloads with wrk."""
+def asked(url: str, figures: Callable[[str], Row], *command: str) -> Callable[[Subject, float], Awaitable[Row]]:
+    """A tool that downloads `url` for as long as `{seconds}` in its command says; `figures` reads its report."""
 
     async def run(subject: Subject, seconds: float) -> Row:
-        closing = [] if keep else ["-H", "Connection: close"]
-        said = await tool(
-            subject.clients,
-            seconds,
-            *("wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "20s", "--latency", *closing),
-            f"http://{GUEST_ADDRESS}/{path}",
-        )
-        return wrk_figures(said)
+        words = [word.format(seconds=f"{seconds:.0f}") for word in command]
+        return figures(await tool(subject.clients, seconds, *words, url))
 
     return run
+
+
+def wrk(path: str, connections: int, *, keep: bool) -> Callable[[Subject, float], Awaitable[Row]]:
+    """Downloads with wrk."""
+    closing = [] if keep else ["-H", "Connection: close"]
+    command = ("wrk", "-t1", f"-c{connections}", "-d{seconds}s", "--timeout", "20s", "--latency", *closing)
+    return asked(f"http://{GUEST_ADDRESS}/{path}", wrk_figures, *command)
 
 
 def wrk_figures(said: str) -> Row:
@@ -108,17 +109,8 @@ def handshakes(path: str, connections: int) -> Callable[[Subject, float], Awaita
 
     wrk would resume its sessions, and while it waits for a handshake it keeps a core busy that the contestants lack.
     """
-
-    async def run(subject: Subject, seconds: float) -> Row:
-        said = await tool(
-            subject.clients,
-            seconds,
-            *("ab", "-q", "-c", str(connections), "-t", f"{seconds:.0f}", "-n", "1000000", "-s", "20"),
-            f"https://{GUEST_ADDRESS}/{path}",
-        )
-        return ab_figures(said)
-
-    return run
+    command = ("ab", "-q", "-c", str(connections), "-t", "{seconds}", "-n", "1000000", "-s", "20")
+    return asked(f"https://{GUEST_ADDRESS}/{path}", ab_figures, *command)
 
 
 def ab_figures(said: str) -> Row:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pycolo.agent import __main__ as program
+from pycolo.edge.daemon_link import DaemonLink
 
 
 class FullNic:
@@ -24,7 +25,7 @@ def test_a_full_queue_is_looked_at_less_and_less_until_something_is_taken() -> N
     side: Any = SimpleNamespace(cards=[SimpleNamespace(nic=nic)])
     ours, far = socket.socketpair()
     with contextlib.closing(ours), contextlib.closing(far):
-        agent = program.Agent(ours, [])  # type: ignore[arg-type]
+        agent = program.Agent(DaemonLink(ours), [])
         assert [agent._flush(side) for _ in range(20)] == [math.inf] * 20
         nic.backlog, nic._taken = 9, [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 8]
         waits = [agent._flush(side) for _ in range(13)]

@@ -1,6 +1,5 @@
 """Who takes a core from whom: policies of real threads."""
 
-import contextlib
 import os
 import socket
 import threading
@@ -12,6 +11,7 @@ import pytest
 from pycolo.agent import __main__ as program
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
+from pycolo.edge.daemon_link import DaemonLink
 from pycolo.edge.scheduling import be_patient, be_prompt
 
 T = TypeVar("T")
@@ -89,35 +89,19 @@ class PausingSide(PrimarySide):
         self.feeding = True
 
 
-class FakeDaemon:
-    """Says one command after the other."""
-
-    def __init__(self, *commands: protocol.Command) -> None:
-        self._commands = list(commands)
-        self._ours, self._far = socket.socketpair()
-
-    def fileno(self) -> int:
-        return self._ours.fileno()
-
-    def hear(self) -> bytes:
-        return protocol.encoder.encode(self._commands.pop(0))
-
-    def say(self, answer: protocol.Answer) -> None:
-        assert isinstance(answer, protocol.Done | protocol.Fed)
-
-    def close(self) -> None:
-        self._ours.close()
-        self._far.close()
-
-
 def test_an_agent_is_prompt_while_a_checkpoint_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(program, "be_patient", lambda: said.append("patient"))
     monkeypatch.setattr(program, "be_prompt", lambda: said.append("prompt"))
-    with contextlib.closing(FakeDaemon(protocol.PauseFeed(), protocol.ResumeFeed())) as daemon:
-        agent = program.Agent(daemon, [])  # type: ignore[arg-type]
+    ours, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, daemon:
+        agent = program.Agent(DaemonLink(ours), [])
         agent._side = PausingSide(said)
+        daemon.send(protocol.encoder.encode(protocol.PauseFeed()))
         agent._on_command()
         assert said == ["prompt", "waits", "waits", "waits", "prompt"]
+        daemon.send(protocol.encoder.encode(protocol.ResumeFeed()))
         agent._on_command()
         assert said[-1] == "patient"
+        answers = [protocol.answer_decoder.decode(daemon.recv(4096)) for _ in range(2)]
+    assert answers == [protocol.Fed(7), protocol.Done()]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import FileIO
+from typing import TypeVarTuple
 
 from pycolo.agent import protocol
 from pycolo.agent.primary import PrimarySide
@@ -47,6 +48,8 @@ LEASE_WAIT_MS_MAX = 2 * LEASE_MS_MAX  # it is over before
 FEED_DRAIN_MS_MAX = 100.0  # the VM runs on meanwhile, but takes no new frames
 NICE = -10
 FULL_MS, FULL_MS_MAX = 1.0, 64.0  # from one look at a full queue to the next
+
+Given = TypeVarTuple("Given")
 
 
 def now_ms() -> float:
@@ -145,35 +148,29 @@ class Agent:
         assert self._side is not None
         if not self._side.reads_tap(number):  # it was readable before a command of the same turn paused the feed
             return
-        try:
-            self._side.on_tap(number, now_ms())
-        except PeerLost as lost:
-            self._lose_channel(self._side, lost)
+        self._guarded(self._side, self._side.on_tap, number, now_ms())
 
     def _on_nic(self, number: int) -> None:
         assert self._side is not None
-        if not self._side.reads_nic(number):
+        if self._side.reads_nic(number):
+            self._guarded(self._side, self._side.on_nic, number, now_ms())
+        else:
             self._nics[number].clear_error()
-            return
-        try:
-            self._side.on_nic(number, now_ms())
-        except PeerLost as lost:
-            self._lose_channel(self._side, lost)
 
     def _on_channel(self) -> None:
         side = self._side
-        if side is None or side.channel is None:
-            return
-        try:
-            side.channel.flush()
-            side.on_channel(now_ms())
-        except PeerLost as lost:
-            self._lose_channel(side, lost)
+        if side is not None and side.channel is not None:
+            self._guarded(side, side.channel.flush)
+        if side is not None and side.channel is not None:  # it may just have broken
+            self._guarded(side, side.on_channel, now_ms())
 
-    def _lose_channel(self, side: Side, lost: PeerLost) -> None:
+    def _guarded(self, side: Side, act: Callable[[*Given], None], *given: *Given) -> None:
         """A broken packet channel is news for the daemon, not the end of the agent: what is held stays held."""
-        side.leave_pair()
-        self._daemon.say(protocol.ChannelLost(str(lost)))
+        try:
+            act(*given)
+        except PeerLost as lost:
+            side.leave_pair()
+            self._daemon.say(protocol.ChannelLost(str(lost)))
 
     # ---- the daemon's commands
 
@@ -246,10 +243,7 @@ class Agent:
         drained = side.drain()
         # The PVM stays paused until this answer, so compare after it.
         self._daemon.say(protocol.Done(sum(batch.count for batch in drained)))
-        try:
-            side.seal(epoch, drained, now_ms())
-        except PeerLost as lost:  # nobody waits for a second answer
-            self._lose_channel(side, lost)
+        self._guarded(side, side.seal, epoch, drained, now_ms())  # nobody waits for a second answer
 
     def _carry_out_secondary(self, side: SecondarySide, command: protocol.Command) -> protocol.Answer:
         match command:

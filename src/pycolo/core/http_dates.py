@@ -234,7 +234,7 @@ class _Parser:
             self._on_header_end()
         elif match is None or not self._on_field(match[1].lower(), match[2]):
             self.lose()
-        elif line[0] in b"Dd" and (date := _DATE_LINE.fullmatch(line)):
+        elif date := _DATE_LINE.fullmatch(line):
             values.append(place + date.start(1))
 
     def _on_field(self, name: bytes, value: bytes) -> bool:

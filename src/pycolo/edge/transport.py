@@ -164,15 +164,15 @@ class TlsTransport:
 
     def _push(self) -> None:
         """As `flush`, but what the kernel does not take waits."""
-        with suppress(BlockingIOError):
-            self.flush()
+        if self.pending or self._outgoing.pending:  # mostly nothing does
+            with suppress(BlockingIOError):
+                self.flush()
 
     def receive(self) -> bytes:
         while True:
             if self.ready or self._shake_once():
                 plain = self._decrypted()
-                if self._outgoing.pending:  # TLS may have to answer something
-                    self._push()
+                self._push()  # TLS may have to answer something
                 if plain is not None:
                     return plain
             if not self._take_in():
