@@ -62,8 +62,8 @@ test-matrix: setup test-packages ## The integration tests on QEMU 7.2, 10.0 and 
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import rules
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/ruff format --no-cache --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 

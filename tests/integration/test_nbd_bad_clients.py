@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from disk_server import SIZE, Server
 
 import nbd_peer as peer
+from disk_server import SIZE, Server
 from nbd_peer import FLAGS, go, option, request
 
 

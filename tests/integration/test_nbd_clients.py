@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disk_server import SIZE, Server, run
 
+from disk_server import SIZE, Server, run
 from nbd_peer import MemoryExport
 from pycolo.disk.loop import NbdLoop
 from pycolo.disk.serve import Clients
