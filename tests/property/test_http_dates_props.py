@@ -194,6 +194,44 @@ junk = st.lists(
 )
 
 
+heads = st.lists(
+    st.sampled_from(
+        [
+            *(
+                b"Date:%s%s%s" % (before, DATES[0], behind)
+                for before in (b"", b" ", b"\t ")
+                for behind in (b"", b" \t")
+            ),
+            *(b"DATE: soon", b"X-Date: " + DATES[1], b"date :" + DATES[1], b"Vary: date:" + DATES[1], b"", b"no field"),
+            *(b"Content-Length: 5", b"content-LENGTH:0\t", b"Content-Length: five", b"Content-Length:"),
+            *(
+                b"Transfer-Encoding: chunked",
+                b"Transfer-Encoding: gzip",
+                b"X: \xff\t y",
+                b" folded",
+                b"N\0: x",
+                b"A: b\rc",
+            ),
+            *(b"X: " + b"y" * 4090, b"HTTP/1.1 204", b"HTTP/1.0 200 OK", b"HTTP/1.1 101 Now what", b"abcde"),
+        ]
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=500)
+@given(heads, st.sampled_from([b"\r\n", b"\n"]), sizes)
+def test_a_head_taken_whole_is_taken_as_line_by_line(lines: list[bytes], end: bytes, sizes: list[int]) -> None:
+    stream = b"".join(line + b"\r\n" for line in (b"HTTP/1.1 200 OK", *lines)) + end
+    whole, cut = HttpDates(), HttpDates()
+    whole.advance(stream)
+    for first, last in cuts_of(len(stream), [1, *sizes]):
+        cut.advance(stream[first:last])
+    assert whole._values == cut._values
+    for name in type(whole._parser).__slots__:
+        assert getattr(whole._parser, name) == getattr(cut._parser, name), name
+
+
 @settings(max_examples=300)
 @given(junk, st.integers(-5, 500))
 def test_no_stream_makes_it_raise_or_grow(stream: list[bytes], at: int) -> None:

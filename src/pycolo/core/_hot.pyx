@@ -199,7 +199,7 @@ cdef class HotFlows(FlowStore):
         flow = self._of_this_epoch(segment)
         if flow == NULL:
             return SLOW
-        if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES:
+        if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES_FOLLOWED:
             return SLOW
         flow.client_spoke = True
         end = segment.seq + segment.end - segment.start
@@ -212,7 +212,7 @@ cdef class HotFlows(FlowStore):
             return HANDLED
         flow.acked, flow.has_acked = segment.ack, True
         surplus = distance(flow.acked + flow.delta, flow.base)
-        if surplus >= TRIM_BYTES:
+        if surplus >= (TRIM_BYTES_FOLLOWED if flow.followed else TRIM_BYTES):
             if surplus > flow.stream_length:
                 surplus = flow.stream_length
             stream_trim(&self._pool, flow, <uint32_t>surplus)

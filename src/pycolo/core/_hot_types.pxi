@@ -4,7 +4,8 @@ cdef enum:
     KEY_BYTES = 40
     BLOCK_BYTES = 1080
     GROUP = 16  # frames that are looked at ahead
-    TRIM_BYTES = 4096
+    TRIM_BYTES = 4096  # these two as in `twin_stream`
+    TRIM_BYTES_FOLLOWED = 16384
     FLAG_FIN = 0x01
     FLAG_SYN = 0x02
     FLAG_RST = 0x04

@@ -41,7 +41,17 @@ from pycolo.core.packet import (
     syn_terms,
 )
 from pycolo.core.tolerance_rules import ToleranceBySeq
-from pycolo.core.twin_stream import DIVERGED, RELEASE, WAIT, Added, TwinStream, TwinTerms, Verdict
+from pycolo.core.twin_stream import (
+    DIVERGED,
+    RELEASE,
+    TRIM_BYTES,
+    TRIM_BYTES_FOLLOWED,
+    WAIT,
+    Added,
+    TwinStream,
+    TwinTerms,
+    Verdict,
+)
 
 Held = tuple[int, float, bytes, int, int, int, int, int, int]
 """A held segment: number, arrival in ms, frame, seq, ack, flags, header's, payload's start, payload end."""
@@ -292,7 +302,10 @@ class Flow:
 
     def _trim(self, to: int) -> None:
         """Forget what the client has acknowledged, and by that what has been released."""
-        if self.twin.trim(to) and self.tolerated:
+        followed = (
+            self.tolerance is not None and not self.tolerated
+        )  # then it is compiled, and has to come back for this
+        if self.twin.trim(to, TRIM_BYTES_FOLLOWED if followed else TRIM_BYTES) and self.tolerated:
             base = self.twin.base or 0
             self.tolerated = {at: said for at, said in self.tolerated.items() if distance(at, base) >= 0}
 

@@ -17,7 +17,8 @@ from pycolo.core.packet import HALF, MASK, distance
 
 RUNS_MAX = 8
 TERMS_MAX = 64
-_TRIM_BYTES = 4096  # trimming less at a time costs more than it frees
+TRIM_BYTES = 4096  # trimming less at a time costs more than it frees
+TRIM_BYTES_FOLLOWED = 16384  # where a tolerance has to be told of what is forgotten
 
 
 class Verdict(IntEnum):
@@ -204,12 +205,12 @@ class TwinStream:
 
     # ---------------------------------------------------------------- forgetting
 
-    def trim(self, to: int) -> bool:
-        """Nothing before `to` is needed any more; whether that moved the base."""
+    def trim(self, to: int, bytes_min: int = TRIM_BYTES) -> bool:
+        """Nothing before `to` is needed any more; whether that moved the base, which fewer than `bytes_min` do not."""
         if self.base is None:
             return False
         surplus = ((to - self.base + HALF) & MASK) - HALF
-        if surplus < _TRIM_BYTES:
+        if surplus < bytes_min:
             return False
         surplus = min(surplus, len(self.main))
         del self.main[:surplus]
