@@ -26,7 +26,7 @@ packages:
 test-packages: packages
 	@scripts/install-packages $(TESTS)
 
-$(STAMP): pyproject.toml src/pycolo/edge/preload.c $(wildcard src/pycolo/core/_*.p* src/pycolo/edge/_frames.p*) | packages
+$(STAMP): pyproject.toml src/pycolo/edge/preload.c $(wildcard src/pycolo/core/_*.p* src/pycolo/edge/_*.p*) | packages
 	@echo "installing pycolo into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'

@@ -19,7 +19,6 @@ from pycolo.edge.dirty_pages import (
     ComparingDirtyPages,
     DirtyPages,
     UffdDirtyPages,
-    differing_pages,
     find_mapping,
     missed_pages,
     open_dirty_pages,
@@ -225,11 +224,6 @@ def test_what_we_wrote_ourselves_is_not_the_vms_doing(ram: GuestRam) -> None:
     tracker.wrote(indices, contents)
 
     assert len(tracker.take()) == 0
-
-
-def test_differing_pages_wants_equal_sizes(ram: GuestRam) -> None:
-    with pytest.raises(ValueError, match="can't be compared"):
-        differing_pages(ram.pages, ram.pages[1:])
 
 
 def test_ram_that_is_not_mapped_there_is_not_found(ram: GuestRam) -> None:

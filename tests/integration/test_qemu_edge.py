@@ -82,11 +82,11 @@ async def apply(qemu: Qemu, copy: Pages, previous: Pages, state: bytes) -> None:
     own = qemu.dirty.take()
     sent = np.flatnonzero((copy != previous).any(axis=1)).astype(np.uint32)
     stale = np.union1d(own, sent)
-    await qemu.replace_pages(stale, copy[stale])
+    await qemu.replace_pages(stale, copy)
     assert len(qemu.dirty.take()) == 0, "what is written for a load is not the VM's doing"
     await qemu.load_device_state(state)
     dirtied = qemu.dirty.take()
-    await qemu.replace_pages(dirtied, copy[dirtied])
+    await qemu.replace_pages(dirtied, copy)
 
 
 def unread(vm: StartedQemu) -> list[bytes]:
@@ -168,15 +168,16 @@ async def test_qemu_drops_what_it_has_translated_of_a_page(
 ) -> None:
     vm = await saying_letters(start_qemu, vm_config, tmp_path)
     index = np.array([LOAD_ADDRESS // PAGE_BYTES], np.uint32)
-    contents = vm.qemu.ram.read(index)
-    contents[0, 32 + LETTER_AT] = ord("B")
     await vm.qemu.stop()
-    vm.qemu.ram.write(index, contents)
+    before, image = vm.qemu.ram.read(index), vm.qemu.ram.pages.copy()
+    image[index, 32 + LETTER_AT] = ord("B")
+    vm.qemu.ram.write(index, image[index])
     await vm.qemu.cont()
     assert set(await letters(vm)) == {"A"}, "QEMU does not see what is written past it"
     await vm.qemu.stop()
+    vm.qemu.ram.write(index, before)
     vm.qemu._code_kept = True
-    await vm.qemu.replace_pages(index, contents)
+    await vm.qemu.replace_pages(index, image)
     await vm.qemu.cont()
     assert set(await letters(vm)) == {"B"}
 

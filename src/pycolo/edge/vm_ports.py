@@ -16,7 +16,8 @@ import numpy as np
 
 from pycolo.core.device_state import advance_clock
 from pycolo.core.pages import Contents, Indices
-from pycolo.edge.dirty_pages import differing_pages, missed_pages
+from pycolo.edge.dirty_pages import missed_pages
+from pycolo.edge.page_compare import differing_pages
 from pycolo.edge.qemu import Qemu
 from pycolo.errors import VmLost
 
@@ -135,9 +136,7 @@ class SecondaryVmPort:
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         self._image = image
         for start in range(0, len(indices), WRITE_STEP_PAGES):
-            part = indices[start : start + WRITE_STEP_PAGES]
-            contents = image[part]
-            await self._qemu.replace_pages(part, contents)
+            await self._qemu.replace_pages(indices[start : start + WRITE_STEP_PAGES], image)
             await self.breathe()
 
     def forget_image(self) -> None:

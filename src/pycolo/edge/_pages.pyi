@@ -1,0 +1,3 @@
+from pycolo.edge.guest_ram import PageIndices, Pages
+
+def marks(left: Pages, right: Pages, indices: PageIndices) -> bytearray: ...
