@@ -78,11 +78,10 @@ class PrimaryDataplane(PackedBatches):
         self._now_ms = now_ms
         out: list[bytes] = []
         for frame in frames:
-            self._client_frame(frame, out)
+            self._client_frame(parse_tcp(frame), out)
         return out
 
-    def _client_frame(self, frame: bytes, out: list[bytes]) -> None:
-        segment = parse_tcp(frame)
+    def _client_frame(self, segment: Segment | None, out: list[bytes]) -> None:
         if segment is None:
             return
         key, seq, ack, flags, _, start, end = segment
@@ -105,11 +104,10 @@ class PrimaryDataplane(PackedBatches):
         self._now_ms = now_ms
         out: list[bytes] = []
         for frame in frames:
-            self._pvm_frame(frame, out)
+            self._pvm_frame(frame, parse_tcp(frame), out)
         return out
 
-    def _pvm_frame(self, frame: bytes, out: list[bytes]) -> None:
-        segment = parse_tcp(frame)
+    def _pvm_frame(self, frame: bytes, segment: Segment | None, out: list[bytes]) -> None:
         if segment is not None:
             self._pvm_segment(frame, segment, out)
             return
@@ -234,11 +232,10 @@ class PrimaryDataplane(PackedBatches):
         self._lateness.progress(now_ms)
         out: list[bytes] = []
         for no, frame in enumerate(frames, first_no):
-            self._svm_frame(no, frame, out)
+            self._svm_frame(no, frame, parse_tcp(frame), out)
         return out
 
-    def _svm_frame(self, no: int, frame: bytes, out: list[bytes]) -> None:
-        segment = parse_tcp(frame)
+    def _svm_frame(self, no: int, frame: bytes, segment: Segment | None, out: list[bytes]) -> None:
         if segment is not None:
             self._svm_segment(no, frame, segment, out)
             return

@@ -19,8 +19,11 @@ from pycolo.core.flow_table import IDLE_MS_MAX, FlowTable
 from pycolo.core.holding import TwinBudget
 from pycolo.core.limits import DataplaneLimits
 from pycolo.core.packed import PREFIX_BYTES, Packed, frame_at, pack, unpack
-from pycolo.core.packet import MASK, distance, opposite, parse_tcp
+from pycolo.core.packet import MASK, Segment, distance, opposite, parse_tcp
 from pycolo.core.pieces import FragmentHold
+
+_Twin = Callable[[int, bytes, Segment | None, list[bytes]], None]
+"""What it does with a frame: its place in the batch, itself, what it says of TCP, and where to put what leaves."""
 
 _PVM, _SVM, _CLIENT = 0, 1, 2
 _SLOW = 1
@@ -103,14 +106,14 @@ class HotDataplane(PrimaryDataplane):
     def client_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `client_frames`, of a packed batch."""
         self._now_ms = now_ms
-        return self._run(_CLIENT, packed, lambda _, frame, out: self._client_frame(frame, out))
+        return self._run(_CLIENT, packed, lambda _, __, segment, out: self._client_frame(segment, out))
 
     def pvm_packed(self, packed: Packed, now_ms: float) -> Packed:
         """As `pvm_frames`, of packed batches."""
         if self._solo:
             return packed
         self._now_ms = now_ms
-        return self._run(_PVM, packed, lambda _, frame, out: self._pvm_frame(frame, out))
+        return self._run(_PVM, packed, lambda _, *frame: self._pvm_frame(*frame))
 
     def svm_packed(self, epoch: int, first_no: int, packed: Packed, now_ms: float) -> Packed:
         """As `svm_frames`, of packed batches."""
@@ -119,9 +122,9 @@ class HotDataplane(PrimaryDataplane):
             return b""
         self._lateness.progress(now_ms)
         numbers = _Numbers(packed, first_no)
-        return self._run(_SVM, packed, lambda at, frame, out: self._svm_frame(numbers.of(at), frame, out))
+        return self._run(_SVM, packed, lambda at, *frame: self._svm_frame(numbers.of(at), *frame))
 
-    def _run(self, side: int, packed: Packed, twin: Callable[[int, bytes, list[bytes]], None]) -> Packed:
+    def _run(self, side: int, packed: Packed, twin: _Twin) -> Packed:
         hot, at = self._hot, 0
         self._tell()
         while True:
@@ -131,11 +134,12 @@ class HotDataplane(PrimaryDataplane):
             self._listen()
             place, out = at, list[bytes]()
             frame, at = frame_at(packed, at)
-            key = _key_of(frame, side)
+            segment = parse_tcp(frame)
+            key = _key_of(segment, side)
             if key is not None:
                 self._fetch(key)
             if what == _SLOW:
-                twin(place, frame, out)
+                twin(place, frame, segment, out)
             elif key is not None:
                 self._pump_fetched(key, out)
             for each in out:
@@ -317,8 +321,7 @@ class _Numbers:
         return self._no
 
 
-def _key_of(frame: bytes, side: int) -> bytes | None:
-    segment = parse_tcp(frame)
+def _key_of(segment: Segment | None, side: int) -> bytes | None:
     if segment is None:
         return None
     return opposite(segment[0]) if side == _CLIENT else segment[0]
