@@ -136,15 +136,15 @@ class Qemu:
         RAM already replaced. Ends in `prelaunch`.
         """
         self._code_kept = self._code is not None and not self._code_in_doubt
+        self._pace(be_prompt)
         if self._code_kept:
-            await self.stop()
+            await self._qmp.execute_until("RESET", "stop", "system_reset")
         else:
             await self._drop_all_code()
-        await self._qmp.execute_until("system_reset", "RESET")
+            await self._qmp.execute_until("RESET", "system_reset")
         self.guest_end.how = ""
 
     async def _drop_all_code(self) -> None:
-        self._pace(be_prompt)
         error = await self._load_snapshot(TAG_THAT_IS_NOT_THERE)
         if error is None or TAG_THAT_IS_NOT_THERE not in error:
             raise VmLost(

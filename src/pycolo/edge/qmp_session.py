@@ -44,12 +44,16 @@ class QmpSession:
         """The command's `return` value."""
         return await self._bounded(command, self._client.execute(command, arguments))
 
-    async def execute_until(self, command: str, event: str) -> None:
-        """A command whose work is done only when QEMU sends `event`."""
+    async def execute_all(self, *commands: tuple[str, Mapping[str, object] | None]) -> list[object]:
+        """What they return, sent at once: QEMU keeps their order (docs/interop/qmp-spec, Issuing Commands)."""
+        return await asyncio.gather(*(self.execute(command, arguments) for command, arguments in commands))
+
+    async def execute_until(self, event: str, *commands: str) -> None:
+        """Commands, the last of which has done its work only when QEMU sends `event`."""
         done = EventListener(event)
         with self._client.listen(done):
-            await self.execute(command)
-            await self._bounded(command, done.get())
+            await self.execute_all(*((command, None) for command in commands))
+            await self._bounded(commands[-1], done.get())
 
     async def run_job(self, command: str, arguments: Mapping[str, object]) -> str | None:
         """Start a job, wait until it has ended, dismiss it: the job's own error message, None when it went
@@ -60,8 +64,7 @@ class QmpSession:
         with self._client.listen(ended):
             await self.execute(command, {**arguments, "job-id": job_id})
             await self._bounded(command, ended.get())
-        jobs = await self.execute("query-jobs")
-        await self.execute("job-dismiss", {"id": job_id})
+        jobs, _ = await self.execute_all(("query-jobs", None), ("job-dismiss", {"id": job_id}))
         return _error_of(job_id, jobs)
 
     def notice(self, listener: EventListener) -> None:
