@@ -55,7 +55,8 @@ class EventLog:
 
     def since(self, number: int) -> list[Record]:
         """Events after number `number` that are still kept."""
-        return [record for record in self._records if record["no"] > number]
+        count = min(len(self._records), max(0, self.newest_no - number))  # they are numbered without a gap
+        return [self._records[place] for place in range(-count, 0)]
 
     async def wait(self, number: int, wait_s: float) -> list[Record]:
         """As `since`, but wait up to `wait_s` for the first one."""
