@@ -25,7 +25,7 @@ TINY = DataplaneLimits(
 
 
 def response(number: int, side: int) -> bytes:
-    """Each names a second; that of the SVM's is now and then another one. The bodies are as long as a trim is worth."""
+    """Each names a second; that of the SVM's is now and then another one. Five are as long as a trim is worth."""
     second = number + (side == 1 and number % 3 == 0)
     return b"HTTP/1.1 200 OK\r\nDate: Mon, 01 Jun 2026 10:59:%02d GMT\r\nContent-Length: 900\r\n\r\n" % second + bytes(
         900

@@ -267,6 +267,7 @@ WORKLOADS = {
     "nginx 1 MiB": Workload("requests/s", wrk("big2.bin", 4, keep=True)),
     "nginx 1 MiB, new connections": Workload("requests/s", wrk("big2.bin", 4, keep=False)),
     "HTTPS, new handshakes": Workload("requests/s", handshakes("small.bin", 4)),
+    "HTTPS, 16 clients": Workload("requests/s", handshakes("small.bin", 16)),
     "redis GET": Workload("requests/s", redis("get", 1)),
     "redis SET": Workload("requests/s", redis("set", 1), asks=True),
     "redis SET, 16 ahead": Workload("requests/s", redis("set", 16), asks=True),

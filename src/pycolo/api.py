@@ -87,7 +87,7 @@ class _Routes:
         if not since.isdecimal() or len(since) > NUMBER_DIGITS_MAX:
             raise web.HTTPBadRequest(text=f"since is {since!r}: give the number of an event")
         log, number = self._manager.events, int(since)
-        if await log.wait(number, EVENT_WAIT_S):
+        if log.newest_no <= number and await log.wait(number, EVENT_WAIT_S):
             await asyncio.sleep(EVENT_GATHER_S)
         return web.json_response(log.since(number))
 

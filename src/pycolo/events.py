@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -56,7 +57,7 @@ class EventLog:
     def since(self, number: int) -> list[Record]:
         """Events after number `number` that are still kept."""
         count = min(len(self._records), max(0, self.newest_no - number))  # they are numbered without a gap
-        return [self._records[place] for place in range(-count, 0)]
+        return list(islice(reversed(self._records), count))[::-1]
 
     async def wait(self, number: int, wait_s: float) -> list[Record]:
         """As `since`, but wait up to `wait_s` for the first one."""

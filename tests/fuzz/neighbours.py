@@ -78,14 +78,14 @@ def qmp_answers(data: bytes) -> None:
         answers = [json.loads(piece) for piece in reader.pieces()]
     except (ValueError, RecursionError):
         return
-    session = mock.Mock(spec_set=["execute", "execute_until", "run_job"])
+    session = mock.Mock(spec_set=["execute", "reset", "run_job"])
     machine = _machine(session)
     for answer in answers:
         if isinstance(answer, dict) and isinstance(answer.get("event"), str):  # the library has seen to that
             machine.guest_end.accept(Message(answer))
             qmp_session._JobEnded("job-1").accept(Message(answer))
     session.execute = mock.AsyncMock(side_effect=answers)
-    session.execute_until = mock.AsyncMock()
+    session.reset = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])
     with (
         mock.patch.object(os, "setpriority") as priority,

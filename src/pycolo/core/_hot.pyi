@@ -18,6 +18,7 @@ class HotFlows:
     stream_bytes: int
     stream_bytes_max: int
     room_bytes: int
+    total_bytes_max: int
     lag_ms: float
     deviation_ms: float
     sampled: bool
@@ -28,7 +29,7 @@ class HotFlows:
     def __init__(self, seed: int) -> None: ...
     def __len__(self) -> int: ...
     def freeze(
-        self, key: bytes, numbers: tuple[Any, ...], stream: bytes, touched_ms: float, followed: bool
+        self, key: bytes, numbers: tuple[Any, ...], stream: bytes, touched_ms: float, followed: bool, trim_bytes: int
     ) -> bool: ...
     def thaw(self, key: bytes) -> tuple[Numbers, bytes, float, bool, list[Held]] | None: ...
     def drop(self) -> None: ...

@@ -196,10 +196,12 @@ cdef class HotFlows(FlowStore):
         cdef Flow* flow
         cdef uint32_t end
         cdef int64_t surplus
+        cdef int64_t trim_bytes
         flow = self._of_this_epoch(segment)
         if flow == NULL:
             return SLOW
-        if flow.followed and distance(segment.ack + flow.delta, flow.base) >= TRIM_BYTES_FOLLOWED:
+        trim_bytes = TRIM_BYTES if 2 * self.room_bytes < self.total_bytes_max else flow.trim_bytes
+        if flow.followed and distance(segment.ack + flow.delta, flow.base) >= trim_bytes:
             return SLOW
         flow.client_spoke = True
         end = segment.seq + segment.end - segment.start
@@ -212,7 +214,7 @@ cdef class HotFlows(FlowStore):
             return HANDLED
         flow.acked, flow.has_acked = segment.ack, True
         surplus = distance(flow.acked + flow.delta, flow.base)
-        if surplus >= (TRIM_BYTES_FOLLOWED if flow.followed else TRIM_BYTES):
+        if surplus >= trim_bytes:
             if surplus > flow.stream_length:
                 surplus = flow.stream_length
             stream_trim(&self._pool, flow, <uint32_t>surplus)

@@ -23,6 +23,7 @@ cdef class FlowStore:
     cdef public int64_t stream_bytes
     cdef public int64_t stream_bytes_max  # of one flow
     cdef public int64_t room_bytes  # for all streams together, at the moment
+    cdef public int64_t total_bytes_max  # and at first
     cdef public double lag_ms
     cdef public double deviation_ms
     cdef public bint sampled
@@ -115,7 +116,8 @@ cdef class FlowStore:
         self._table, self._size = larger, size
         return 0
 
-    def freeze(self, bytes key, tuple numbers, bytes stream, double touched_ms, bint followed):
+    def freeze(self, bytes key, tuple numbers, bytes stream, double touched_ms, bint followed,
+               uint32_t trim_bytes):
         """Take over a connection that holds nothing. `numbers` as `thaw` gives them; `followed`: by a tolerance."""
         cdef Flow* flow
         cdef const uint8_t* text = key
@@ -133,6 +135,7 @@ cdef class FlowStore:
         (flow.base, flow.guessed, flow.delta, flow.pvm_first, flow.pvm_next, flow.pvm_ack, flow.released, flow.svm_ack,
          flow.left_ack, flow.has_acked, flow.acked, flow.has_client_next, flow.client_next) = numbers
         flow.epoch, flow.touched_ms, flow.followed = self.epoch, touched_ms, followed
+        flow.trim_bytes = trim_bytes
         if not stream_append(&self._pool, flow, said, <uint32_t>len(stream)):
             raise MemoryError
         self.stream_bytes += flow.stream_length

@@ -4,8 +4,7 @@ cdef enum:
     KEY_BYTES = 40
     BLOCK_BYTES = 1080
     GROUP = 16  # frames that are looked at ahead
-    TRIM_BYTES = 4096  # these two as in `twin_stream`
-    TRIM_BYTES_FOLLOWED = 16384
+    TRIM_BYTES = 4096  # as in `twin_stream`
     FLAG_FIN = 0x01
     FLAG_SYN = 0x02
     FLAG_RST = 0x04
@@ -72,6 +71,7 @@ cdef struct Flow:
     uint32_t client_next
     uint32_t svm_ack
     uint32_t left_ack
+    uint32_t trim_bytes
     uint8_t has_acked
     uint8_t has_client_next
     uint8_t client_spoke

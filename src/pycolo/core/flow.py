@@ -103,6 +103,7 @@ class Flow:
         "tolerance",
         "tolerated",
         "touched_ms",
+        "trim_bytes",
         "twin",
     )
 
@@ -117,6 +118,7 @@ class Flow:
         self.budget, self._terms, self.captured = budget, terms, terms.captured
         self.compared = terms.policy.verdict(TCP, source_port(key)) == COMPARE
         self.tolerance: ToleranceBySeq | None = None  # follows what the PVM has released; None: no rule holds here
+        self.trim_bytes = TRIM_BYTES  # the same for as long as the connection lives, on the compiled side as well
         # Identity: the client's ISN, or that the guest opened it. Neither: it began before we looked.
         self.client_isn: int | None = None
         self.guest_opened = False
@@ -184,6 +186,7 @@ class Flow:
             first = (seq + 1) & MASK
             if self.pvm_first != first:
                 self.tolerance = self._terms.tolerances.for_stream(source_port(self.key), first)
+                self.trim_bytes = TRIM_BYTES if self.tolerance is None else TRIM_BYTES_FOLLOWED
             self.pvm_first = first
             if self.acked is None:
                 self.acked = self.pvm_first  # there is nothing before
@@ -302,10 +305,8 @@ class Flow:
 
     def _trim(self, to: int) -> None:
         """Forget what the client has acknowledged, and by that what has been released."""
-        followed = (
-            self.tolerance is not None and not self.tolerated
-        )  # then it is compiled, and has to come back for this
-        if self.twin.trim(to, TRIM_BYTES_FOLLOWED if followed else TRIM_BYTES) and self.tolerated:
+        often = self.tolerated or self.budget.crowded
+        if self.twin.trim(to, TRIM_BYTES if often else self.trim_bytes) and self.tolerated:
             base = self.twin.base or 0
             self.tolerated = {at: said for at, said in self.tolerated.items() if distance(at, base) >= 0}
 

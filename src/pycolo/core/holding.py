@@ -58,6 +58,11 @@ class TwinBudget:
         self.flow_bytes_max, self.total_bytes_max = flow_bytes_max, total_bytes_max
         self.used_bytes = 0
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more than half is used."""
+        return 2 * self.used_bytes > self.total_bytes_max
+
     def has_room(self, more_bytes: int) -> bool:
         """Whether so many bytes more may be kept."""
         return self.used_bytes + more_bytes <= self.total_bytes_max

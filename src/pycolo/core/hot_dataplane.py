@@ -76,7 +76,7 @@ class HotDataplane(PrimaryDataplane):
     ) -> None:
         self._hot = HotFlows(seed)
         self._hot.limit_ms_min, self._hot.limit_ms_max = limits.hold_ms_min, limits.hold_ms_max
-        self._hot.stream_bytes_max = limits.stream_bytes_max
+        self._hot.stream_bytes_max, self._hot.total_bytes_max = limits.stream_bytes_max, limits.unreleased_bytes_max
         self._known = (0, 0, 0, 0)
         super().__init__(limits, epoch, terms)
 
@@ -232,7 +232,8 @@ class HotDataplane(PrimaryDataplane):
             flow.client_next is not None,
             flow.client_next or 0,
         )
-        if self._hot.freeze(key, numbers, bytes(twin.main), flow.touched_ms, flow.tolerance is not None):
+        followed, trim_bytes = flow.tolerance is not None, flow.trim_bytes
+        if self._hot.freeze(key, numbers, bytes(twin.main), flow.touched_ms, followed, trim_bytes):
             stream_bytes = len(twin.main)
             twin.set(None, bytearray(), guessed=True)
             self._budget.used_bytes += stream_bytes

@@ -18,7 +18,7 @@ from pycolo.core.packet import HALF, MASK, distance
 RUNS_MAX = 8
 TERMS_MAX = 64
 TRIM_BYTES = 4096  # trimming less at a time costs more than it frees
-TRIM_BYTES_FOLLOWED = 16384  # where a tolerance has to be told of what is forgotten
+TRIM_BYTES_FOLLOWED = 16384  # where a compiled connection has to come back for it, as a tolerance follows it
 
 
 class Verdict(IntEnum):

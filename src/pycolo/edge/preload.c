@@ -2,9 +2,9 @@
  * Loaded into QEMU by LD_PRELOAD. Before main() runs, it makes a userfaultfd for QEMU's own address space, which no other process can do,
  * and hands it to pycolo over the socket whose number is in COLO_UFFD_FD; pycolo then registers and protects the guest's RAM from outside.
  *
- * One message is sent: struct handover, and the descriptor by SCM_RIGHTS when `status` is HANDOVER_OK. Besides, QEMU keeps the memory that
- * it frees: each load of a device state frees some MiB, which its RCU thread gives back to the kernel (malloc_trim in util/rcu.c) and the
- * next load has to fault in again, page by page.
+ * One message is sent: struct handover, and the descriptor by SCM_RIGHTS when `status` is HANDOVER_OK. Besides, QEMU has no
+ * malloc_trim: each load of a device state frees some MiB, which its RCU thread gives back to the kernel by that (util/rcu.c) and the next
+ * load has to fault in again, page by page.
  * Needs Linux 6.7 at run time; builds with older headers, whose missing constants are defined here (include/uapi/linux/userfaultfd.h).
  */
 #define _GNU_SOURCE
@@ -86,7 +86,7 @@ static ssize_t send_handover(int channel, struct handover *result, int uffd)
     return sendmsg(channel, &message, MSG_NOSIGNAL);
 }
 
-/* In the place of the C library's: nothing is given back. */
+/* In the place of the C library's, which would return the holes of the heap to the kernel. */
 int malloc_trim(size_t pad)
 {
     (void)pad;

@@ -2,9 +2,8 @@
 
 Guaranteed: every command ends within its deadline or raises VmLost; a dead QEMU resolves `lost` at once, a
 hung one at the first command that misses its deadline; after `kill`, or when this process dies in any way,
-neither the QEMU nor any file of it remains. Commands come one after the other from one task: there is no
-queue here. `start` belongs into the thread that lives longest, because QEMU gets its death signal when the
-thread that started it ends.
+neither the QEMU nor any file of it remains. Commands come from one task: there is no queue here. `start` belongs
+into the thread that lives longest, because QEMU gets its death signal when the thread that started it ends.
 """
 
 import asyncio
@@ -138,10 +137,10 @@ class Qemu:
         self._code_kept = self._code is not None and not self._code_in_doubt
         self._pace(be_prompt)
         if self._code_kept:
-            await self._qmp.execute_until("RESET", "stop", "system_reset")
+            await self._qmp.reset("stop")
         else:
             await self._drop_all_code()
-            await self._qmp.execute_until("RESET", "system_reset")
+            await self._qmp.reset()
         self.guest_end.how = ""
 
     async def _drop_all_code(self) -> None:
@@ -157,7 +156,7 @@ class Qemu:
         """Make sorted pages of the stopped VM what they are in `image`, an image of all RAM.
 
         What QEMU had translated of those that change it has no more. Where two copies do the same most pages are alike
-        already, and reading both takes a third of the time.
+        already, and to read both takes a sixth of the time.
         """
         indices = differing(self.ram.pages, image, indices)
         contents = image[indices]

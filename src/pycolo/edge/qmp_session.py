@@ -45,15 +45,21 @@ class QmpSession:
         return await self._bounded(command, self._client.execute(command, arguments))
 
     async def execute_all(self, *commands: tuple[str, Mapping[str, object] | None]) -> list[object]:
-        """What they return, sent at once: QEMU keeps their order (docs/interop/qmp-spec, Issuing Commands)."""
+        """What they return, sent at once: QEMU keeps their order (docs/interop/qmp-spec, Issuing Commands).
+
+        A command that QEMU refuses does not keep it from those behind it.
+        """
         return await asyncio.gather(*(self.execute(command, arguments) for command, arguments in commands))
 
-    async def execute_until(self, event: str, *commands: str) -> None:
-        """Commands, the last of which has done its work only when QEMU sends `event`."""
-        done = EventListener(event)
+    async def reset(self, *before: str) -> None:
+        """The commands `before`, and a reset by `system_reset`, which has been done when QEMU says so.
+
+        A guest that resets itself in the same moment says so as well.
+        """
+        done = EventListener("RESET", _is_by_command)
         with self._client.listen(done):
-            await self.execute_all(*((command, None) for command in commands))
-            await self._bounded(commands[-1], done.get())
+            await self.execute_all(*((command, None) for command in (*before, "system_reset")))
+            await self._bounded("system_reset", done.get())
 
     async def run_job(self, command: str, arguments: Mapping[str, object]) -> str | None:
         """Start a job, wait until it has ended, dismiss it: the job's own error message, None when it went
@@ -150,6 +156,11 @@ class _JobEnded(EventListener):
 
     def accept(self, event: Message) -> bool:
         return super().accept(event) and event.get("data") == self._ended
+
+
+def _is_by_command(reset: Message) -> bool:
+    data = reset["data"]
+    return isinstance(data, dict) and not data.get("guest")
 
 
 def _error_of(job_id: str, jobs: object) -> str | None:
