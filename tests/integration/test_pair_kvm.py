@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncIterator
+from statistics import median
 
 import pytest
 import pytest_asyncio
@@ -135,15 +136,20 @@ async def test_a_death_is_not_noticed_and_the_clock_goes_on(pair: Pair, client: 
     found = re.search(r"(\d+) packets transmitted, (\d+) received", said)
     assert found, said
     sent, answered = map(int, found.groups())
-    pauses = [event["pause_ms"] for event in pair.primary.events if event["kind"] == "checkpoint"]
+    checkpoints = [event for event in pair.primary.events if event["kind"] == "checkpoint"]
+    pauses = [event["pause_ms"] for event in checkpoints]
+    stood_ms = sum(event["pause_ms"] for event in checkpoints if event["t_ms"] * 1e6 > before.ours_ns)
+    loads_ms = [event["after_ms"] for event in survivor.events if event["kind"] == "loaded"]
+    slow_ms = max(0.0, loads_ms[-1] - median(loads_ms))  # the clock is moved by what a load takes as a rule
     ours_ms, tsc = (after.ours_ns - before.ours_ns) / 1e6, after.tsc - before.tsc
     print(
         f"longest {client.longest_s * 1000:.0f} ms, repeated {client.repeated}, pings {answered} of {sent}; "
         f"kvmclock {behind_ns(before, after) / 1e6:.2f} ms behind after {ours_ms:.1f} ms, {tsc} ticks of the TSC; "
+        f"the PVM stood {stood_ms:.1f} ms of these, and the last load took {slow_ms:.1f} ms more than usual; "
         f"pauses {[round(pause, 1) for pause in pauses]} ms"
     )
     assert after.kvmclock_ns > before.kvmclock_ns
-    assert abs(behind_ns(before, after)) < CLOCK_OFF_S_MAX * 1e9
+    assert abs(behind_ns(before, after)) < CLOCK_OFF_S_MAX * 1e9 + (stood_ms + slow_ms) * 1e6
     assert sent > 5 * PINGS_PER_S
     assert answered >= sent - PINGS_PER_S, said
     assert failures_in(survivor) == []
