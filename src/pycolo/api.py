@@ -8,7 +8,6 @@ POST /capture {"limits": "MIB SECONDS"} begins one; GET /capture; POST /capture/
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
@@ -86,10 +85,7 @@ class _Routes:
         since = request.query.get("since", "0")
         if not since.isdecimal() or len(since) > NUMBER_DIGITS_MAX:
             raise web.HTTPBadRequest(text=f"since is {since!r}: give the number of an event")
-        log, number = self._manager.events, int(since)
-        if log.newest_no <= number and await log.wait(number, EVENT_WAIT_S):
-            await asyncio.sleep(EVENT_GATHER_S)
-        return web.json_response(log.since(number))
+        return web.json_response(await self._manager.events.wait(int(since), EVENT_WAIT_S, EVENT_GATHER_S))
 
     async def leave(self, _: web.Application) -> None:
         """Nobody who waits for events holds up the end of this process."""

@@ -59,13 +59,15 @@ class EventLog:
         count = min(len(self._records), max(0, self.newest_no - number))  # they are numbered without a gap
         return list(islice(reversed(self._records), count))[::-1]
 
-    async def wait(self, number: int, wait_s: float) -> list[Record]:
-        """As `since`, but wait up to `wait_s` for the first one."""
+    async def wait(self, number: int, wait_s: float, gather_s: float = 0.0) -> list[Record]:
+        """As `since`, but wait up to `wait_s` for the first one, and `gather_s` for more behind it."""
         if self.newest_no <= number:
             try:
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             except TimeoutError:
                 return []
+            if self.newest_no > number:  # else it was only woken
+                await asyncio.sleep(gather_s)
         return self.since(number)
 
 

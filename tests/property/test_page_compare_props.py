@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pycolo.edge import _pages
 from pycolo.edge.guest_ram import PAGE_BYTES, PageIndices, Pages
-from pycolo.edge.page_compare import COMPARED_BYTES, differing, differing_pages, marks_twin
+from pycolo.edge.page_compare import COMPARED_PAGES, differing, differing_pages, marks_twin
 
-PAGES = 2 * COMPARED_BYTES // PAGE_BYTES + 3
+PAGES = 2 * COMPARED_PAGES + 3
 changes = st.lists(st.tuples(st.integers(0, PAGES - 1), st.sampled_from([0, 1, 7, 8, 4088, 4095])), max_size=20)
 
 

@@ -64,3 +64,13 @@ async def test_who_knocks_all_the_time_does_not_fill_the_log() -> None:
     refusals.note("reason 1", 100.0 + REFUSED_AGAIN_S)
     refusals.note("reason 1", 100.0 + REFUSED_AGAIN_S + REFUSED_NEXT_S)
     assert [event["reason"] for event in log.since(1)] == ["reason 1", "reason 1"]
+
+
+async def test_who_gathers_gets_what_comes_right_behind() -> None:
+    log = EventLog("h1")
+    waiting = asyncio.create_task(log.wait(0, 10.0, 0.05))
+    await asyncio.sleep(0)
+    log.add("first")
+    await asyncio.sleep(0)
+    log.add("second")
+    assert [event["kind"] for event in await waiting] == ["first", "second"]

@@ -57,6 +57,11 @@ def now_ms() -> float:
     return time.monotonic_ns() / 1e6
 
 
+def _flush_and_hear(side: Side, channel: PacketChannel) -> None:
+    channel.flush()
+    side.on_channel(now_ms())
+
+
 class Agent:
     """Everything that is readable, and what follows from it."""
 
@@ -160,9 +165,7 @@ class Agent:
     def _on_channel(self) -> None:
         side = self._side
         if side is not None and side.channel is not None:
-            self._guarded(side, side.channel.flush)
-        if side is not None and side.channel is not None:  # it may just have broken
-            self._guarded(side, side.on_channel, now_ms())
+            self._guarded(side, _flush_and_hear, side, side.channel)
 
     def _guarded(self, side: Side, act: Callable[[*Given], None], *given: *Given) -> None:
         """A broken packet channel is news for the daemon, not the end of the agent: what is held stays held."""

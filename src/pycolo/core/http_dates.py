@@ -163,9 +163,10 @@ class _Parser:
                 at += self._skip(end - at)
             elif self.at is _At.BODY_OR_RESPONSE:
                 at += self._look(data[at : at + len(_NEXT_RESPONSE)])
+            elif head := self._whole_head(data, at):
+                at = self._take_head(head, values)
             else:
-                whole = self._take_head(data, at, values) if self.at is _At.STATUS and not self._line else at
-                at = whole if whole > at else self._take_line(data, at, values)
+                at = self._take_line(data, at, values)
         self.position += end
         return values
 
@@ -193,20 +194,21 @@ class _Parser:
 
     # ---------------------------------------------------------------- heads and lines
 
-    def _take_head(self, data: bytes, at: int, values: list[int]) -> int:
-        """Take all lines of a response's head at once, which is ten times as fast; returns where it ends.
-
-        `at` when it is not whole, or one of its lines may be none: then they are looked at one by one.
-        """
+    def _whole_head(self, data: bytes, at: int) -> re.Match[bytes] | None:
+        """A response's head that begins here; None when not all of it is there, or a line may be none."""
+        if self.at is not _At.STATUS or self._line:
+            return None
         head = _HEAD.match(data, at)
-        if head is None or head.end() - at > LINE_BYTES_MAX:
-            return at
+        return head if head and head.end() - at <= LINE_BYTES_MAX else None
+
+    def _take_head(self, head: re.Match[bytes], values: list[int]) -> int:
+        """Take all its lines at once, which is ten times as fast as one by one; returns where it ends."""
         self._begin(head[1], head[2])
-        for field in _FIELD.finditer(data, head.start(3), head.end(3)):
-            if not self._on_field(field[1].lower(), field[2], self.position + field.start(2), values):
-                self.lose()
-                return head.end()
-        self._on_header_end()
+        fields = _FIELD.finditer(head.string, head.start(3), head.end(3))
+        if all(self._on_field(one[1].lower(), one[2], self.position + one.start(2), values) for one in fields):
+            self._on_header_end()
+        else:
+            self.lose()
         return head.end()
 
     def _take_line(self, data: bytes, at: int, values: list[int]) -> int:

@@ -205,7 +205,7 @@ class TwinStream:
 
     # ---------------------------------------------------------------- forgetting
 
-    def trim(self, to: int, bytes_min: int = TRIM_BYTES) -> bool:
+    def trim(self, to: int, bytes_min: int) -> bool:
         """Nothing before `to` is needed any more; whether that moved the base, which fewer than `bytes_min` do not."""
         if self.base is None:
             return False

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pycolo.edge.guest_ram import PAGE_BYTES, GuestRam, PageIndices, Pages, runs_of
-from pycolo.edge.page_compare import COMPARED_BYTES, differing_pages
+from pycolo.edge.page_compare import COMPARED_PAGES, differing_pages
 
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_WRITEPROTECT = 0xC018AA06
@@ -227,9 +227,8 @@ class ComparingDirtyPages:
         """As `DirtyPages.take`; it may run in a thread, as it gives way between its steps."""
         everything, self._all_dirty = self._all_dirty, True  # until this take has succeeded
         differs = np.ones(self._ram.page_count, np.bool_)
-        step = COMPARED_BYTES // PAGE_BYTES
-        for start in range(0, self._ram.page_count, step):
-            differs[start : start + step] = self._refresh(slice(start, start + step))
+        for start in range(0, self._ram.page_count, COMPARED_PAGES):
+            differs[start : start + COMPARED_PAGES] = self._refresh(slice(start, start + COMPARED_PAGES))
         self._all_dirty = False
         if everything:
             differs[:] = True

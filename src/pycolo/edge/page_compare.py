@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pycolo.edge.guest_ram import PAGE_BYTES, PageIndices, Pages
 
-COMPARED_BYTES = 2 << 20
+COMPARED_PAGES = (2 << 20) // PAGE_BYTES
 """Comparison goes in steps that stay in the processor's cache."""
 
 
@@ -19,9 +19,8 @@ def differing(left: Pages, right: Pages, indices: PageIndices) -> PageIndices:
 def marks_twin(left: Pages, right: Pages, indices: PageIndices) -> bytearray:
     """A byte for each of the pages `indices`: whether they differ. As `_pages.marks`, which is ten times as fast."""
     marks = bytearray()
-    step = COMPARED_BYTES // PAGE_BYTES
-    for start in range(0, len(indices), step):
-        part = indices[start : start + step]
+    for start in range(0, len(indices), COMPARED_PAGES):
+        part = indices[start : start + COMPARED_PAGES]
         marks += differing_pages(left[part], right[part]).tobytes()
     return marks
 
@@ -39,9 +38,8 @@ def differing_pages(left: Pages, right: Pages) -> NDArray[np.bool_]:
     if left.shape != right.shape:
         raise ValueError(f"{len(left)} pages can't be compared with {len(right)}")
     differs = np.empty(len(left), np.bool_)
-    step = COMPARED_BYTES // PAGE_BYTES
     left_words, right_words = left.view(np.uint64), right.view(np.uint64)
-    for start in range(0, len(left), step):
-        part = slice(start, start + step)
+    for start in range(0, len(left), COMPARED_PAGES):
+        part = slice(start, start + COMPARED_PAGES)
         np.any(left_words[part] != right_words[part], axis=1, out=differs[part])
     return differs
