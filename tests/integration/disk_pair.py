@@ -243,13 +243,17 @@ class DiskPair:
         await self.checkpoint(primary, again)
         return again
 
-    async def applied(self, primary: DiskHost, secondary: DiskHost, wait_s: float = 10.0) -> None:
+    async def applied(self, primary: DiskHost, secondary: DiskHost) -> None:
         """Until the secondary's images hold the newest epoch, and the primary knows."""
+        await self.reached(secondary)
+        await self.reached(primary)
+
+    async def reached(self, host: DiskHost, wait_s: float = 10.0) -> None:
+        """Until a host knows that the newest epoch is on the secondary's images."""
         deadline = asyncio.get_running_loop().time() + wait_s
-        for host in (secondary, primary):
-            while (await host.link.stats()).applied_epoch < self.epoch:
-                assert asyncio.get_running_loop().time() < deadline, "the epoch does not reach the image"
-                await asyncio.sleep(0.02)
+        while (await host.link.stats()).applied_epoch < self.epoch:
+            assert asyncio.get_running_loop().time() < deadline, "the epoch does not reach the image"
+            await asyncio.sleep(0.02)
 
     async def reunite(self, primary: DiskHost, secondary: DiskHost) -> protocol.Following:
         """A pair that has lost its channel, and nothing else, goes on."""

@@ -279,6 +279,27 @@ async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair, restarted
     assert (await old.guest.read(0, 4)) != b"lost"
 
 
+async def test_a_pair_that_loses_itself_as_the_secondary_adopts_the_first_copy_copies_no_second_one(
+    pair: DiskPair,
+) -> None:
+    """The primary has not heard of the adoption: that it sealed an epoch in that session is enough to know the image."""
+    primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
+    await primary.guest.write(0, random.Random(1).randbytes(6 * MIB))
+    await pair.join(primary, secondary)
+    pair.epoch += 1
+    await primary.link.seal(pair.epoch)
+    await primary.guest.write(0, b"later" * 1024)
+    await secondary.link.staged(pair.epoch)
+    await primary.link.leave_pair()
+    await pair.reached(secondary)
+    copied = await pair.reunite(primary, secondary)
+    assert not copied.whole
+    assert 0 < copied.copied_bytes <= 65536
+    await pair.checkpoint(primary, secondary)
+    await pair.applied(primary, secondary)
+    assert blocks_that_differ(primary.paths[0].read_bytes(), secondary.paths[0].read_bytes()) == []
+
+
 async def test_a_pair_that_has_lost_itself_goes_on_and_could_take_over_all_the_time(pair: DiskPair) -> None:
     """What is copied at a reunion is staged: the secondary's image stays that of its memory until the commit."""
     primary, secondary = await following(pair)

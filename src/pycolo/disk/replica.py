@@ -111,6 +111,7 @@ class Replica:
             raise PeerLost(self._hopeless)
         for disk in self._disks:
             disk.changes.seal(epoch)
+            disk.sealed_in(self._session)
         checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
         self.stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
         self.room.seal(epoch)
@@ -206,7 +207,7 @@ class Replica:
 
     def _task(self, disk: SourceDisk, image: wire.ImageState) -> CopyTask:
         theirs = np.frombuffer(image.changed, np.uint8)
-        known = bool(image.session) and image.session == disk.meta.session and len(theirs) in (0, len(disk.meta.bits))
+        known = disk.knows(image.session) and len(theirs) in (0, len(disk.meta.bits))
         changed: Bits | None = (disk.meta.bits | theirs if len(theirs) else disk.meta.bits.copy()) if known else None
         return CopyTask(disk.number, disk.image, changed)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -21,6 +22,7 @@ from pycolo.edge.nbd_export import Ticket
 from pycolo.edge.workers import Workers
 
 TROUBLE_EVERY_S = 1.0
+SEALED_SESSIONS_MAX = 16  # since the last that both sides have adopted; with more, the next copy may be a whole one
 
 
 class Listeners(Protocol):
@@ -43,6 +45,7 @@ class SourceDisk(TrimsAsZeros, LocalExport):
         self.number, self.name, self.image, self.meta = number, name, image, meta
         self.changes = ChangedChunks(image.size_bytes, meta.bits)
         self.replica: Listeners | None = None
+        self._sealed_sessions: deque[str] = deque(maxlen=SEALED_SESSIONS_MAX)
         self.written_bytes = self.read_errors = self.write_errors = 0
         self.trouble = ""  # the newest failure of the image, for whoever looks next
         self._trouble_at_s = -TROUBLE_EVERY_S
@@ -81,6 +84,15 @@ class SourceDisk(TrimsAsZeros, LocalExport):
         self.meta.close()
         self.image.close()
 
+    def sealed_in(self, session: str) -> None:
+        """From here on the partner may adopt `session`, and be lost before we hear of it and adopt it too."""
+        if session not in self._sealed_sessions:
+            self._sealed_sessions.append(session)
+
+    def knows(self, session: str) -> bool:
+        """Whether an image of `session` differs from ours in no more than the marked chunks."""
+        return bool(session) and (session == self.meta.session or session in self._sealed_sessions)
+
     def adopt(self, session: str) -> None:
         """The partner's image equals ours but for what is under way; both are of `session` now."""
         replica = self.replica
@@ -89,6 +101,7 @@ class SourceDisk(TrimsAsZeros, LocalExport):
             if isinstance(result, OSError):
                 self._note(f"{self.meta.path} can't be written ({result.strerror}): the next copy will be a whole one")
             elif self.replica is replica:  # else another copy has begun, and what was marked is not there
+                self._sealed_sessions.clear()  # an image of another one lacks more than is marked from here on
                 self.changes.clear()
 
         self._workers.submit(partial(self.meta.change, Kind.SOURCE, session), adopted)
