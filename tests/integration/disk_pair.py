@@ -243,10 +243,10 @@ class DiskPair:
         await self.checkpoint(primary, again)
         return again
 
-    async def applied(self, primary: DiskHost, secondary: DiskHost) -> None:
+    async def applied(self, primary: DiskHost, secondary: DiskHost, wait_s: float = 10.0) -> None:
         """Until the secondary's images hold the newest epoch, and the primary knows."""
-        await self.reached(secondary)
-        await self.reached(primary)
+        await self.reached(secondary, wait_s)
+        await self.reached(primary, wait_s)
 
     async def reached(self, host: DiskHost, wait_s: float = 10.0) -> None:
         """Until a host knows that the newest epoch is on the secondary's images."""

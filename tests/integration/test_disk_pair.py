@@ -282,7 +282,7 @@ async def test_the_old_primary_returns_to_the_survivor(pair: DiskPair, restarted
 async def test_a_pair_that_loses_itself_as_the_secondary_adopts_the_first_copy_copies_no_second_one(
     pair: DiskPair,
 ) -> None:
-    """The primary has not heard of the adoption: that it sealed an epoch in that session is enough to know the image."""
+    """The primary has not heard of it; that it sealed an epoch of that session is enough to know the image."""
     primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
     await primary.guest.write(0, random.Random(1).randbytes(6 * MIB))
     await pair.join(primary, secondary)
