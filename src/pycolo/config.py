@@ -32,6 +32,7 @@ from pycolo.errors import EnvironmentFault
 from pycolo.toml_file import read_toml
 
 MAC_OF_ONE_CARD = "52:54:00:00:00:02"  # of a VM whose vm.toml says nothing of its network
+SILENCE_MS_MIN = 100  # a lease to speak is shorter (core/lease), and has to be renewed in time
 
 
 class _Model(BaseModel):
@@ -226,6 +227,11 @@ class ProtectionConfig(_Model):
     def _ordered(self) -> ProtectionConfig:
         if self.hold_ms_min > self.hold_ms_max:
             raise ValueError(f"hold_ms_min ({self.hold_ms_min}) must not exceed hold_ms_max ({self.hold_ms_max})")
+        if (silence_ms := self.heartbeat_ms * self.heartbeat_lost_max) < SILENCE_MS_MIN:
+            raise ValueError(
+                f"heartbeat_ms x heartbeat_lost_max is {silence_ms} ms, in which a busy host may well be silent: "
+                f"make it {SILENCE_MS_MIN} ms at least"
+            )
         if len(set(self.secondaries)) < len(self.secondaries):
             raise ValueError("a host stands twice in `secondaries`: name each once")
         return self

@@ -14,7 +14,7 @@ import numpy as np
 
 from pycolo.core import disk_wire, peer, wire
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
-from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, PageBatch, PageDeltas
+from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, Contents, PageBatch, PageDeltas
 from pycolo.disk import secondary as disk_secondary
 from pycolo.edge import packet_channel, peer_greeting
 from pycolo.edge.message_stream import MessageStream
@@ -72,7 +72,7 @@ def control(body: bytes) -> None:
 def pages(data: bytes) -> None:
     """A secondary's memory: only what is whole is committed, and a page outside of RAM is refused."""
     reader, cache = Reader(data), MemoryCache(PAGES)
-    digest, epoch = StageDigest(1), 1
+    digest, epoch, committed = StageDigest(1), 1, cache.image.copy()
     while reader:
         what = reader.number() % 8
         with suppress(PeerViolation):
@@ -85,13 +85,14 @@ def pages(data: bytes) -> None:
                 _stage(cache, batch_epoch, batch)
             elif what == 4:
                 cache.discard()
+                _check_restored(cache, committed)
                 epoch, digest = epoch + 1, StageDigest(epoch + 1)
             elif what == 5:
                 said = wire.decode_control(reader.piece())
                 if isinstance(said, wire.StageMessage):
                     cache.problem(said.stage())
-            elif what == 6 and cache.committed is None and cache._staged:
-                cache.apply_ahead()
+            elif what == 6:
+                cache.restore_next()
             else:
                 right = digest.finish(5, b"state")
                 stage = Stage(epoch, 5, b"state", digest.batch_count, right if reader.flag() else bytes(16))
@@ -99,10 +100,16 @@ def pages(data: bytes) -> None:
                     assert stage.digest == right
                     cache.commit(stage)
                     assert cache.committed_epoch == epoch
-                    while cache.apply_next():
-                        pass
+                    committed = cache.image.copy()
                     epoch, digest = epoch + 1, StageDigest(epoch + 1)
     assert cache.image.shape == (PAGES, PAGE_BYTES)
+
+
+def _check_restored(cache: MemoryCache, committed: Contents) -> None:
+    """Nothing is left of what was discarded."""
+    while cache.restore_next():
+        pass
+    assert cache.committed is None or np.array_equal(cache.image, committed)
 
 
 def _stage(cache: MemoryCache, epoch: int, batch: PageBatch) -> None:

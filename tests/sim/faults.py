@@ -58,6 +58,7 @@ _SVM = (
     "svm.breathe",
     "svm.stop_for_load",
     "svm.take_dirty_pages",
+    "svm.alike",
     "svm.write_pages",
     "svm.load_device_state",
     "svm.resume",

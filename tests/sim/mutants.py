@@ -133,27 +133,36 @@ def _boundary_off(by: int) -> Apply:
     return apply
 
 
-def _applied_at_discard(patch: pytest.MonkeyPatch) -> None:
-    real = MemoryCache.discard
+def _not_restored(patch: pytest.MonkeyPatch) -> None:
+    def restore_next(self: MemoryCache) -> bool:
+        self._restoring.clear()
+        self._has_past[:] = False
+        return False
 
-    def discard(self: MemoryCache) -> None:
-        for batch in self._staged:
-            batch.apply_to(self.image)
-        real(self)
-
-    patch.setattr(MemoryCache, "discard", discard)
+    patch.setattr(MemoryCache, "restore_next", restore_next)
 
 
-def _always_ahead(patch: pytest.MonkeyPatch) -> None:
-    """Pages are applied as they arrive, although there is a committed image to spoil."""
+def _no_past(patch: pytest.MonkeyPatch) -> None:
+    """Pages are brought into the image as they arrive, although there is a committed one to spoil."""
+    real = MemoryCache.stage
 
-    async def mutated(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache) -> Stage:
-        while not isinstance(message := await link.receive(), Stage):
-            cache.stage(*message)
-            message[1].apply_to(cache.image)
-        return message
+    def stage(self: MemoryCache, epoch: int, batch: PageBatch) -> Indices:
+        pages = real(self, epoch, batch)
+        self._past.clear()
+        return pages
 
-    patch.setattr(checkpoint, "_receive_stage", mutated)
+    patch.setattr(MemoryCache, "stage", stage)
+
+
+def _alike_before_asked(patch: pytest.MonkeyPatch) -> None:
+    """What the SVM writes between the comparison and the tracker's answer is not loaded."""
+
+    async def mutated(vm: SecondaryVm, cache: MemoryCache, staged: Indices) -> None:
+        found = await vm.alike(staged, cache.image)
+        await checkpoint._collect_dirty(vm.take_dirty_pages, cache.debt)
+        cache.debt.paid(found)
+
+    patch.setattr(checkpoint, "_find_alike", mutated)
 
 
 def _roll_forward_once(patch: pytest.MonkeyPatch) -> None:
@@ -234,8 +243,9 @@ MUTANTS = (
     Mutant("sent pages remembered after a failure", committed_state.NAME, _sent_pages_kept, 12),
     Mutant("boundary one too far", committed_state.NAME, _boundary_off(1), 0),
     Mutant("boundary one too early", committed_state.NAME, _boundary_off(-1), 0),
-    Mutant("staged pages applied at a discard", committed_state.NAME, _applied_at_discard, 0),
-    Mutant("pages applied ahead of a commit that is not the first", committed_state.NAME, _always_ahead, 0),
+    Mutant("what was discarded is not undone", committed_state.NAME, _not_restored, 0),
+    Mutant("what staged pages were is not kept", committed_state.NAME, _no_past, 0),
+    Mutant("alike before the tracker was asked", committed_state.NAME, _alike_before_asked, 0),
     Mutant("roll-forward not repeated", client_history.NAME, _roll_forward_once, 35),
     Mutant("a takeover after any fault takes the VM for lost", liveness.NAME, _lost_at_a_takeover, 0, only=True),
     Mutant("set back after the feed started", client_history.NAME, _set_back_when_fed, 0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -352,6 +351,14 @@ class SvmPort:
         """See SecondaryVm."""
         return await self._call("take_dirty_pages", self._guest.take_dirty)
 
+    def looks_ahead(self) -> bool:
+        """See SecondaryVm."""
+        return True
+
+    async def alike(self, indices: Indices, image: Contents) -> Indices:
+        """See SecondaryVm."""
+        return await self._call("alike", lambda: indices[(self._guest.ram[indices] == image[indices]).all(axis=1)])
+
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         """See SecondaryVm."""
         await self._call("write_pages", lambda: self._write(indices, image))
@@ -409,12 +416,11 @@ class FeedPort:
 
 def _applied(cache: MemoryCache) -> Contents:
     """The image that a roll-forward from here would come to; the cache itself stays as it is."""
-    twin = copy.copy(cache)
-    twin.image, twin.debt = cache.image.copy(), copy.deepcopy(cache.debt)
-    twin._unapplied = cache._unapplied.copy()
-    while twin.apply_next():
-        pass
-    return twin.image
+    image = cache.image.copy()
+    for kept in (cache._restoring, cache._past):
+        for pages, contents in kept:
+            image[pages] = contents
+    return image
 
 
 class ToPrimary:

@@ -145,6 +145,8 @@ class Svm:
         self.disk_epoch = 0
         self.own_disk_writes = 0
         self.loads_in_doubt = 0
+        self.is_quick = False  # in finding dirty pages
+        self.write_meanwhile: Callable[[], None] = lambda: None
 
     async def receive(self) -> Message:
         self.script.run("receive")
@@ -171,6 +173,15 @@ class Svm:
         taken = np.array(sorted(self.dirty), np.uint32)
         self.script.run("take_dirty_pages", self.dirty.clear)
         return taken
+
+    def looks_ahead(self) -> bool:
+        return self.is_quick
+
+    async def alike(self, indices: Indices, image: Contents) -> Indices:
+        self.script.run("alike")
+        found = indices[(self.ram[indices] == image[indices]).all(axis=1)]
+        self.write_meanwhile()
+        return found
 
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         assert not self.running

@@ -119,6 +119,44 @@ async def test_only_what_differs_is_written_again() -> None:
     assert is_at(svm, pvm)
 
 
+async def test_what_a_quick_svm_holds_already_is_not_loaded() -> None:
+    pvm, ledger, svm, cache = await following()
+    svm.is_quick = True
+    for page in (1, 2, 3):  # a batch
+        for vm in (pvm, svm):
+            vm.ram[page] = 70 + page
+            vm.dirty.add(page)
+    svm.ram[2] = 99
+    pvm.write(5, 77)
+
+    def writes() -> None:
+        svm.ram[3] = 100
+        svm.dirty.add(3)
+
+    svm.write_meanwhile = writes
+    svm.messages = await one_checkpoint(pvm, ledger)
+    assert await receive_checkpoint(svm, svm, svm, svm, cache)
+    assert "alike" in svm.script.steps
+    assert svm.written == [[2, 3, 5], [6]], "page 1 was there, page 3 only until the SVM wrote it"
+    assert is_at(svm, pvm)
+
+
+async def test_a_discarded_checkpoint_leaves_no_page_of_it_behind() -> None:
+    pvm, ledger, svm, cache = await following()
+    before = cache.image.copy()
+    svm.is_quick = True
+    pvm.write(1, 71)
+    svm.ram[1], _ = 71, svm.dirty.add(1)
+    svm.messages = await one_checkpoint(pvm, ledger)
+    del svm.messages[-1:]
+    with pytest.raises(PeerLost):
+        await receive_checkpoint(svm, svm, svm, svm, cache)
+    cache.loaded_epoch = cache.fed_epoch = 0  # as if the load had not come to its end
+    await roll_forward(svm, svm, svm, cache)
+    assert (cache.image == before).all()
+    assert (svm.ram == before).all()
+
+
 async def test_a_spoilt_checkpoint_is_discarded_and_the_svm_left_alone() -> None:
     _, _, messages = await stream()
     first = messages[0]
@@ -138,7 +176,7 @@ async def test_a_primary_lost_before_the_commit_point_leaves_nothing_staged() ->
     with pytest.raises(PeerLost):
         await receive_checkpoint(svm, svm, svm, svm, cache)
     assert cache.committed is None
-    assert not cache.apply_next()
+    assert not cache.restore_next()
     await roll_forward(svm, svm, svm, cache)
     assert not svm.running
 
@@ -153,7 +191,7 @@ async def test_a_primary_lost_before_its_disk_writes_arrived_leaves_nothing_stag
         await receive_checkpoint(svm, svm, svm, svm, cache)
     assert script.steps[-1] == "staged 1"
     assert cache.committed is None
-    assert not cache.apply_next()
+    assert not cache.restore_next()
     await roll_forward(svm, svm, svm, cache)
     assert (svm.running, svm.disk_epoch, svm.device_state) == (False, 0, b"")
 

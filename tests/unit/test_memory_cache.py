@@ -29,8 +29,8 @@ def stage_of(epoch: int, *batches: PageBatch, boundary: int = 7, state: bytes = 
     return Stage(epoch, boundary, state, len(batches), digest.finish(boundary, state))
 
 
-def applied(cache: MemoryCache) -> list[int]:
-    while cache.apply_next():
+def restored(cache: MemoryCache) -> list[int]:
+    while cache.restore_next():
         pass
     return [int(value) for value in cache.image[:, 0]]
 
@@ -48,7 +48,7 @@ def test_a_whole_checkpoint_becomes_the_image() -> None:
     cache.debt.take()
     committed(cache, 1, batch((0, 5), (1, 6)), batch((1, 0), (4, 9)))
     assert cache.committed_epoch == 1
-    assert applied(cache) == [5, 0, 0, 0, 9, 0]
+    assert restored(cache) == [5, 0, 0, 0, 9, 0]
     assert cache.debt.owed().tolist() == [0, 1, 4]
 
 
@@ -58,13 +58,13 @@ def test_who_goes_on_alone_needs_no_image() -> None:
     cache.stage(2, batch((2, 2)))
     cache.drop_image()
     assert (cache.image.nbytes, cache.image.base, cache.committed_epoch) == (0, None, 1)
-    assert not cache.apply_next()
+    assert not cache.restore_next()
 
 
 def test_later_batches_win() -> None:
     cache = MemoryCache(PAGES)
     committed(cache, 1, batch((2, 1)), batch((2, 2)), batch((2, 3)))
-    assert applied(cache)[2] == 3
+    assert restored(cache)[2] == 3
 
 
 def test_a_checkpoint_without_pages_is_a_checkpoint() -> None:
@@ -72,35 +72,61 @@ def test_a_checkpoint_without_pages_is_a_checkpoint() -> None:
     committed(cache, 1, batch((0, 1)))
     committed(cache, 2)
     assert cache.committed_epoch == 2
-    assert applied(cache)[0] == 1
+    assert restored(cache)[0] == 1
 
 
 def test_discarding_leaves_no_trace() -> None:
     cache = MemoryCache(PAGES)
     committed(cache, 1, batch((0, 1)))
-    before = applied(cache)
+    before = restored(cache)
     cache.stage(2, batch((0, 77), (3, 78)))
     cache.discard()
-    assert applied(cache) == before
+    assert restored(cache) == before
     assert cache.committed_epoch == 1
     committed(cache, 3, batch((5, 4)))
-    assert applied(cache) == [1, 0, 0, 0, 0, 4]
+    assert restored(cache) == [1, 0, 0, 0, 0, 4]
 
 
-def test_pages_committed_but_not_yet_applied_survive_a_discard() -> None:
+def test_what_is_discarded_twice_goes_back_to_what_is_committed() -> None:
     cache = MemoryCache(PAGES)
     committed(cache, 1, batch((0, 1)), batch((1, 2)))
-    assert cache.apply_next()
-    cache.stage(2, batch((0, 50)))
+    cache.stage(2, batch((0, 50), (2, 51)))
+    cache.stage(2, batch((0, 52), (1, 53)))
     cache.discard()
-    assert applied(cache)[:2] == [1, 2]
+    assert cache.restore_next()
+    cache.stage(3, batch((1, 60), (2, 61)))
+    cache.discard()
+    assert restored(cache) == [1, 2, 0, 0, 0, 0]
+
+
+def test_a_discard_goes_back_to_the_newest_commit() -> None:
+    cache = MemoryCache(PAGES)
+    committed(cache, 1, batch((0, 1)), batch((1, 2)))
+    committed(cache, 2, batch((1, 3)))
+    cache.stage(3, batch((0, 4), (1, 5)))
+    cache.discard()
+    assert restored(cache)[:2] == [1, 3]
+    cache.forget_spent()
+    assert restored(cache)[:2] == [1, 3]
+
+
+def test_what_the_svm_was_found_to_have_is_owed_again_once_it_is_discarded() -> None:
+    cache = MemoryCache(PAGES)
+    committed(cache, 1, batch((0, 1)))
+    cache.debt.take()
+    cache.debt.settle()
+    assert cache.stage(2, batch((3, 7), (0, 2))).tolist() == [0, 3]
+    assert cache.debt.owed().tolist() == [0, 3]
+    cache.debt.paid(cache.debt.owed())
+    cache.discard()
+    assert cache.debt.owed().tolist() == [0, 3]
 
 
 def test_a_new_epoch_replaces_what_was_staged_of_an_older_one() -> None:
     cache = MemoryCache(PAGES)
     cache.stage(1, batch((0, 50)))
     committed(cache, 2, batch((1, 2)))
-    assert applied(cache)[:2] == [0, 2]
+    assert restored(cache)[:2] == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ Guarantees
 * The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
 * Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
 * The first checkpoint's pages reach the SVM's RAM as they arrive: it has never run, and nothing is committed to spoil.
+* Of later ones the SVM, which runs on, has most pages already, as it does the same: they are found while they arrive, so
+  that only the others are left for the load, for which clients may wait.
 * Memory, device state and disks move together: the disks' writes of an epoch have arrived before it is committed, and
   become the SVM's disk between its stop and its load (rule 4).
 * The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated
@@ -19,12 +21,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
 from pycolo.core.pages import Contents, Indices, PageBatch, PageDebt
 from pycolo.errors import PeerLost, VmLost
 
 LOADS_MAX = 3  # the guest may end just after the first
+AHEAD_SHARE = 128  # of RAM, so that to ask the tracker, which looks at all of it, is not more than to look at them
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,13 @@ class SecondaryVm(Protocol):
 
     async def stop_for_load(self) -> None: ...
     async def take_dirty_pages(self) -> Indices: ...
+
+    def looks_ahead(self) -> bool:
+        """Whether dirty pages are found so fast that they may be asked for at any time."""
+
+    async def alike(self, indices: Indices, image: Contents) -> Indices:
+        """Those of the pages that its RAM holds as they are in `image`."""
+
     async def write_pages(self, indices: Indices, image: Contents) -> None: ...
     async def load_device_state(self, device_state: bytes) -> None: ...
 
@@ -306,6 +318,7 @@ async def receive_checkpoint(
         raise
     if problem is not None:
         cache.discard()
+        await _restore(vm, cache)
         await link.send_discarded(stage.epoch, problem)
         return False
     cache.commit(stage)  # ---- commit point: from here on, always forward ----
@@ -327,12 +340,12 @@ async def roll_forward(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDis
         await _load(vm, feed, disks, cache, stage)
     await feed.start_feed(stage.epoch, stage.boundary)
     cache.fed_epoch = stage.epoch
+    cache.forget_spent()
 
 
 async def _load(vm: SecondaryVm, feed: SecondaryFeed, disks: SecondaryDisks, cache: MemoryCache, stage: Stage) -> None:
     """Make the SVM the committed state and let it run, its output kept back until the feed starts."""
-    while cache.apply_next():
-        await vm.breathe()
+    await _restore(vm, cache)
     for _ in range(LOADS_MAX):
         if await _load_once(vm, feed, disks, cache, stage):
             break
@@ -370,18 +383,36 @@ async def _dirtied_by_load(vm: SecondaryVm, cache: MemoryCache) -> Indices:
 
 async def _receive_stage(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache) -> Stage:
     """The SVM that has never run gets its RAM while it arrives: clients would wait for a load of it all."""
-    ahead = cache.committed is None
-    if ahead:  # from here on the tracker tells what QEMU writes there by itself
+    first = cache.committed is None
+    if first:  # from here on the tracker tells what QEMU writes there by itself
         await _collect_dirty(vm.take_dirty_pages, cache.debt)
+    await _restore(vm, cache)
+    unlooked: list[Indices] = []
     while True:
         message = await link.receive()
         if isinstance(message, Stage):
             return message
-        cache.stage(*message)
-        if ahead:
-            pages = cache.apply_ahead()
+        pages = cache.stage(*message)
+        if first:
             await vm.write_pages(pages, cache.image)
             cache.debt.paid(pages)
+            continue
+        unlooked.append(pages)
+        if sum(map(len, unlooked)) * AHEAD_SHARE >= len(cache.image) and vm.looks_ahead():
+            await _find_alike(vm, cache, np.unique(np.concatenate(unlooked)))
+            unlooked.clear()
+
+
+async def _find_alike(vm: SecondaryVm, cache: MemoryCache, staged: Indices) -> None:
+    """What the SVM holds of these pages need not be loaded; what it writes from here on the tracker tells once more."""
+    await _collect_dirty(vm.take_dirty_pages, cache.debt)
+    cache.debt.paid(await vm.alike(staged, cache.image))
+
+
+async def _restore(vm: SecondaryVm, cache: MemoryCache) -> None:
+    """Undo what a discarded checkpoint did to the image."""
+    while cache.restore_next():
+        await vm.breathe()
 
 
 async def _tell(sending: Awaitable[None]) -> None:

@@ -3,11 +3,13 @@
 Guarantees: a checkpoint counts only when it is complete and its digest is right; until `commit` everything staged can
 be discarded without a trace, from `commit` on the committed image is the one a takeover uses (rule 3).
 Memory and device state carry one epoch number (rule 4).
+
+What is staged is in the image at once, and what it replaced is kept beside: nothing is left to copy when a checkpoint
+is committed and clients wait for it (docs/adr/0020).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,9 +62,10 @@ class StageDigest:
 
 
 class MemoryCache:
-    """Committed image of the PVM, with the checkpoint that is being staged beside it.
+    """Image of the PVM, and what it was where the checkpoint that is being staged has changed it.
 
-    `image` (pages, 4096) uint8 is the committed one whenever `apply_next` returns False, from the first commit on.
+    `image` (pages, 4096) uint8 is the committed one, from the first commit on, as soon as nothing is staged and
+    `restore_next` returns False.
     """
 
     def __init__(self, page_count: int) -> None:
@@ -71,8 +74,10 @@ class MemoryCache:
         self.committed: Stage | None = None
         self.loaded_epoch = 0  # the SVM runs from the start of this epoch
         self.fed_epoch = 0  # and its feed has started there
-        self._staged: list[PageBatch] = []
-        self._unapplied: deque[PageBatch] = deque()
+        self._past: list[tuple[Indices, Contents]] = []  # each page once: what it was when the last one was committed
+        self._has_past = np.zeros(page_count, np.bool_)
+        self._restoring: list[tuple[Indices, Contents]] = []
+        self._spent: list[tuple[Indices, Contents]] = []
         self._staged_pages = 0
         self._digest: StageDigest | None = None
         self._staging_epoch = 0
@@ -82,8 +87,11 @@ class MemoryCache:
         """The epoch whose start a takeover would use; 0 before the first commit."""
         return self.committed.epoch if self.committed else 0
 
-    def stage(self, epoch: int, batch: PageBatch) -> None:
-        """Take one batch of the checkpoint that starts `epoch`.
+    def stage(self, epoch: int, batch: PageBatch) -> Indices:
+        """Take one batch of the checkpoint that starts `epoch`; returns its pages, ascending, owed to the SVM now.
+
+        Before the first commit there is nothing to go back to, and nothing is kept: if that checkpoint is discarded, the
+        next one brings every page again (rule 7).
 
         Raises PeerViolation when the epoch is not new, a page does not exist or far too much is sent.
         """
@@ -92,37 +100,48 @@ class MemoryCache:
         if epoch != self._staging_epoch:
             self.discard()
             self._staging_epoch = epoch
+        self._check(batch)
+        self._running_digest(epoch).add(batch)
+        while self.restore_next():  # whoever has time for it has done so before
+            pass
+        pages: Indices = np.unique(np.concatenate(batch.all_indices()))
+        if self.committed is not None:
+            fresh: Indices = pages[~self._has_past[pages]]
+            self._past.append((fresh, self.image[fresh]))
+            self._has_past[fresh] = True
+        batch.apply_to(self.image)
+        self.debt.add(pages)
+        return pages
+
+    def _check(self, batch: PageBatch) -> None:
+        """Counts the batch. Raises PeerViolation."""
         page_count = len(self.image)
         for indices in batch.all_indices():
             if len(indices) and int(indices.max()) >= page_count:
                 raise PeerViolation(f"the peer sent page {int(indices.max())} of a VM that has {page_count}")
+        if batch.page_count == 0:
+            raise PeerViolation("the peer sent an empty batch of pages")
         self._staged_pages += batch.page_count
-        if len(self._staged) >= STAGED_RAM_MULTIPLE_MAX * page_count or batch.page_count == 0:
-            raise PeerViolation("the peer sent an empty batch of pages, or more batches than there can be")
         if self._staged_pages > STAGED_RAM_MULTIPLE_MAX * page_count:
             raise PeerViolation(f"the peer staged {self._staged_pages} pages of a VM that has {page_count}")
-        self._staged.append(batch)
-        self._running_digest(epoch).add(batch)
-
-    def apply_ahead(self) -> Indices:
-        """Bring what is staged into the image at once; returns those pages, which the SVM's RAM does not hold yet.
-
-        Before the first commit only: nothing can be lost then, and all RAM does not have to be kept twice. If this
-        checkpoint is discarded, the next one brings every page again (rule 7).
-        """
-        assert self.committed is None
-        indices = np.concatenate([part for batch in self._staged for part in batch.all_indices()])
-        for batch in self._staged:
-            batch.apply_to(self.image)
-        self._staged.clear()
-        self.debt.add(indices)
-        return np.unique(indices)
 
     def discard(self) -> None:
-        """Forget everything staged; the committed state is untouched."""
-        self._staged.clear()
+        """Forget everything staged; the image is the committed one after as many `restore_next` as it takes."""
+        for pages, _ in self._past:
+            self.debt.add(pages)  # the SVM's RAM may be found to be like what was staged
+        self._restoring += self._past
+        self._past = []
         self._staged_pages = 0
         self._digest = None
+
+    def restore_next(self) -> bool:
+        """Bring a part of what was discarded back to what is committed; False when there is nothing left."""
+        if not self._restoring:
+            return False
+        pages, contents = self._restoring.pop()
+        self.image[pages] = contents
+        self._has_past[pages] = False
+        return True
 
     def problem(self, stage: Stage) -> str | None:
         """Why the staged checkpoint can't be committed, in a sentence; None when it is whole."""
@@ -131,7 +150,7 @@ class MemoryCache:
             return f"epoch {stage.epoch} is not newer than the committed epoch {self.committed_epoch}"
         if len(stage.device_state) > DEVICE_STATE_BYTES_MAX:
             return f"the device state has {len(stage.device_state)} bytes, more than {DEVICE_STATE_BYTES_MAX}"
-        if self._staged and self._staging_epoch != stage.epoch:
+        if self._staged_pages and self._staging_epoch != stage.epoch:
             return f"pages of epoch {self._staging_epoch} are staged, not of epoch {stage.epoch}"
         if digest.batch_count != stage.batch_count:
             return f"{digest.batch_count} of {stage.batch_count} page batches arrived"
@@ -140,28 +159,20 @@ class MemoryCache:
         return None
 
     def commit(self, stage: Stage) -> None:
-        """The commit point: from here on a takeover uses this checkpoint. Call it only when `problem` is None.
-
-        It only marks: pages reach the image by `apply_next`, so that the answer to the primary does not wait for that.
-        """
-        self._unapplied += self._staged
+        """The commit point: from here on a takeover uses this checkpoint. Call it only when `problem` is None."""
         self.committed = stage
-        self.discard()
+        self._spent, self._past = self._past, []
+        self._has_past[:] = False
+        self._staged_pages = 0
+        self._digest = None
 
-    def apply_next(self) -> bool:
-        """Bring one committed batch into the image; False when the image is the committed one."""
-        if not self._unapplied:
-            return False
-        batch = self._unapplied.popleft()
-        batch.apply_to(self.image)
-        for indices in batch.all_indices():
-            self.debt.add(indices)
-        return True
+    def forget_spent(self) -> None:
+        """What the image was before the commit: to give that memory back takes time, for which no load has to wait."""
+        self._spent = []
 
     def drop_image(self) -> None:
         """The SVM goes on alone, and nothing is ever loaded again: as much memory as the guest has is free."""
-        self.discard()
-        self._unapplied.clear()
+        self._past, self._restoring, self._spent = [], [], []
         self.image = self.image[:0].copy()
 
     def _running_digest(self, epoch: int) -> StageDigest:

@@ -16,6 +16,11 @@ def differing(left: Pages, right: Pages, indices: PageIndices) -> PageIndices:
     return indices[np.frombuffer(_marks(left, right, indices), np.bool_)]
 
 
+def alike(left: Pages, right: Pages, indices: PageIndices) -> PageIndices:
+    """The others of them."""
+    return indices[~np.frombuffer(_marks(left, right, indices), np.bool_)]
+
+
 def marks_twin(left: Pages, right: Pages, indices: PageIndices) -> bytearray:
     """A byte for each of the pages `indices`: whether they differ. As `_pages.marks`, which is ten times as fast."""
     marks = bytearray()

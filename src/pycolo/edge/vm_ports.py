@@ -17,11 +17,12 @@ import numpy as np
 from pycolo.core.device_state import advance_clock
 from pycolo.core.pages import Contents, Indices
 from pycolo.edge.dirty_pages import missed_pages
-from pycolo.edge.page_compare import differing_pages
+from pycolo.edge.page_compare import alike, differing_pages
 from pycolo.edge.qemu import Qemu
 from pycolo.errors import VmLost
 
 READ_STEP_PAGES = 4096  # 16 MiB: a few ms, after which heartbeats get their turn
+COMPARE_STEP_PAGES = 2048
 WRITE_STEP_PAGES = 1024  # memory that is written for the first time costs a fault for each page
 TURNS_PER_BREATH = 3  # a heartbeat that is due needs so many turns of the loop: its timer, its task, its socket
 LOAD_S_FIRST_GUESS = 0.0085
@@ -132,6 +133,16 @@ class SecondaryVmPort:
 
     async def take_dirty_pages(self) -> Indices:
         return await _dirty(self._qemu)
+
+    def looks_ahead(self) -> bool:
+        return self._qemu.dirty.kind != "compare"
+
+    async def alike(self, indices: Indices, image: Contents) -> Indices:
+        found = []
+        for start in range(0, len(indices), COMPARE_STEP_PAGES):
+            found.append(alike(self._qemu.ram.pages, image, indices[start : start + COMPARE_STEP_PAGES]))
+            await self.breathe()
+        return np.concatenate(found)
 
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         self._image = image
