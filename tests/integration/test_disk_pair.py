@@ -283,8 +283,9 @@ async def test_a_pair_that_loses_itself_as_the_secondary_adopts_the_first_copy_c
     pair: DiskPair,
 ) -> None:
     """The primary has not heard of it; that it sealed an epoch of that session is enough to know the image."""
+    pair.path("h1").parent.mkdir()
+    pair.path("h1").write_bytes(random.Random(1).randbytes(SIZE))
     primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
-    await primary.guest.write(0, random.Random(1).randbytes(6 * MIB))
     await pair.join(primary, secondary)
     pair.epoch += 1
     await primary.link.seal(pair.epoch)

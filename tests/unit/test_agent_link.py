@@ -123,7 +123,7 @@ async def test_a_hanging_agent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
 async def test_an_agent_ends_with_its_daemon() -> None:
     async with agent() as link:
         with pytest.raises(EnvironmentFault):
-            await link.stats()
+            await link.command(protocol.GetStats(), 10.0)  # it may still be starting
         link._reader.cancel()
         link._control.close()
         assert await asyncio.wait_for(link.process.wait(), 5) == 0
