@@ -101,6 +101,12 @@ class _ResumesFirst:
     async def take_dirty_pages(self) -> Indices:
         return await self._vm.take_dirty_pages()
 
+    def looks_ahead(self) -> bool:
+        return self._vm.looks_ahead()
+
+    async def alike(self, indices: Indices, image: Contents) -> Indices:
+        return await self._vm.alike(indices, image)
+
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         await self._vm.write_pages(indices, image)
 

@@ -11,7 +11,6 @@ from pycolo.core import checkpoint, failover
 from pycolo.core.arbitration import ClaimAnswer, ClaimRecord
 from pycolo.core.checkpoint import (
     PrimaryDisks,
-    PrimaryLink,
     PrimaryOutput,
     SecondaryDisks,
     SecondaryFeed,

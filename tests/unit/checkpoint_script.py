@@ -179,7 +179,7 @@ class Svm:
 
     async def alike(self, indices: Indices, image: Contents) -> Indices:
         self.script.run("alike")
-        found = indices[(self.ram[indices] == image[indices]).all(axis=1)]
+        found: Indices = indices[(self.ram[indices] == image[indices]).all(axis=1)]
         self.write_meanwhile()
         return found
 

@@ -124,9 +124,10 @@ def test_what_the_svm_was_found_to_have_is_owed_again_once_it_is_discarded() -> 
 
 def test_a_new_epoch_replaces_what_was_staged_of_an_older_one() -> None:
     cache = MemoryCache(PAGES)
-    cache.stage(1, batch((0, 50)))
-    committed(cache, 2, batch((1, 2)))
-    assert restored(cache)[:2] == [0, 2]
+    committed(cache, 1, batch((0, 1)))
+    cache.stage(2, batch((0, 50)))
+    committed(cache, 3, batch((1, 2)))
+    assert restored(cache)[:2] == [1, 2]
 
 
 @pytest.mark.parametrize(

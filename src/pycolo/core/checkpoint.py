@@ -7,8 +7,8 @@ Guarantees
 * The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
 * Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
 * The first checkpoint's pages reach the SVM's RAM as they arrive: it has never run, and nothing is committed to spoil.
-* Of later ones the SVM, which runs on, has most pages already, as it does the same: they are found while they arrive, so
-  that only the others are left for the load, for which clients may wait.
+* Of later ones the SVM, which runs on, has most pages already, as it does the same: they are found while they arrive,
+  so that only the others are left for the load, for which clients may wait.
 * Memory, device state and disks move together: the disks' writes of an epoch have arrived before it is committed, and
   become the SVM's disk between its stop and its load (rule 4).
 * The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated

@@ -90,8 +90,8 @@ class MemoryCache:
     def stage(self, epoch: int, batch: PageBatch) -> Indices:
         """Take one batch of the checkpoint that starts `epoch`; returns its pages, ascending, owed to the SVM now.
 
-        Before the first commit there is nothing to go back to, and nothing is kept: if that checkpoint is discarded, the
-        next one brings every page again (rule 7).
+        Before the first commit there is nothing to go back to, and nothing is kept: if that checkpoint is discarded,
+        the next one brings every page again (rule 7).
 
         Raises PeerViolation when the epoch is not new, a page does not exist or far too much is sent.
         """
