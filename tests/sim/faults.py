@@ -53,7 +53,12 @@ _K = Kind
 _PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
 _PVM_DISKS = ("pvm_disks.expect_pause", "pvm_disks.seal", "pvm_disks.expect_requests")
 _OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit", "output.go_solo")
-_TO_SECONDARY = ("to_secondary.send_pages", "to_secondary.send_stage", "to_secondary.committed")
+_TO_SECONDARY = (
+    "to_secondary.send_pages",
+    "to_secondary.send_stage",
+    "to_secondary.caught_up",
+    "to_secondary.committed",
+)
 _SVM = (
     "svm.breathe",
     "svm.stop_for_load",

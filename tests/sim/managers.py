@@ -43,7 +43,9 @@ RETRY_US = 8_000
 CLAIM_RETRY_US = 8_000
 ROLL_FORWARD_TRIES_MAX = 8
 EPOCHS_AHEAD_MAX = 1000
-LIMITS = CheckpointLimits(precopy_rounds_max=2, precopy_pages_min=3, first_sync_rounds_max=3, batch_pages_max=4)
+LIMITS = CheckpointLimits(
+    precopy_rounds_max=2, precopy_pages_min=3, catch_up_pages_min=4, first_sync_rounds_max=3, batch_pages_max=4
+)
 
 
 @dataclass(slots=True)

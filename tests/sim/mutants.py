@@ -45,6 +45,9 @@ class _EarlyLink:
         await self._output.commit(stage.epoch)
         await self._link.send_stage(stage)
 
+    async def caught_up(self) -> None:
+        await self._link.caught_up()
+
     async def committed(self, epoch: int) -> None:
         await self._link.committed(epoch)
 

@@ -313,10 +313,17 @@ class ToSecondary:
         """See SecondaryLink."""
         await self._gate.operate(self._link.host, "to_secondary.send_stage", lambda: now(lambda: self._say(stage)))
 
+    async def caught_up(self) -> None:
+        """See SecondaryLink; what is sent arrives soon."""
+        await self._gate.operate(self._link.host, "to_secondary.caught_up", lambda: now(self._check_link))
+
     def _say(self, message: Message) -> None:
+        self._check_link()
+        self._link.say(message)
+
+    def _check_link(self) -> None:
         if self._link.lost:
             raise PeerLost("the secondary is lost")
-        self._link.say(message)
 
     async def committed(self, epoch: int) -> None:
         """See SecondaryLink."""

@@ -13,7 +13,9 @@ from pycolo.core.pages import PAGE_BYTES, Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 PAGES = 8
-LIMITS = CheckpointLimits(precopy_rounds_max=2, precopy_pages_min=2, first_sync_rounds_max=3, batch_pages_max=3)
+LIMITS = CheckpointLimits(
+    precopy_rounds_max=2, precopy_pages_min=2, catch_up_pages_min=3, first_sync_rounds_max=3, batch_pages_max=3
+)
 Message = tuple[int, PageBatch] | Stage
 
 
@@ -123,6 +125,9 @@ class Pvm:
 
     async def send_stage(self, stage: Stage) -> None:
         self.script.run("send_stage", lambda: self.sent.append(stage))
+
+    async def caught_up(self) -> None:
+        self.script.run("caught_up")
 
     async def committed(self, epoch: int) -> None:
         self.script.run("committed")

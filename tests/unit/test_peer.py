@@ -44,6 +44,8 @@ MESSAGES: dict[str, wire.Message] = {
     "committed": wire.Committed(1),
     "discarded": wire.Discarded(1, "why"),
     "loaded": wire.Loaded(1, 1.0),
+    "catch-up": wire.CatchUp(1),
+    "caught-up": wire.CaughtUp(1),
     "wanted": wire.CheckpointWanted("late"),
     "bye": wire.Bye("end"),
     "stage": wire.StageMessage(1, 0, b"", 0, b"", 0.0),
@@ -56,11 +58,19 @@ ALLOWED = {
     (False, Phase.GREETING, Channel.CONTROL): {"hello"},
     (False, Phase.GREETING, Channel.BULK): {"hello"},
     (False, Phase.OPEN, Channel.CONTROL): {"heartbeat", "bye"},
-    (False, Phase.OPEN, Channel.BULK): {"pages", "stage"},
+    (False, Phase.OPEN, Channel.BULK): {"pages", "stage", "catch-up"},
     (False, Phase.OPEN, Channel.PACKETS): {"pages", "boundary", "confirm"},
     (True, Phase.OPEN, Channel.PACKETS): {"pages"},
     (True, Phase.GREETING, Channel.CONTROL): {"welcome", "refused"},
-    (True, Phase.OPEN, Channel.CONTROL): {"heartbeat", "bye", "committed", "discarded", "loaded", "wanted"},
+    (True, Phase.OPEN, Channel.CONTROL): {
+        "heartbeat",
+        "bye",
+        "committed",
+        "discarded",
+        "loaded",
+        "wanted",
+        "caught-up",
+    },
 }
 
 

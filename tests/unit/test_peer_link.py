@@ -96,6 +96,35 @@ async def test_a_checkpoint_goes_over_and_its_verdict_comes_back() -> None:
         assert pair.primary.pages_sent == 2
 
 
+async def test_the_secondary_has_caught_up_when_it_has_received_all_before() -> None:
+    batch = PageBatch.of(np.array([4], np.uint32), np.ones((1, 4096), np.uint8))
+    async with paired() as pair:
+        await pair.primary.send_pages(3, batch)
+        waiting = asyncio.create_task(pair.primary.caught_up())
+        assert isinstance(await pair.secondary.receive(), tuple)
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "it may still be about to stage them"
+        receiving = asyncio.create_task(pair.secondary.receive())
+        await asyncio.wait_for(waiting, 5)
+        await pair.primary.send_stage(STAGE)
+        assert await asyncio.wait_for(receiving, 5) == STAGE
+
+
+async def test_a_secondary_that_has_taken_what_was_not_asked_for_is_lost() -> None:
+    async with paired() as pair:
+        waiting = asyncio.create_task(pair.primary.caught_up())
+        pair.secondary.tell_soon(wire.CaughtUp(7))
+        with pytest.raises(PeerLost, match="not asked for"):
+            await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_secondary_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "COMMIT_S_MAX", 0.2)
+    async with paired() as pair:
+        with pytest.raises(PeerLost, match="has not taken the pages"):
+            await asyncio.wait_for(pair.primary.caught_up(), 5)
+
+
 async def test_a_discarded_checkpoint_says_why() -> None:
     async with paired() as pair:
         await pair.primary.send_stage(STAGE)

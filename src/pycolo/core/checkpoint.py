@@ -36,8 +36,11 @@ AHEAD_SHARE = 128  # of RAM, so that to ask the tracker, which looks at all of i
 class CheckpointLimits:
     """Bounds of one checkpoint."""
 
-    precopy_rounds_max: int = 2
+    precopy_rounds_max: int = 4
     precopy_pages_min: int = 256  # fewer dirty pages are copied faster inside the pause than before it
+    catch_up_pages_min: int = (
+        1024  # so many that the secondary may be behind; with fewer it would be a wait for nothing
+    )
     first_sync_rounds_max: int = 5
     batch_pages_max: int = 1024
 
@@ -93,6 +96,9 @@ class SecondaryLink(Protocol):
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None: ...
     async def send_stage(self, stage: Stage) -> None: ...
+
+    async def caught_up(self) -> None:
+        """Returns when the secondary has taken all the pages that were sent."""
 
     async def committed(self, epoch: int) -> None:
         """Returns when the secondary has committed `epoch`; raises CheckpointFailed when it has discarded it."""
@@ -194,7 +200,7 @@ async def take_checkpoint(
     stream = _Stream(vm, link, ledger, epoch, limits)
     committed = False
     try:
-        await _precopy(vm, ledger, stream, limits)
+        await _precopy(vm, link, ledger, stream, limits)
         boundary, last_pages, device_state = await _cut(vm, output, disks, ledger, epoch, sealed)
         await stream.send(last_pages)
         await link.send_stage(stream.stage(boundary, device_state))
@@ -209,14 +215,23 @@ async def take_checkpoint(
     return Transfer(epoch, stream.pages, stream.bytes + len(device_state))
 
 
-async def _precopy(vm: PrimaryVm, ledger: EpochLedger, stream: _Stream, limits: CheckpointLimits) -> None:
-    """Send pages dirtied so far while the PVM runs, so that few are left for the pause."""
+async def _precopy(
+    vm: PrimaryVm, link: SecondaryLink, ledger: EpochLedger, stream: _Stream, limits: CheckpointLimits
+) -> None:
+    """Send pages dirtied so far while the PVM runs, so that few are left for the pause.
+
+    After many of them the secondary is waited for: what it has not taken yet would keep it from committing, while
+    clients wait for what the PVM says.
+    """
     first_sync = ledger.committed == 0
     for _ in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
         await _collect_dirty(vm.take_dirty_pages, ledger.debt)
-        if ledger.debt.owed_count < limits.precopy_pages_min:
+        owed = ledger.debt.owed_count
+        if owed < limits.precopy_pages_min:
             return
         await stream.send_owed()
+        if owed >= limits.catch_up_pages_min:
+            await link.caught_up()
 
 
 async def _cut(

@@ -34,7 +34,7 @@ _TO_SECONDARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
     (Phase.GREETING, Channel.CONTROL): (wire.Hello,),
     (Phase.GREETING, Channel.BULK): (wire.Hello,),
     (Phase.OPEN, Channel.CONTROL): (wire.Heartbeat, wire.Bye, wire.Dismiss, wire.Rebase),
-    (Phase.OPEN, Channel.BULK): (wire.StageMessage, tuple),
+    (Phase.OPEN, Channel.BULK): (wire.StageMessage, wire.CatchUp, tuple),
     (Phase.OPEN, Channel.PACKETS): (tuple, wire.Boundary, wire.Translations, wire.Confirm, wire.AskLease),
 }
 _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
@@ -46,6 +46,7 @@ _TO_PRIMARY: dict[tuple[Phase, Channel], tuple[type, ...]] = {
         wire.Discarded,
         wire.Loaded,
         wire.CheckpointWanted,
+        wire.CaughtUp,
         wire.Rebased,
         wire.Bye,
     ),

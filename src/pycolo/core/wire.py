@@ -26,8 +26,8 @@ from pycolo.core.packed import Batch, measure
 from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, WORD_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
-PROTOCOL_VERSION = 9  # the newest that we speak
-PROTOCOL_VERSION_MIN = 9  # the oldest
+PROTOCOL_VERSION = 10  # the newest that we speak
+PROTOCOL_VERSION_MIN = 10  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
 BATCH_ZEROS_MAX = 1 << 20
@@ -153,6 +153,18 @@ class CheckpointWanted(msgspec.Struct, frozen=True, tag="checkpoint-wanted", for
     reason: str
 
 
+class CatchUp(msgspec.Struct, frozen=True, tag="catch-up", forbid_unknown_fields=True):
+    """Bulk channel: say so when all pages up to here have been taken."""
+
+    number: _Whole
+
+
+class CaughtUp(msgspec.Struct, frozen=True, tag="caught-up", forbid_unknown_fields=True):
+    """The answer to `CatchUp`."""
+
+    number: _Whole
+
+
 class Rebase(msgspec.Struct, frozen=True, tag="rebase", forbid_unknown_fields=True):
     """The newest term at the arbiter is one that nobody has acted upon: claim the next one when you lose me."""
 
@@ -274,6 +286,8 @@ Control = (
     | Discarded
     | Loaded
     | CheckpointWanted
+    | CatchUp
+    | CaughtUp
     | Bye
     | Dismiss
     | Rebase

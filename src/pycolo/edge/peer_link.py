@@ -8,6 +8,7 @@ own process is never taken for the peer's death.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import ssl
 import time
@@ -215,6 +216,8 @@ class SessionWithSecondary(PeerSession):
         self.resumed_ms_ago: Callable[[], float] = lambda: 0.0
         self.on_wanted: Callable[[str], None] = _ignore
         self._rebased: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._asked = itertools.count(1)
+        self._caught_up: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None:
         await self._guarded_send(self._bulk, *wire.encode_pages(epoch, batch))
@@ -248,6 +251,16 @@ class SessionWithSecondary(PeerSession):
         await asyncio.wait((self._rebased, self.lost), timeout=REBASE_S_MAX, return_when=asyncio.FIRST_COMPLETED)
         return self._rebased.done() and self._rebased.result() == term and not self.lost.done()
 
+    async def caught_up(self) -> None:
+        number, self._caught_up = next(self._asked), asyncio.get_running_loop().create_future()
+        await self._guarded_send(self._bulk, wire.encode_control(wire.CatchUp(number)))
+        await asyncio.wait((self._caught_up, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if not self._caught_up.done():
+            self.close(f"the secondary has not taken the pages in {COMMIT_S_MAX:.0f} s")
+            raise PeerLost(self.lost.result())
+        if self._caught_up.result() != number:
+            raise self._lose(PeerViolation("the peer has taken pages that it was not asked for"))
+
     async def committed(self, epoch: int) -> None:
         verdict = self._verdicts[epoch]
         await asyncio.wait((verdict, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
@@ -269,6 +282,8 @@ class SessionWithSecondary(PeerSession):
                 self.loaded.set()
             case wire.CheckpointWanted(reason=reason):
                 self.on_wanted(reason)
+            case wire.CaughtUp(number=number) if not self._caught_up.done():
+                self._caught_up.set_result(number)
             case wire.Rebased(term=term) if not self._rebased.done():
                 self._rebased.set_result(term)
 
@@ -304,16 +319,23 @@ class SessionWithPrimary(PeerSession):
             self.tell_soon(wire.Rebased(message.term))
 
     async def receive(self) -> tuple[int, PageBatch] | Stage:
+        message = await self._receive()
+        while isinstance(message, wire.CatchUp):  # whoever receives the next message has taken all before it
+            await self.tell(wire.CaughtUp(message.number))
+            message = await self._receive()
+        if isinstance(message, wire.StageMessage):
+            self.pvm_resumed_at_s = time.monotonic() - message.resumed_ms_ago / 1000
+            return message.stage()
+        assert isinstance(message, tuple)
+        return message
+
+    async def _receive(self) -> wire.Message:
         try:
             message = await self._bulk.receive()
             self._heard = True
             self._table.check(peer.Channel.BULK, message)
         except PeerLost as lost:
             raise self._lose(lost) from None
-        if isinstance(message, wire.StageMessage):
-            self.pvm_resumed_at_s = time.monotonic() - message.resumed_ms_ago / 1000
-            return message.stage()
-        assert isinstance(message, tuple)
         return message
 
     async def send_committed(self, epoch: int) -> None:
