@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from checkpoint_script import LIMITS, PAGES, Pvm, Script, one_checkpoint, pages_of, take
 
@@ -113,12 +115,23 @@ async def test_the_commit_stands_when_the_release_fails() -> None:
     assert (ledger.committed, ledger.debt.owed_count) == (1, 0)
 
 
-async def test_precopy_rounds_have_a_limit() -> None:
+@pytest.mark.parametrize(
+    ("busy", "rounds"),
+    [
+        (lambda _: 3, LIMITS.precopy_rounds_max),
+        (lambda _: 5, 1),  # of 8: another one would not leave many fewer
+        (lambda _: 1, 1),  # few are left
+    ],
+)
+async def test_precopy_goes_on_while_it_helps(busy: Callable[[int], int], rounds: int) -> None:
     script = Script()
     pvm, ledger = Pvm(script), EpochLedger(PAGES)
     await one_checkpoint(pvm, ledger)
-    script.steps, pvm.busy = [], True
-    for page in range(5):
+    script.steps, pvm.busy = [], busy
+    for page in range(PAGES):
         pvm.write(page, 3)
     await one_checkpoint(pvm, ledger)
-    assert script.steps[: script.steps.index("pause_feed")].count("take_dirty_pages") == LIMITS.precopy_rounds_max
+    ahead = script.steps[: script.steps.index("pause_feed")]
+    assert ahead.count("caught_up") == rounds
+    assert script.steps[-1] == "commit 2"
+    assert pages_of(pvm.sent) == list(range(PAGES))

@@ -218,17 +218,18 @@ async def take_checkpoint(
 async def _precopy(
     vm: PrimaryVm, link: SecondaryLink, ledger: EpochLedger, stream: _Stream, limits: CheckpointLimits
 ) -> None:
-    """Send pages dirtied so far while the PVM runs, so that few are left for the pause.
+    """Send pages dirtied so far while the PVM runs, so that few are left for the pause, as long as they get fewer.
 
     After many of them the secondary is waited for: what it has not taken yet would keep it from committing, while
     clients wait for what the PVM says.
     """
-    first_sync = ledger.committed == 0
+    first_sync, owed_before = ledger.committed == 0, 0
     for _ in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
         await _collect_dirty(vm.take_dirty_pages, ledger.debt)
         owed = ledger.debt.owed_count
-        if owed < limits.precopy_pages_min:
+        if owed < limits.precopy_pages_min or (owed_before and owed > owed_before // 2):
             return
+        owed_before = owed
         await stream.send_owed()
         if owed >= limits.catch_up_pages_min:
             await link.caught_up()
