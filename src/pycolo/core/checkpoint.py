@@ -38,9 +38,7 @@ class CheckpointLimits:
 
     precopy_rounds_max: int = 4
     precopy_pages_min: int = 256  # fewer dirty pages are copied faster inside the pause than before it
-    catch_up_pages_min: int = (
-        1024  # so many that the secondary may be behind; with fewer it would be a wait for nothing
-    )
+    catch_up_pages_min: int = 2048  # so many that the secondary may be behind; fewer are taken sooner than it answers
     first_sync_rounds_max: int = 5
     batch_pages_max: int = 1024
 
