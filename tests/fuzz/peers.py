@@ -85,7 +85,8 @@ def pages(data: bytes) -> None:
                 _stage(cache, batch_epoch, batch)
             elif what == 4:
                 cache.discard()
-                _check_restored(cache, committed)
+                if reader.flag():
+                    _check_restored(cache, committed)
                 epoch, digest = epoch + 1, StageDigest(epoch + 1)
             elif what == 5:
                 said = wire.decode_control(reader.piece())

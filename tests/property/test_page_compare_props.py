@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pycolo.edge import _pages
 from pycolo.edge.guest_ram import PAGE_BYTES, PageIndices, Pages
-from pycolo.edge.page_compare import COMPARED_PAGES, differing, differing_pages, marks_twin
+from pycolo.edge.page_compare import COMPARED_PAGES, alike, differing, differing_pages, marks_twin
 
 PAGES = 2 * COMPARED_PAGES + 3
 changes = st.lists(st.tuples(st.integers(0, PAGES - 1), st.sampled_from([0, 1, 7, 8, 4088, 4095])), max_size=20)
@@ -29,6 +29,7 @@ def test_those_differ_that_were_changed(changed: list[tuple[int, int]], asked: s
     indices: PageIndices = np.array(sorted(range(PAGES) if everything else asked), np.uint32)
     expected = [page for page in indices.tolist() if (left[page] != right[page]).any()]
     assert differing(left, right, indices).tolist() == expected
+    assert alike(left, right, indices).tolist() == [page for page in indices.tolist() if page not in expected]
     assert marks_twin(left, right, indices) == _pages.marks(left, right, indices)
 
 

@@ -14,7 +14,12 @@ from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 PAGES = 8
 LIMITS = CheckpointLimits(
-    precopy_rounds_max=2, precopy_pages_min=2, catch_up_pages_min=3, first_sync_rounds_max=3, batch_pages_max=3
+    precopy_rounds_min=2,
+    precopy_rounds_max=4,
+    precopy_pages_min=2,
+    catch_up_pages_min=3,
+    first_sync_rounds_max=3,
+    batch_pages_max=3,
 )
 Message = tuple[int, PageBatch] | Stage
 
@@ -73,7 +78,7 @@ class Pvm:
         self.feeding = True
         self.sent: list[Message] = []
         self.discarded: str | None = None
-        self.busy: Callable[[int], int] = lambda _: 0  # of so many pages that are read, it writes so many meanwhile
+        self.busy_pages = 0  # so many it writes while others are read
 
     def write(self, page: int, value: int) -> None:
         self.ram[page] = value
@@ -94,7 +99,7 @@ class Pvm:
         self.script.run("read_pages")
         contents = self.ram[indices]
         if self.running:
-            for page in range(self.busy(len(indices))):
+            for page in range(self.busy_pages):
                 self.write(page, 3)
         return contents
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import pytest
 from checkpoint_script import LIMITS, PAGES, Pvm, Script, one_checkpoint, pages_of, take
 
 from pycolo.core.checkpoint import take_checkpoint
 from pycolo.core.epochs import EpochLedger
 from pycolo.core.memory_cache import Stage
-from pycolo.core.pages import PAGE_BYTES
+from pycolo.core.pages import PAGE_BYTES, Indices
 from pycolo.errors import CheckpointFailed, VmLost
 
 
@@ -116,18 +115,17 @@ async def test_the_commit_stands_when_the_release_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("busy", "rounds"),
+    ("busy_pages", "rounds"),
     [
-        (lambda _: 3, LIMITS.precopy_rounds_max),
-        (lambda _: 5, 1),  # of 8: another one would not leave many fewer
-        (lambda _: 1, 1),  # few are left
+        (5, LIMITS.precopy_rounds_min),  # of 8: a third one would not leave many fewer
+        (1, 1),  # few are left
     ],
 )
-async def test_precopy_goes_on_while_it_helps(busy: Callable[[int], int], rounds: int) -> None:
+async def test_precopy_goes_on_while_it_helps(busy_pages: int, rounds: int) -> None:
     script = Script()
     pvm, ledger = Pvm(script), EpochLedger(PAGES)
     await one_checkpoint(pvm, ledger)
-    script.steps, pvm.busy = [], busy
+    script.steps, pvm.busy_pages = [], busy_pages
     for page in range(PAGES):
         pvm.write(page, 3)
     await one_checkpoint(pvm, ledger)
@@ -135,3 +133,36 @@ async def test_precopy_goes_on_while_it_helps(busy: Callable[[int], int], rounds
     assert ahead.count("caught_up") == rounds
     assert script.steps[-1] == "commit 2"
     assert pages_of(pvm.sent) == list(range(PAGES))
+
+
+async def test_precopy_rounds_have_a_limit() -> None:
+    """Each leaves half as many as the one before."""
+    script = Script()
+    pvm, ledger = Pvm(script), EpochLedger(64)
+    pvm.ram = np.zeros((64, PAGE_BYTES), np.uint8)
+    await one_checkpoint(pvm, ledger)
+    script.steps = []
+    for page in range(64):
+        pvm.write(page, 3)
+    taken: list[int] = []
+
+    async def halving() -> Indices:
+        found = np.array(sorted(pvm.dirty), np.uint32)
+        pvm.dirty.clear()
+        taken.append(len(found))
+        for page in range(len(found) // 2):
+            pvm.write(page, len(taken))
+        return found
+
+    pvm.take_dirty_pages = halving  # type: ignore[method-assign]
+    await one_checkpoint(pvm, ledger)
+    assert taken == [64, 32, 16, 8, 4], "four rounds, and the pause"
+
+
+async def test_the_first_sync_has_all_its_rounds() -> None:
+    script = Script()
+    pvm = Pvm(script)
+    pvm.busy_pages = 5
+    await one_checkpoint(pvm, EpochLedger(PAGES))
+    ahead = script.steps[: script.steps.index("pause_feed")]
+    assert ahead.count("caught_up") == LIMITS.first_sync_rounds_max

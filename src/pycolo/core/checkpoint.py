@@ -7,8 +7,8 @@ Guarantees
 * The PVM is paused only for the cut (rule of the asynchronous flow); it never waits for the SVM to load.
 * Whatever await fails, the PVM is resumed, the feed goes on, and no page is forgotten (rules 6 and 7).
 * The first checkpoint's pages reach the SVM's RAM as they arrive: it has never run, and nothing is committed to spoil.
-* Of later ones the SVM, which runs on, has most pages already, as it does the same: they are found while they arrive,
-  so that only the others are left for the load, for which clients may wait.
+* Of later ones the SVM, which runs on, has most pages already, as it does the same: where dirty pages are found fast,
+  those are found while they arrive, but for the last ones, so that few are left for a load, for which clients may wait.
 * Memory, device state and disks move together: the disks' writes of an epoch have arrived before it is committed, and
   become the SVM's disk between its stop and its load (rule 4).
 * The secondary has one commit point. Before it everything staged is discarded, after it `roll_forward` can be repeated
@@ -36,6 +36,7 @@ AHEAD_SHARE = 128  # of RAM, so that to ask the tracker, which looks at all of i
 class CheckpointLimits:
     """Bounds of one checkpoint."""
 
+    precopy_rounds_min: int = 2  # further ones only when there are half as many pages as in the one before
     precopy_rounds_max: int = 4
     precopy_pages_min: int = 256  # fewer dirty pages are copied faster inside the pause than before it
     catch_up_pages_min: int = 2048  # so many that the secondary may be behind; fewer are taken sooner than it answers
@@ -216,16 +217,17 @@ async def take_checkpoint(
 async def _precopy(
     vm: PrimaryVm, link: SecondaryLink, ledger: EpochLedger, stream: _Stream, limits: CheckpointLimits
 ) -> None:
-    """Send pages dirtied so far while the PVM runs, so that few are left for the pause, as long as they get fewer.
+    """Send pages dirtied so far while the PVM runs, so that few are left for the pause.
 
     After many of them the secondary is waited for: what it has not taken yet would keep it from committing, while
     clients wait for what the PVM says.
     """
     first_sync, owed_before = ledger.committed == 0, 0
-    for _ in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
+    for turn in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
         await _collect_dirty(vm.take_dirty_pages, ledger.debt)
         owed = ledger.debt.owed_count
-        if owed < limits.precopy_pages_min or (owed_before and owed > owed_before // 2):
+        hardly_fewer = turn >= limits.precopy_rounds_min and not first_sync and owed > owed_before // 2
+        if owed < limits.precopy_pages_min or hardly_fewer:
             return
         owed_before = owed
         await stream.send_owed()
@@ -307,8 +309,10 @@ def _parts(batch: PageBatch, pages_max: int) -> list[PageBatch]:
         PageBatch(batch.indices[i : i + pages_max], batch.contents[i : i + pages_max], none)
         for i in range(0, len(batch.indices), pages_max)
     ]
-    if len(batch.zeros):
-        parts.append(PageBatch(none, batch.contents[:0], batch.zeros))
+    no_contents = batch.contents[:0]
+    parts += [
+        PageBatch(none, no_contents, batch.zeros[i : i + pages_max]) for i in range(0, len(batch.zeros), pages_max)
+    ]
     return parts
 
 
@@ -332,7 +336,6 @@ async def receive_checkpoint(
         raise
     if problem is not None:
         cache.discard()
-        await _restore(vm, cache)
         await link.send_discarded(stage.epoch, problem)
         return False
     cache.commit(stage)  # ---- commit point: from here on, always forward ----
@@ -401,7 +404,9 @@ async def _receive_stage(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache)
     if first:  # from here on the tracker tells what QEMU writes there by itself
         await _collect_dirty(vm.take_dirty_pages, cache.debt)
     await _restore(vm, cache)
+    looks_ahead = vm.looks_ahead()
     unlooked: list[Indices] = []
+    unlooked_pages = 0
     while True:
         message = await link.receive()
         if isinstance(message, Stage):
@@ -411,10 +416,13 @@ async def _receive_stage(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache)
             await vm.write_pages(pages, cache.image)
             cache.debt.paid(pages)
             continue
-        unlooked.append(pages)
-        if sum(map(len, unlooked)) * AHEAD_SHARE >= len(cache.image) and vm.looks_ahead():
+        await vm.breathe()
+        if looks_ahead:
+            unlooked.append(pages)
+            unlooked_pages += len(pages)
+        if unlooked and unlooked_pages * AHEAD_SHARE >= len(cache.image):
             await _find_alike(vm, cache, np.unique(np.concatenate(unlooked)))
-            unlooked.clear()
+            unlooked, unlooked_pages = [], 0
 
 
 async def _find_alike(vm: SecondaryVm, cache: MemoryCache, staged: Indices) -> None:

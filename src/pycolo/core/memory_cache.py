@@ -107,8 +107,9 @@ class MemoryCache:
         pages: Indices = np.unique(np.concatenate(batch.all_indices()))
         if self.committed is not None:
             fresh: Indices = pages[~self._has_past[pages]]
-            self._past.append((fresh, self.image[fresh]))
-            self._has_past[fresh] = True
+            if len(fresh):
+                self._past.append((fresh, self.image[fresh]))
+                self._has_past[fresh] = True
         batch.apply_to(self.image)
         self.debt.add(pages)
         return pages
