@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -21,6 +21,7 @@ from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.packet_channel import PacketChannel
 from pycolo.edge.peer_greeting import Listener
 from pycolo.edge.peer_link import Connection
+from pycolo.edge.peer_stream import PeerStream
 from pycolo.errors import EnvironmentFault, PeerLost, PeerViolation
 
 from .reader import Reader
@@ -274,32 +275,38 @@ def _tcp_socket() -> socket.socket:
     return socket.socket()
 
 
-class _Writer:
-    """An asyncio.StreamWriter that keeps what is written."""
+class _Transport(asyncio.Transport):
+    """Keeps what is written."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.written = b""
         self.aborted = False
-        self.transport = self
 
-    def get_extra_info(self, name: str) -> object:
-        return _tcp_socket() if name == "socket" else None
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return _tcp_socket() if name == "socket" else default
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
 
-    async def drain(self) -> None:
-        pass
+    def pause_reading(self) -> None:
+        """Nothing more comes."""
+
+    def resume_reading(self) -> None:
+        """Nothing more comes."""
 
     def abort(self) -> None:
         self.aborted = True
 
 
-def _caller(said: bytes, certified: frozenset[str] | None) -> tuple[Connection, _Writer]:
-    reader, writer = asyncio.StreamReader(loop=loop()), _Writer()
-    reader.feed_data(said)
-    reader.feed_eof()
-    connection = Connection(reader, cast(asyncio.StreamWriter, writer))
+def _caller(said: bytes, certified: frozenset[str] | None) -> tuple[Connection, _Transport]:
+    stream, writer = PeerStream(), _Transport()
+    stream.connection_made(writer)
+    space = stream.get_buffer(len(said))
+    space[: len(said)] = said[: len(space)]
+    stream.buffer_updated(min(len(said), len(space)))
+    stream.eof_received()
+    connection = Connection(stream)
     connection.certified = certified
     return connection, writer
 

@@ -18,6 +18,7 @@ from pycolo.core.pages import PageBatch
 from pycolo.edge import peer_greeting, peer_link
 from pycolo.edge.peer_greeting import Listener, address, connect, listening, new_token
 from pycolo.edge.peer_link import Connection, SessionWithPrimary, SessionWithSecondary
+from pycolo.edge.peer_stream import PeerStream
 from pycolo.errors import CheckpointFailed, EnvironmentFault, PeerLost
 
 HELLO = wire.Hello(
@@ -257,8 +258,9 @@ async def test_a_strangers_greeting_in_between_does_not_mix_two_callers() -> Non
     where = f"127.0.0.1:{free_port()}"
     listener = Listener(OURS, (1, new_token()), (0, ""), ignore)
     async with listening(where, listener, None):
-        streams = [await asyncio.open_connection(*address(where), limit=1 << 20) for _ in range(3)]
-        first, stranger, bulk = (Connection(*stream) for stream in streams)
+        dial = asyncio.get_running_loop().create_connection
+        streams = [(await dial(PeerStream, *address(where)))[1] for _ in range(3)]
+        first, stranger, bulk = map(Connection, streams)
         tokens = []
         for caller, term in ((first, 1), (stranger, 7)):
             await caller.send(wire.encode_control(msgspec.structs.replace(HELLO, term=term)))

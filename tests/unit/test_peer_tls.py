@@ -17,6 +17,7 @@ from pycolo.core.pages import PAGE_BYTES, PageBatch
 from pycolo.edge import peer_greeting
 from pycolo.edge.peer_greeting import CALLERS_MAX, Listener, address, connect, listening, new_token
 from pycolo.edge.peer_link import Connection, SessionWithPrimary, SessionWithSecondary
+from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import TlsFiles, client_context, server_context
 from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted
 from tls_tools import INTRUDERS, Pki
@@ -156,10 +157,10 @@ async def test_a_host_of_our_ca_under_another_name(pki: Pki) -> None:
 
 async def test_a_bulk_channel_of_another_host_with_a_good_token(pki: Pki) -> None:
     async with Secondary(pki.files("h2")).serving() as secondary:
-        streams = await asyncio.open_connection(
-            *address(secondary.where), ssl=client_context(pki.files("h1")), server_hostname=""
+        _, stream = await asyncio.get_running_loop().create_connection(
+            PeerStream, *address(secondary.where), ssl=client_context(pki.files("h1")), server_hostname=""
         )
-        control = Connection(*streams)
+        control = Connection(stream)
         await control.send(wire.encode_control(HELLO))
         welcome = await control.receive()
         assert isinstance(welcome, wire.Welcome)

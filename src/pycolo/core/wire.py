@@ -336,7 +336,7 @@ def encode_frames(nic: int, tag: int, first_no: int, batch: Batch) -> list[bytes
     return [HEADER.pack(length, Kind.FRAMES) + _FRAMES.pack(nic, tag, first_no, batch.count), batch.packed]
 
 
-def decode_header(header: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> tuple[int, Kind]:
+def decode_header(header: bytes | memoryview, bytes_max: int = MESSAGE_BYTES_MAX) -> tuple[int, Kind]:
     """(body length, kind) of a message whose body has at most `bytes_max` bytes. Raises PeerViolation."""
     if len(header) != HEADER.size:
         raise PeerViolation(f"a message header has {HEADER.size} bytes, not {len(header)}")
@@ -348,7 +348,7 @@ def decode_header(header: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> tuple[in
     return length, _KINDS[kind]
 
 
-def decode_control(body: bytes) -> Control:
+def decode_control(body: bytes | memoryview) -> Control:
     """Raises PeerViolation for anything that is not exactly one known message."""
     try:
         return _control_decoder.decode(body)
@@ -356,7 +356,7 @@ def decode_control(body: bytes) -> Control:
         raise PeerViolation(f"the peer sent a message that can't be read: {error}") from None
 
 
-def decode_versions(body: bytes) -> Versions:
+def decode_versions(body: bytes | memoryview) -> Versions:
     """What a first message says of its version, whatever else a future version makes of it. Raises PeerViolation."""
     try:
         return _versions_decoder.decode(body)
@@ -364,7 +364,7 @@ def decode_versions(body: bytes) -> Versions:
         raise PeerViolation(f"the peer sent a greeting that can't be read: {error}") from None
 
 
-def decode_pages(body: bytes) -> tuple[int, PageBatch]:
+def decode_pages(body: bytes | memoryview) -> tuple[int, PageBatch]:
     """(epoch, batch); the arrays are views of `body`. Raises PeerViolation."""
     if len(body) < _PAGES.size:
         raise PeerViolation(f"the peer sent a page batch of only {len(body)} bytes")

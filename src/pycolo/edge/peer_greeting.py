@@ -19,6 +19,7 @@ import msgspec
 
 from pycolo.core import peer, wire
 from pycolo.edge.peer_link import Connection, SessionWithSecondary
+from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import TlsFiles, client_context, handshake_failure, server_context
 from pycolo.errors import EnvironmentFault, PeerLost, PeerUntrusted, PeerViolation
 
@@ -26,7 +27,6 @@ GREETING_S_MAX = 2.0
 GREETED_MAX = 8  # greetings that wait for their bulk connection
 CALLERS_MAX = 8  # who has not greeted yet; the oldest makes room
 ACCEPT_RETRY_S = 0.1
-STREAM_BUFFER_BYTES = 8 << 20
 REUNION_S_MAX = 1.5  # a claim that the arbiter does not answer, and a little more
 
 
@@ -77,7 +77,7 @@ def _abort(connections: Iterable[Connection]) -> None:
         connection.abort()
 
 
-async def _answer(control: Connection, peer_address: str) -> bytes:
+async def _answer(control: Connection, peer_address: str) -> memoryview:
     """The body of the answer. A secondary that does not accept our certificate says so only by leaving."""
     try:
         return await control.receive_greeting()
@@ -92,7 +92,7 @@ async def _answer(control: Connection, peer_address: str) -> bytes:
         ) from None
 
 
-def _welcome(body: bytes, hello: wire.Hello, table: peer.PeerTable, peer_address: str) -> wire.Welcome:
+def _welcome(body: memoryview, hello: wire.Hello, table: peer.PeerTable, peer_address: str) -> wire.Welcome:
     """The answer to our greeting. A version that we do not know is said first: the rest of it may be unreadable."""
     try:
         answer = wire.decode_control(body)
@@ -128,7 +128,8 @@ async def _dial(peer_address: str, tls: TlsFiles | None) -> Connection:
     where = f"the secondary at {peer_address}"
     try:
         async with asyncio.timeout(GREETING_S_MAX):
-            return Connection(*await asyncio.open_connection(host, port, limit=STREAM_BUFFER_BYTES, **secured))
+            _, stream = await asyncio.get_running_loop().create_connection(PeerStream, host, port, **secured)
+            return Connection(stream)
     except ssl.SSLError as error:
         raise handshake_failure(where, error) from None
     except (OSError, TimeoutError) as error:
@@ -202,7 +203,7 @@ class Listener:
         self._greeted.clear()
         return None
 
-    async def _take_any(self, connection: Connection, body: bytes) -> bool:
+    async def _take_any(self, connection: Connection, body: memoryview) -> bool:
         theirs, ours = wire.decode_versions(body), _versions(self._ours)
         version = peer.common_version(ours, theirs)
         if version is None:
@@ -332,12 +333,10 @@ async def _accept(door: socket.socket, listener: Listener, context: ssl.SSLConte
 async def _hear(connection: socket.socket, who: str, listener: Listener, context: ssl.SSLContext | None) -> None:
     """Shake hands with one caller and hear its greeting."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=STREAM_BUFFER_BYTES, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     try:
         async with asyncio.timeout(GREETING_S_MAX):
-            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=context)
-        caller = Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            _, stream = await loop.connect_accepted_socket(PeerStream, connection, ssl=context)
+        caller = Connection(stream)
     except ssl.SSLError as error:
         listener.refused(str(handshake_failure(who, error)))
     except (OSError, TimeoutError):

@@ -19,6 +19,7 @@ from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
 from pycolo.edge.peer_socket import prepare_peer_socket
+from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import certified_names, failure
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
 
@@ -34,12 +35,12 @@ class Connection:
     `certified` are the names in the peer's certificate; None without TLS.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        connection: socket.socket = writer.get_extra_info("socket")
-        name = writer.get_extra_info("peername")
+    def __init__(self, stream: PeerStream) -> None:
+        self._stream = stream
+        connection: socket.socket = stream.transport.get_extra_info("socket")
+        name = stream.transport.get_extra_info("peername")
         self.peer_host = str(name[0]) if name else ""  # it may be gone already
-        tls: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+        tls: ssl.SSLObject | None = stream.transport.get_extra_info("ssl_object")
         self.certified = None if tls is None else certified_names(tls)
         prepare_peer_socket(connection)
 
@@ -47,14 +48,14 @@ class Connection:
         """Send one encoded message; waits while the peer does not take it."""
         try:
             for buffer in buffers:
-                self._writer.write(buffer)
-            await self._writer.drain()
+                self._stream.write(buffer)
+            await self._stream.drain()
         except ssl.SSLError as error:
             raise failure("the peer", error) from None
         except (OSError, RuntimeError) as error:
             raise PeerLost(f"the connection to the peer broke: {error}") from None
 
-    async def receive_greeting(self) -> bytes:
+    async def receive_greeting(self) -> memoryview:
         """The body of the first message, which is a short one. Raises PeerViolation for what can't be one."""
         kind, body = await self._receive_body(wire.GREETING_BYTES_MAX)
         if kind is not wire.Kind.CONTROL:
@@ -70,10 +71,10 @@ class Connection:
             return wire.decode_control(body)
         raise PeerViolation("the peer sent frames on a connection between daemons")
 
-    async def _receive_body(self, bytes_max: int) -> tuple[wire.Kind, bytes]:
+    async def _receive_body(self, bytes_max: int) -> tuple[wire.Kind, memoryview]:
         try:
-            length, kind = wire.decode_header(await self._reader.readexactly(wire.HEADER.size), bytes_max)
-            return kind, await self._reader.readexactly(length)
+            length, kind = wire.decode_header(await self._stream.read(wire.HEADER.size), bytes_max)
+            return kind, await self._stream.read(length)
         except asyncio.IncompleteReadError:
             raise PeerLost("the peer closed the connection") from None
         except ssl.SSLError as error:
@@ -83,7 +84,7 @@ class Connection:
 
     def abort(self) -> None:
         """Close at once; calls under way raise PeerLost."""
-        self._writer.transport.abort()
+        self._stream.transport.abort()
 
 
 class PeerSession:
