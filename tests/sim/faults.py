@@ -6,6 +6,8 @@ import enum
 import random
 from dataclasses import dataclass
 
+from pycolo.core.pages import PageBatch
+
 
 class Kind(enum.StrEnum):
     """What goes wrong at an await of a port."""
@@ -243,3 +245,12 @@ class Drawn(Plan):
     def heal(self) -> None:
         """See Plan."""
         self._budget = 0
+
+
+def spoiled(batch: PageBatch) -> PageBatch:
+    """A batch whose content is another, or that has fewer pages."""
+    contents = batch.contents.copy()
+    if not contents.size:
+        return PageBatch(batch.indices, contents, batch.zeros[:-1])
+    contents[0, 7] ^= 0x10
+    return PageBatch(batch.indices, contents, batch.zeros)

@@ -13,7 +13,7 @@ from pycolo.core.pages import Contents, Indices, PageBatch
 from pycolo.errors import CheckpointFailed, PeerLost, VmLost
 
 from .agents import Agent
-from .faults import ENDING, PARTING, Fault, Kind, Plan
+from .faults import ENDING, PARTING, Fault, Kind, Plan, spoiled
 from .guest import Guest
 from .history import Cut, Heir, History, Image, Load
 from .links import LinkEnd, Message, Verdict
@@ -185,7 +185,7 @@ class Gate:
             case Kind.PEER_FREEZES:
                 peer.host.frozen_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SPOIL | Kind.DROP:
-                own.damage = _spoiled if kind is Kind.SPOIL else lambda _: None
+                own.damage = spoiled if kind is Kind.SPOIL else lambda _: None
 
     def _cut(self, one: LinkEnd, other: LinkEnd) -> None:
         self.wires.cut(one.host.name, other.host.name, self._random.randint(*CUT_US))
@@ -199,14 +199,6 @@ class Gate:
         if side.host.alive:
             side.host_dies()
         self.scheduler.kill(side.host)
-
-
-def _spoiled(batch: PageBatch) -> PageBatch:
-    contents = batch.contents.copy()
-    if not contents.size:
-        return PageBatch(batch.indices, contents, batch.zeros[:-1])
-    contents[0, 7] ^= 0x10
-    return PageBatch(batch.indices, contents, batch.zeros)
 
 
 async def now(effect: Callable[[], T]) -> T:

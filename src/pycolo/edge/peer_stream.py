@@ -1,8 +1,7 @@
 """A TCP or TLS connection between two managers, as bytes that are asked for.
 
 Guarantees: what was not asked for stays with the kernel but for `AHEAD_BYTES`; a long message is decrypted into the
-buffer that its reader gets. asyncio's own streams copy it three times more: 13.7 us of a slow processor for each page
-that is received in the place of 3.6 (docs/adr/0020).
+buffer that its reader gets. asyncio's own streams copy it three times more (docs/adr/0020).
 """
 
 from __future__ import annotations
