@@ -351,7 +351,6 @@ class SvmPort:
         return await self._call("take_dirty_pages", self._guest.take_dirty)
 
     def looks_ahead(self) -> bool:
-        """See SecondaryVm."""
         return True
 
     async def alike(self, indices: Indices, image: Contents) -> Indices:
@@ -360,10 +359,7 @@ class SvmPort:
 
     async def write_pages(self, indices: Indices, image: Contents) -> None:
         """See SecondaryVm."""
-        await self._call("write_pages", lambda: self._write(indices, image))
-
-    def _write(self, indices: Indices, image: Contents) -> None:
-        self._guest.ram[indices] = image[indices]
+        await self._call("write_pages", lambda: self._guest.ram.__setitem__(indices, image[indices]))
 
     async def load_device_state(self, device_state: bytes) -> None:
         """See SecondaryVm."""
