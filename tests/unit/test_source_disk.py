@@ -218,4 +218,4 @@ def test_marks_stay_when_the_session_can_not_be_written(rig: Rig) -> None:
     rig.disk.adopt(FIRST)
     rig.workers.fail()
     assert rig.marked() == [1]
-    assert "the next copy will be a whole one" in rig.disk.trouble
+    assert "mend it, or a later copy may be whole" in rig.disk.trouble

@@ -100,7 +100,7 @@ class SourceDisk(TrimsAsZeros, LocalExport):
         def adopted(result: OSError | None) -> None:
             if isinstance(result, OSError):
                 self._note(
-                    f"{self.meta.path} can't be written ({result.strerror}): after its end the next copy is a whole one"
+                    f"{self.meta.path} can't be written ({result.strerror}): mend it, or a later copy may be whole"
                 )
             elif self.replica is replica:  # else another copy has begun, and what was marked is not there
                 self._sealed_sessions.clear()  # an image of another one lacks more than is marked from here on
