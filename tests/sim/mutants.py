@@ -235,8 +235,8 @@ def _own_writes_ignored(patch: pytest.MonkeyPatch) -> None:
 MUTANTS = (
     Mutant("release before the commit", client_history.NAME, _release_before_commit, 21),
     Mutant("pages not put back", committed_state.NAME, _pages_not_put_back, 11),
-    Mutant("lost answer of a tracker forgets pages", committed_state.NAME, _lost_answer_forgets, 84),
-    Mutant("digest not verified", committed_state.NAME, _digest_not_verified, 69),
+    Mutant("lost answer of a tracker forgets pages", committed_state.NAME, _lost_answer_forgets, 127),
+    Mutant("digest not verified", committed_state.NAME, _digest_not_verified, 137),
     Mutant("primary goes solo unasked", client_history.NAME, _skip_claim("_PRIMARY", Command.GO_SOLO), 3),
     Mutant("secondary takes over unasked", client_history.NAME, _skip_claim("_SECONDARY", Command.TAKE_OVER), 6),
     Mutant("no answer is a yes", client_history.NAME, _no_answer_is_a_yes, 6),
