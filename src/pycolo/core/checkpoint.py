@@ -417,10 +417,11 @@ async def _receive_stage(link: PrimaryLink, vm: SecondaryVm, cache: MemoryCache)
             cache.debt.paid(pages)
             continue
         await vm.breathe()
-        if looks_ahead:
-            unlooked.append(pages)
-            unlooked_pages += len(pages)
-        if unlooked and unlooked_pages * AHEAD_SHARE >= len(cache.image):
+        if not looks_ahead:
+            continue
+        unlooked.append(pages)
+        unlooked_pages += len(pages)
+        if unlooked_pages * AHEAD_SHARE >= len(cache.image):
             await _find_alike(vm, cache, np.unique(np.concatenate(unlooked)))
             unlooked, unlooked_pages = [], 0
 

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
@@ -22,6 +23,8 @@ from pycolo.edge.peer_socket import prepare_peer_socket
 from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import certified_names, failure
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
+
+T = TypeVar("T")
 
 COMMIT_S_MAX = 10.0
 FAREWELL_S_MAX = 0.5
@@ -255,22 +258,21 @@ class SessionWithSecondary(PeerSession):
     async def caught_up(self) -> None:
         number, self._caught_up = next(self._asked), asyncio.get_running_loop().create_future()
         await self._guarded_send(self._bulk, wire.encode_control(wire.CatchUp(number)))
-        await asyncio.wait((self._caught_up, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
-        if not self._caught_up.done():
-            self.close(f"the secondary has not taken the pages in {COMMIT_S_MAX:.0f} s")
-            raise PeerLost(self.lost.result())
-        if self._caught_up.result() != number:
+        if await self._answer(self._caught_up, "has not taken the pages") != number:
             raise self._lose(PeerViolation("the peer has taken pages that it was not asked for"))
 
     async def committed(self, epoch: int) -> None:
-        verdict = self._verdicts[epoch]
-        await asyncio.wait((verdict, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
-        if not verdict.done():
-            self.close(f"the secondary did not commit epoch {epoch} in {COMMIT_S_MAX:.0f} s")
-            raise PeerLost(self.lost.result())
-        discarded = verdict.result()
+        discarded = await self._answer(self._verdicts[epoch], f"did not commit epoch {epoch}")
         if discarded is not None:
             raise CheckpointFailed(f"the secondary discarded epoch {epoch}: {discarded}")
+
+    async def _answer(self, answer: asyncio.Future[T], failing: str) -> T:
+        """What the secondary answers. Raises PeerLost, in words with `failing` when it lets us wait."""
+        await asyncio.wait((answer, self.lost), timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            self.close(f"the secondary {failing} in {COMMIT_S_MAX:.0f} s")
+            raise PeerLost(self.lost.result())
+        return answer.result()
 
     def handle(self, message: wire.Message) -> None:
         match message:
