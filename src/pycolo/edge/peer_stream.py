@@ -34,7 +34,7 @@ class PeerStream(asyncio.BufferedProtocol):
         """
         taken = min(length, self._end - self._start)
         if taken == length:
-            found = memoryview(bytes(self._ahead[self._start : self._start + length]))
+            found = memoryview(self._ahead[self._start : self._start + length])  # a copy
             self._start += length
             return found
         buffer = memoryview(bytearray(length))
