@@ -10,7 +10,7 @@ import pytest
 
 from pycolo.agent import __main__ as program
 from pycolo.agent import protocol
-from pycolo.edge import agent_link
+from pycolo.edge import agent_link, child_link
 from pycolo.edge.agent_link import AgentLink
 from pycolo.edge.guest_tap import guest_tap
 from pycolo.errors import EnvironmentFault, VmLost
@@ -114,16 +114,36 @@ async def test_an_agent_that_dies_at_work() -> None:
 async def test_a_hanging_agent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_link, "STATS_S_MAX", 0.2)
     async with agent() as link:
+        with pytest.raises(EnvironmentFault):
+            await link.command(START)  # it has come up
         os.kill(link.pid, signal.SIGSTOP)
         with pytest.raises(VmLost, match=r"did not answer GetStats in 0.2 s"):
             await asyncio.wait_for(link.stats(), 2)
         assert "did not answer" in await asyncio.wait_for(link.gone, 0.1)  # nor by whoever comes next
 
 
+async def test_an_agent_that_takes_its_time_to_come_up_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_link, "STATS_S_MAX", 0.01)
+    async with agent() as link:
+        os.kill(link.pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(0.3, os.kill, link.pid, signal.SIGCONT)
+        with pytest.raises(EnvironmentFault, match="has not been started"):
+            await link.stats()
+
+
+async def test_an_agent_that_never_comes_up_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_link, "COME_UP_S_MAX", 0.3)
+    monkeypatch.setattr(agent_link, "STATS_S_MAX", 0.2)
+    async with agent() as link:
+        os.kill(link.pid, signal.SIGSTOP)
+        with pytest.raises(VmLost, match=r"did not answer GetStats in 0.3 s"):
+            await asyncio.wait_for(link.stats(), 5)
+
+
 async def test_an_agent_ends_with_its_daemon() -> None:
     async with agent() as link:
         with pytest.raises(EnvironmentFault):
-            await link.command(protocol.GetStats(), 10.0)  # it may still be starting
+            await link.stats()
         link._reader.cancel()
         link._control.close()
         assert await asyncio.wait_for(link.process.wait(), 5) == 0

@@ -1,7 +1,7 @@
 """The daemon's end of a process of its own: starts it, carries commands to it one at a time, hears its news.
 
-Guarantees: every answer belongs to its command, also when one was given up; a process that is gone or silent is VmLost
-at once; it gets SIGKILL from the kernel when the daemon dies.
+Guarantees: every answer belongs to its command, also when one was given up; a process that is gone, or was heard from
+and falls silent, is VmLost at once; it gets SIGKILL from the kernel when the daemon dies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pycolo.edge.processes import send_signal
 from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted, PycoloError, VmLost, WrongState
 
 ANSWER_S_MAX = 2.0
+COME_UP_S_MAX = 15.0  # a Python with all it imports, on a host that is busy with just that many guests
 _CAUSES: dict[str, type[PycoloError]] = {
     "environment": EnvironmentFault,
     "peer": PeerLost,
@@ -68,6 +69,7 @@ class ChildLink(ABC, Generic[AnyMessage]):
         self._name, self.process, self._control, self._decoder = name, process, control, decoder
         self._answers: asyncio.Queue[AnyMessage] = asyncio.Queue()
         self._unwanted = 0  # answers on their way to commands that were given up
+        self._heard = False  # it has come up
         self._one_at_a_time = asyncio.Lock()
         self.on_wanted: Callable[[str], None] = _ignore
         self.on_channel_lost: Callable[[str], None] = _ignore
@@ -88,12 +90,14 @@ class ChildLink(ABC, Generic[AnyMessage]):
         """Carry out one command.
 
         Raises EnvironmentFault, PeerLost, VmLost, DiskTrouble or WrongState as the process says, VmLost when it is gone
-        or silent for `answer_s_max` (default ANSWER_S_MAX).
+        or silent for `answer_s_max` (default ANSWER_S_MAX); one that never spoke may be starting: COME_UP_S_MAX.
         """
-        limit_s = ANSWER_S_MAX if answer_s_max is None else answer_s_max
         async with self._one_at_a_time:
             if self.gone.done():
                 raise VmLost(self.gone.result())
+            limit_s = ANSWER_S_MAX if answer_s_max is None else answer_s_max
+            if not self._heard:
+                limit_s = max(limit_s, COME_UP_S_MAX)
             answer = asyncio.ensure_future(self._answers.get())
             sent = False
             try:
@@ -131,6 +135,7 @@ class ChildLink(ABC, Generic[AnyMessage]):
             self.gone.set_result(f"{self._name} {why}")
 
     def _dispatch(self, message: AnyMessage) -> None:
+        self._heard = True
         if self.notice(message):
             return
         if self._unwanted:
