@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qemu.qmp import EventListener, Message
-
+from pycolo.edge.qmp_channel import Event
 from pycolo.edge.qmp_session import QmpSession
 from pycolo.errors import VmLost
 
@@ -27,27 +26,13 @@ class Pauses:
     over: list[tuple[float, float]] = field(default_factory=list)
     _since_s: float | None = None
 
-    def note(self, event: str, at_s: float) -> None:
+    def note(self, event: Event) -> None:
         """A STOP or RESUME event; others are nothing to us."""
-        if event == "STOP":
-            self._since_s = at_s
-        elif event == "RESUME" and self._since_s is not None:
-            self.over.append((self._since_s, (at_s - self._since_s) * 1000))
+        if event.name == "STOP":
+            self._since_s = event.at_s
+        elif event.name == "RESUME" and self._since_s is not None:
+            self.over.append((self._since_s, (event.at_s - self._since_s) * 1000))
             self._since_s = None
-
-
-class _Hears(EventListener):
-    """Notes the pauses; keeps no event."""
-
-    def __init__(self, pauses: Pauses) -> None:
-        super().__init__()
-        self._pauses = pauses
-
-    def accept(self, event: Message) -> bool:
-        stamp = event["timestamp"]
-        assert isinstance(stamp, dict)
-        self._pauses.note(str(event["event"]), stamp["seconds"] + stamp["microseconds"] / 1e6)
-        return False
 
 
 @contextlib.asynccontextmanager
@@ -61,7 +46,7 @@ async def monitor(path: Path, pauses: Pauses) -> AsyncIterator[QmpSession]:
             raise VmLost(f"QEMU's monitor can't be reached: {problem.strerror}") from None
         channel.setblocking(False)
         try:
-            session.notice(_Hears(pauses))
+            session.notice(pauses.note)
             await session.connect(channel, ANSWER_S_MAX)
             yield session
         finally:

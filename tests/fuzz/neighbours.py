@@ -16,7 +16,6 @@ from unittest import mock
 
 import aiohttp
 import msgspec
-from qemu.qmp import Message
 
 from pycolo.agent import protocol
 from pycolo.config import EtcdArbiterConfig
@@ -29,6 +28,7 @@ from pycolo.edge.child_link import ChildLink
 from pycolo.edge.etcd import EtcdArbiter
 from pycolo.edge.etcd_gateway import EtcdGateway
 from pycolo.edge.qemu import Qemu
+from pycolo.edge.qmp_channel import Event
 from pycolo.edge.qmp_session import QmpSession
 from pycolo.errors import ArbiterUnanswered, PycoloError, VmLost
 
@@ -40,14 +40,14 @@ from .reader import Reader
 PASSWORD, TOKEN = "pass-word-of-etcd", "token-of-etcd"
 _DEADLINE_S = 0.05
 _QMP_GREETING = b'{"QMP":{"version":{"qemu":{"micro":0,"minor":2,"major":7},"package":""},"capabilities":["oob"]}}\r\n'
-_QMP_READY = b'{"return":{},"id":"__qmp#00000"}\r\n'
+_QMP_READY = b'{"return":{},"id":1}\r\n'
 
 
 # ---------------------------------------------------------------- QEMU
 
 
 def qmp(data: bytes) -> None:
-    """A QEMU that answers anything, through the QMP library: an answer, or VmLost with a sentence."""
+    """A QEMU that says anything: an answer, or VmLost with a sentence."""
     run(_qmp(Reader(data)))
 
 
@@ -62,7 +62,7 @@ async def _qmp(reader: Reader) -> None:
         machine = _machine(session)
         try:
             await session.connect(ours, _DEADLINE_S)
-            session.notice(machine.guest_end)
+            session.notice(machine.guest_end.hear)
             await _asked(machine, what)
         except VmLost as lost:
             assert_told(lost)
@@ -71,7 +71,7 @@ async def _qmp(reader: Reader) -> None:
 
 
 def qmp_answers(data: bytes) -> None:
-    """What QEMU answers and tells, as JSON that the library has taken: an answer of ours, or VmLost."""
+    """What QEMU answers and tells, as JSON of the right kinds: an answer of ours, or VmLost."""
     reader = Reader(data)
     what = reader.number() % 4
     try:
@@ -81,9 +81,10 @@ def qmp_answers(data: bytes) -> None:
     session = mock.Mock(spec_set=["execute", "reset", "run_job"])
     machine = _machine(session)
     for answer in answers:
-        if isinstance(answer, dict) and isinstance(answer.get("event"), str):  # the library has seen to that
-            machine.guest_end.accept(Message(answer))
-            qmp_session._JobEnded("job-1").accept(Message(answer))
+        if isinstance(answer, dict) and isinstance(answer.get("event"), str):
+            told = answer.get("data")
+            event = Event(answer["event"], told if isinstance(told, dict) else {})  # the channel has seen to that
+            machine.guest_end.hear(event)
     session.execute = mock.AsyncMock(side_effect=answers)
     session.reset = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])

@@ -156,17 +156,17 @@ def _line(value: object) -> bytes:
 
 
 def qmp() -> Seeds:
-    status = {"return": {"status": "running", "running": True}, "id": "__qmp#00001"}
+    status = {"return": {"status": "running", "running": True}, "id": 2}
     yield "status", b"\0" + _line(status)
     concluded = {"event": "JOB_STATUS_CHANGE", "timestamp": {"seconds": 1, "microseconds": 2}}
-    concluded["data"] = {"id": "snapshot-load-1", "status": "concluded"}
-    jobs = [{"id": "snapshot-load-1", "error": "no snapshot called colo-none"}]
-    answers = [{"return": {}, "id": "__qmp#00001"}, concluded, {"return": jobs, "id": "__qmp#00002"}]
-    yield "load", b"\1" + b"".join(map(_line, [*answers, {"return": {}, "id": "__qmp#00003"}]))
-    yield "refused", b"\0" + _line({"error": {"class": "GenericError", "desc": "no"}, "id": "__qmp#00001"})
+    concluded["data"] = {"id": "ck", "status": "concluded"}
+    jobs = [{"id": "ck", "error": "no snapshot called none-such"}]
+    answers = [{"return": {}, "id": 2}, concluded, {"return": jobs, "id": 3}]
+    yield "load", b"\1" + b"".join(map(_line, [*answers, {"return": {}, "id": 4}]))
+    yield "refused", b"\0" + _line({"error": {"class": "GenericError", "desc": "no"}, "id": 2})
     yield (
         "event-without-data",
-        b"\3" + _line({"event": "SHUTDOWN", "timestamp": {}}) + _line({"return": {}, "id": "__qmp#00001"}),
+        b"\3" + _line({"event": "SHUTDOWN", "timestamp": {}}) + _line({"return": {}, "id": 2}),
     )
 
 

@@ -287,6 +287,19 @@ async def test_a_vm_is_patient_while_it_runs_and_prompt_before_it_is_stopped(
     assert policies() == {os.SCHED_BATCH}
 
 
+async def test_what_qemu_is_told_ahead_it_does_not_carry_out(start_qemu: StartQemu) -> None:
+    qemu = (await booted(start_qemu)).qemu
+    for _ in range(2):  # from the second time on all but the end of the next command is there
+        await qemu.stop()
+        await asyncio.sleep(0.2)
+        assert await qemu.status() == "paused"
+        await qemu.stop()
+        await qemu.cont()
+        await asyncio.sleep(0.2)
+        assert await qemu.status() == "running"
+        await qemu.cont()
+
+
 async def test_a_vm_stopped_for_a_load_runs_again(start_qemu: StartQemu) -> None:
     qemu = (await start_qemu("vm", paused=False)).qemu
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pycolo.edge.qmp_channel import Event
 from side_by_side.figures import FIGURES, Found, Spread, failures, ratios, share_of_dirty_pages, spread
 from side_by_side.monitor import Pauses
 from side_by_side.page import write_page
@@ -87,7 +88,7 @@ def test_spreads_show_a_range_only_of_several() -> None:
 def test_a_pause_lasts_from_stop_to_resume() -> None:
     pauses = Pauses()
     for event, at_s in (("RESUME", 1.0), ("STOP", 2.0), ("BLOCK_JOB_READY", 2.1), ("RESUME", 2.5), ("STOP", 3.0)):
-        pauses.note(event, at_s)
+        pauses.note(Event(event, {}, at_s))
     assert pauses.over == [(2.0, 500.0)]
 
 

@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from qemu.qmp import EventListener, Message
-
 from pycolo.core.device_state import with_configuration
 from pycolo.core.mailbox import MAILBOX_TAG
 from pycolo.edge.dirty_pages import DirtyPages, open_dirty_pages
@@ -25,6 +23,7 @@ from pycolo.edge.page_compare import differing
 from pycolo.edge.qemu_code import HOLE, TranslatedCode
 from pycolo.edge.qemu_command import MAILBOX_NODE, QemuConfig, fd_path
 from pycolo.edge.qemu_process import QemuFiles, QemuProcess
+from pycolo.edge.qmp_channel import Event
 from pycolo.edge.qmp_session import QmpSession
 from pycolo.edge.scheduling import be_patient, be_prompt
 from pycolo.errors import EnvironmentFault, VmLost
@@ -56,7 +55,7 @@ class Qemu:
         self._qmp = QmpSession(config.name, qmp_deadline_s)
         self.lost = self._qmp.lost
         self.guest_end = _GuestEnd()
-        self._qmp.notice(self.guest_end)
+        self._qmp.notice(self.guest_end.hear)
         code = process.code
         self._code = None if code is None else TranslatedCode(code, config.name, qmp_deadline_s)
         self._code_kept = False  # since the last stop for a load
@@ -258,29 +257,24 @@ class Qemu:
 
     async def _load_snapshot(self, tag: str) -> str | None:
         devices = {"tag": tag, "vmstate": MAILBOX_NODE, "devices": [MAILBOX_NODE]}
-        return await self._qmp.run_job("snapshot-load", devices)
+        return await self._qmp.run_job("snapshot-load", devices, tag)
 
     async def _watch_process(self) -> None:
         self._qmp.lose(f"QEMU {self.config.name} {await self._process.ended()}")
 
 
-class _GuestEnd(EventListener):
+class _GuestEnd:
     """Hears that the guest has switched itself off or panicked; QEMU keeps such a VM, paused."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.how = ""  # in words, or empty while the guest lives
         self.on_end: Callable[[], None] = lambda: None
 
-    def accept(self, event: Message) -> bool:
-        """Never wants to keep one; what it has to do is done by then."""
-        if event["event"] == "GUEST_PANICKED":
+    def hear(self, event: Event) -> None:
+        if event.name == "GUEST_PANICKED":
             self._ended("the guest has panicked")
-        elif event["event"] == "SHUTDOWN":
-            data = event.get("data")
-            if isinstance(data, dict) and data.get("guest"):
-                self._ended("the guest has powered off")
-        return False
+        elif event.name == "SHUTDOWN" and event.data.get("guest"):
+            self._ended("the guest has powered off")
 
     def _ended(self, how: str) -> None:
         if not self.how:

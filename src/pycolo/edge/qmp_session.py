@@ -8,22 +8,19 @@ cancellation the command's outcome is unknown.
 
 import asyncio
 import contextlib
-import itertools
 import socket
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
-
-from qemu.qmp import EventListener, ExecuteError, Message, QMPClient, QMPError, Runstate
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from pycolo.edge.patience import wait_for_first
+from pycolo.edge.qmp_channel import Event, QmpChannel, Said, command_of
 from pycolo.errors import VmLost
 
 T = TypeVar("T")
+Arguments = Mapping[str, object] | None
 
 REASON_WAIT_S = 0.5
 CLOSE_DEADLINE_S = 1.0
-# The last three come out of the library as they are: no UTF-8, nested too deep, and gone right behind the greeting.
-_BROKEN = (QMPError, OSError, EOFError, UnicodeDecodeError, RecursionError, AssertionError)
 
 
 class QmpSession:
@@ -33,49 +30,60 @@ class QmpSession:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._name = name
         self._deadline_s = deadline_s
-        self._client = _QuietClient(name)
-        self._numbers = itertools.count(1)
+        self._channel = QmpChannel(self._hear)
+        self._listeners: list[Callable[[Event], None]] = []
 
     async def connect(self, channel: socket.socket, deadline_s: float) -> None:
         """Greeting and negotiation over a connected socket, taken over. VmLost as for a command."""
-        await self._bounded("greeting", self._client.connect(channel), deadline_s)
+        await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=channel)
+        greeting = await self._bounded("greeting", self._channel.greeting, deadline_s)
+        # With it QEMU reads on while it carries out a command, and several can be sent at once.
+        enabled = {"enable": ["oob"]} if "oob" in greeting.capabilities else None
+        await self._answer("qmp_capabilities", self._send("qmp_capabilities", enabled), deadline_s)
 
-    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+    async def execute(self, command: str, arguments: Arguments = None) -> object:
         """The command's `return` value."""
-        return await self._bounded(command, self._client.execute(command, arguments))
+        return await self._answer(command, self._send(command, arguments))
 
-    async def execute_all(self, *commands: tuple[str, Mapping[str, object] | None]) -> list[object]:
+    async def execute_all(self, *commands: tuple[str, Arguments]) -> list[object]:
         """What they return, sent at once: QEMU keeps their order (docs/interop/qmp-spec, Issuing Commands).
 
         A command that QEMU refuses does not keep it from those behind it.
         """
-        return await asyncio.gather(*(self.execute(command, arguments) for command, arguments in commands))
+        sent = [(command, self._send(command, arguments)) for command, arguments in commands]
+        return [await self._answer(command, answer) for command, answer in sent]
 
     async def reset(self, *before: str) -> None:
         """The commands `before`, and a reset by `system_reset`, which has been done when QEMU says so.
 
         A guest that resets itself in the same moment says so as well.
         """
-        done = EventListener("RESET", _is_by_command)
-        with self._client.listen(done):
+        done = asyncio.get_running_loop().create_future()
+
+        def hear(event: Event) -> None:
+            if event.name == "RESET" and not event.data.get("guest") and not done.done():
+                done.set_result(None)
+
+        with self._heard_by(hear):
             await self.execute_all(*((command, None) for command in (*before, "system_reset")))
-            await self._bounded("system_reset", done.get())
+            await self._bounded("system_reset", done)
 
-    async def run_job(self, command: str, arguments: Mapping[str, object]) -> str | None:
-        """Start a job, wait until it has ended, dismiss it: the job's own error message, None when it went
-        well.
+    async def run_job(self, command: str, arguments: Mapping[str, object], job_id: str) -> str | None:
+        """Start a job and wait until it has ended: the job's own error message, None when it went well.
+
+        The job is dismissed behind it; where QEMU does not do that, it refuses the next one of that name.
         """
-        job_id = f"{command}-{next(self._numbers)}"
-        ended = _JobEnded(job_id)
-        with self._client.listen(ended):
-            await self.execute(command, {**arguments, "job-id": job_id})
-            await self._bounded(command, ended.get())
-        jobs, _ = await self.execute_all(("query-jobs", None), ("job-dismiss", {"id": job_id}))
-        return _error_of(job_id, jobs)
+        job = _Job(job_id)
+        with self._heard_by(job.hear):
+            await self.execute(command, {"job-id": job_id, **arguments})
+            await self._bounded(command, job.ended)
+        error = _error_of(job_id, await self.execute("query-jobs")) if job.failed else None
+        self._send("job-dismiss", {"id": job_id})
+        return error
 
-    def notice(self, listener: EventListener) -> None:
-        """`listener.accept` sees every event from now on, before any answer that QEMU gives after it."""
-        self._client.register_listener(listener)
+    def notice(self, listener: Callable[[Event], None]) -> None:
+        """`listener` is told of every event from now on, before any answer that QEMU gives after it."""
+        self._listeners.append(listener)
 
     def lose(self, reason: str) -> None:
         """Nothing more can be expected of this QEMU. Only the first reason counts."""
@@ -84,89 +92,75 @@ class QmpSession:
 
     async def watch(self) -> None:
         """Runs until the connection ends, and reports that as a loss unless a better reason comes first."""
-        while self._client.runstate is Runstate.RUNNING:
-            await self._client.runstate_changed()
-        await self._reason("its QMP connection broke")
+        await self._reason(await asyncio.shield(self._channel.ended))
 
     async def close(self) -> None:
         """Ends the connection, which may have ended long before. Never fails."""
         self.lose(f"QEMU {self._name} was given up")
-        if self._client.runstate is Runstate.IDLE:
-            return
-        with contextlib.suppress(TimeoutError, *_BROKEN):
-            async with asyncio.timeout(CLOSE_DEADLINE_S):
-                await self._client.disconnect()
+        if self._channel.close():
+            await asyncio.wait({self._channel.ended}, timeout=CLOSE_DEADLINE_S)
 
-    async def _bounded(self, what: str, answer: Coroutine[Any, Any, T], deadline_s: float | None = None) -> T:
-        """The answer, unless the deadline or the end of QEMU comes first."""
-        if self.lost.done():
-            answer.close()
-            raise VmLost(self.lost.result())
-        task = asyncio.ensure_future(answer)
-        task.add_done_callback(_taken_note_of)
-        limit_s = self._deadline_s if deadline_s is None else deadline_s
+    def _hear(self, event: Event) -> None:
+        for listener in tuple(self._listeners):
+            listener(event)
+
+    @contextlib.contextmanager
+    def _heard_by(self, listener: Callable[[Event], None]) -> Iterator[None]:
+        self._listeners.append(listener)
         try:
-            await wait_for_first((task, self.lost), limit_s)
-            if task.done():
-                return task.result()
-        except ExecuteError as refusal:
-            raise VmLost(f"QEMU {self._name} refused {what}: {refusal}") from refusal
-        except _BROKEN as problem:
-            raise VmLost(await self._reason(f"its QMP connection broke at {what}")) from problem
+            yield
         finally:
-            task.cancel()
+            self._listeners.remove(listener)
+
+    def _send(self, command: str, arguments: Arguments = None) -> asyncio.Future[Said]:
+        if self.lost.done():
+            raise VmLost(self.lost.result())
+        return self._channel.send(command_of(command, arguments))
+
+    async def _answer(self, command: str, answer: asyncio.Future[Said], deadline_s: float | None = None) -> object:
+        said = await self._bounded(command, answer, deadline_s)
+        if said.error is not None:
+            raise VmLost(f"QEMU {self._name} refused {command}: {said.error.desc}")
+        return said.result
+
+    async def _bounded(self, what: str, answer: asyncio.Future[T], deadline_s: float | None = None) -> T:
+        """The answer, unless the deadline or the end of QEMU comes first."""
+        limit_s = self._deadline_s if deadline_s is None else deadline_s
+        await wait_for_first((answer, self.lost, self._channel.ended), limit_s)
+        if answer.done() and not answer.cancelled():
+            return answer.result()
+        if self._channel.ended.done():
+            raise VmLost(await self._reason(f"{self._channel.ended.result()} at {what}"))
         self.lose(f"QEMU {self._name} did not answer {what} within {limit_s:g} s")
         raise VmLost(self.lost.result())
 
     async def _reason(self, otherwise: str) -> str:
         """Why QEMU is lost: a moment later its end is known, and with it the last line of its log."""
         await asyncio.wait({self.lost}, timeout=REASON_WAIT_S)
-        self.lose(f"QEMU {self._name} is lost: {otherwise}")
+        self.lose(f"QEMU {self._name} {otherwise}")
         return self.lost.result()
 
 
-def _taken_note_of(task: asyncio.Future[Any]) -> None:
-    """What an answer that nobody waits for any more ends with is no news: a reason has been given."""
-    if not task.cancelled():
-        task.exception()
-
-
-class _QuietClient(QMPClient):
-    """A client that runs for years: it neither formats each message for the log nor keeps every event it ever
-    got.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.events.names = {"no event has this name"}
-
-    def _cb_outbound(self, msg: Message) -> Message:
-        return msg
-
-    def _cb_inbound(self, msg: Message) -> Message:
-        return msg
-
-
-class _JobEnded(EventListener):
-    """Hears when one job has ended, well or badly."""
+class _Job:
+    """What QEMU says of one job (qapi/job.json, JobStatus): one that fails is `aborting` before it is `concluded`."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__("JOB_STATUS_CHANGE")
-        self._ended = {"id": job_id, "status": "concluded"}
+        self.failed = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._id = job_id
 
-    def accept(self, event: Message) -> bool:
-        return super().accept(event) and event.get("data") == self._ended
+    def hear(self, event: Event) -> None:
+        if event.name != "JOB_STATUS_CHANGE" or event.data.get("id") != self._id:
+            return
+        status = event.data.get("status")
+        self.failed |= status == "aborting"
+        if status == "concluded" and not self.ended.done():
+            self.ended.set_result(None)
 
 
-def _is_by_command(reset: Message) -> bool:
-    data = reset["data"]
-    return isinstance(data, dict) and not data.get("guest")
-
-
-def _error_of(job_id: str, jobs: object) -> str | None:
-    """That job's error in the answer to `query-jobs`; an answer without the job is an error as well."""
+def _error_of(job_id: str, jobs: object) -> str:
+    """That failed job's error in the answer to `query-jobs`."""
     for job in jobs if isinstance(jobs, list) else []:
-        if isinstance(job, dict) and job.get("id") == job_id:
-            error = job.get("error")
-            return None if error is None else str(error)
-    return "QEMU does not know the job any more"
+        if isinstance(job, dict) and job.get("id") == job_id and job.get("error") is not None:
+            return str(job["error"])
+    return "QEMU does not say why the job failed"
