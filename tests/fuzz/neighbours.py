@@ -47,26 +47,36 @@ _QMP_READY = b'{"return":{},"id":1}\r\n'
 
 
 def qmp(data: bytes) -> None:
-    """A QEMU that says anything: an answer, or VmLost with a sentence."""
+    """A QEMU that says a piece to each command it gets: an answer, or VmLost with a sentence."""
     run(_qmp(Reader(data)))
 
 
 async def _qmp(reader: Reader) -> None:
     what = reader.number() % 4
+    said = [_QMP_READY, *reader.pieces()]
     ours, theirs = socket.socketpair()
+    loop = asyncio.get_running_loop()
+
+    def answer() -> None:
+        with suppress(OSError):
+            theirs.recv(1 << 16)
+            theirs.send(said.pop(0)) if said else theirs.shutdown(socket.SHUT_WR)
+
     with ours, theirs, mock.patch.object(qmp_session, "REASON_WAIT_S", 0.0):
         session = QmpSession("web", _DEADLINE_S)
+        ours.setblocking(False)
         theirs.setblocking(False)
-        theirs.sendall(_QMP_GREETING + _QMP_READY + reader.rest())
-        theirs.shutdown(socket.SHUT_WR)
+        theirs.send(_QMP_GREETING)
+        loop.add_reader(theirs, answer)
         machine = _machine(session)
+        session.notice(machine.guest_end.hear)
         try:
             await session.connect(ours, _DEADLINE_S)
-            session.notice(machine.guest_end.hear)
             await _asked(machine, what)
         except VmLost as lost:
             assert_told(lost)
         finally:
+            loop.remove_reader(theirs)
             await session.close()
 
 

@@ -156,18 +156,31 @@ def _line(value: object) -> bytes:
 
 
 def qmp() -> Seeds:
-    status = {"return": {"status": "running", "running": True}, "id": 2}
-    yield "status", b"\0" + _line(status)
-    concluded = {"event": "JOB_STATUS_CHANGE", "timestamp": {"seconds": 1, "microseconds": 2}}
-    concluded["data"] = {"id": "ck", "status": "concluded"}
-    jobs = [{"id": "ck", "error": "no snapshot called none-such"}]
-    answers = [{"return": {}, "id": 2}, concluded, {"return": jobs, "id": 3}]
-    yield "load", b"\1" + b"".join(map(_line, [*answers, {"return": {}, "id": 4}]))
-    yield "refused", b"\0" + _line({"error": {"class": "GenericError", "desc": "no"}, "id": 2})
-    yield (
-        "event-without-data",
-        b"\3" + _line({"event": "SHUTDOWN", "timestamp": {}}) + _line({"return": {}, "id": 2}),
-    )
+    """What QEMU says to one command after the other."""
+
+    def said(what: int, *pieces: list[object]) -> bytes:
+        return bytes([what]) + b"".join(piece_of(b"".join(map(_line, lines))) for lines in pieces)
+
+    def done(number: int, value: object) -> object:
+        return {"return": value, "id": number}
+
+    def event(name: str, **data: object) -> object:
+        return {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}}
+
+    def job(*statuses: str) -> list[object]:
+        return [event("JOB_STATUS_CHANGE", id="none-such", status=status) for status in statuses]
+
+    jobs = [{"id": "none-such", "error": "Snapshot 'none-such' does not exist in one or more devices"}]
+    reset = event("RESET", guest=False, reason="host-qmp-system-reset")
+    stopped = [*job("created", "running"), done(2, {}), *job("aborting", "concluded")]
+    yield "status", said(0, [done(2, {"status": "running", "running": True})])
+    yield "load", said(1, stopped, [done(3, jobs)], [done(4, {})], [done(5, {}), reset])
+    yield "loaded", said(1, [done(2, {}), *job("concluded")], [done(3, {})], [done(4, {}), reset])
+    yield "vcpus", said(2, [done(2, [{"thread-id": 7}])])
+    yield "refused", said(0, [{"error": {"class": "GenericError", "desc": "no"}, "id": 2}])
+    yield "ended", said(3, [{"event": "SHUTDOWN", "data": {"guest": True}}, {"error": {"desc": "no"}, "id": 2}])
+    yield "event-without-data", said(3, [{"event": "SHUTDOWN", "timestamp": {}}, done(2, {})])
+    yield "long-number", said(0, [{"event": "X", "timestamp": {"seconds": 10**400}}])
 
 
 def qmp_answers() -> Seeds:

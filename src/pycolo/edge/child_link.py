@@ -1,7 +1,7 @@
 """The daemon's end of a process of its own: starts it, carries commands to it one at a time, hears its news.
 
-Guarantees: every answer belongs to its command, also when one was given up; a process that is gone, or was heard from
-and falls silent, is VmLost at once; it gets SIGKILL from the kernel when the daemon dies.
+Guarantees: every answer belongs to its command, also when one was given up; a process that is gone is VmLost at once,
+and one that does not answer when its time is over; it gets SIGKILL from the kernel when the daemon dies.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ChildLink(ABC, Generic[AnyMessage]):
         """Carry out one command.
 
         Raises EnvironmentFault, PeerLost, VmLost, DiskTrouble or WrongState as the process says, VmLost when it is gone
-        or silent for `answer_s_max` (default ANSWER_S_MAX); one that never spoke may be starting: COME_UP_S_MAX.
+        or silent for `answer_s_max` (default ANSWER_S_MAX; COME_UP_S_MAX until its first word, as it may be starting).
         """
         async with self._one_at_a_time:
             if self.gone.done():

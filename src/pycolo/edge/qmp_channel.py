@@ -1,8 +1,8 @@
 """What QEMU's monitor says and hears, on the wire (docs/interop/qmp-spec): lines of JSON, commands by number, events.
 
-QEMU reads a monitor one byte at a time, 3 to 7 us each (monitor/qmp.c: `monitor_can_read`), and the guest stands still
-meanwhile. So commands are short, and the one that came next the last time is told ahead, all but its end: when it is
-wanted, two bytes are left to be read. When another one is wanted instead, the end makes it a command that no QEMU
+QEMU reads a monitor one byte at a time, up to 7 us each (monitor/monitor.c: `monitor_can_read`), and the guest stands
+still meanwhile. So commands are short, and the one that came next the last time is told ahead, all but its end: when it
+is wanted, two bytes are left to be read. When another one is wanted instead, the end makes it a command that no QEMU
 knows, and its refusal is nobody's.
 
 Guarantees
@@ -16,12 +16,14 @@ import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 
 LINE_BYTES_MAX = 1 << 20  # 250 bytes for each of the guest's processors are the longest that is asked for
+FOLLOWED_MAX = 64  # commands of which it is known what came next; a pair uses a dozen
 _END, _CALLED_OFF = b'"}', b'-not"}'
+_Number = Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)]  # QEMU's clock may fail: -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class _Stamp(msgspec.Struct, frozen=True):
-    seconds: int = 0
-    microseconds: int = 0
+    seconds: _Number = 0
+    microseconds: _Number = 0
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -57,8 +59,8 @@ class Said(msgspec.Struct, frozen=True):
     event: str = ""
     data: dict[str, Any] = {}
     timestamp: _Stamp = _Stamp()
-    id: int | None = None
-    result: Any = msgspec.field(default=None, name="return")
+    id: _Number | None = None
+    result: Any = msgspec.field(default=msgspec.UNSET, name="return")
     error: Problem | None = None
 
 
@@ -82,16 +84,18 @@ class QmpChannel(asyncio.Protocol):
         self._hear = hear
         self._pending: dict[int, asyncio.Future[Said]] = {}
         self._numbers = itertools.count(1)
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line whose end has not come
+        self._rest_bytes = 0
         self._followed: dict[bytes, bytes] = {}  # each command by the one that it came after
         self._last = b""
         self._ahead: tuple[int, bytes] | None = None
         self._transport: asyncio.Transport | None = None
 
     def send(self, command: bytes) -> asyncio.Future[Said]:
-        """Send what `command_of` has made; the answer comes in the order in which commands were sent."""
+        """Send what `command_of` has made; the answer is cancelled when the connection has ended before it."""
+        assert self._transport is not None, "there is no connection yet"
         answer: asyncio.Future[Said] = asyncio.get_running_loop().create_future()
-        if self._transport is None or self.ended.done():
+        if self.ended.done():
             answer.cancel()
             return answer
         if self._ahead is not None and self._ahead[1] == command:
@@ -100,6 +104,8 @@ class QmpChannel(asyncio.Protocol):
             number = next(self._numbers)
             text = (b"" if self._ahead is None else _CALLED_OFF) + _numbered(number, command) + _END
         self._pending[number] = answer
+        if len(self._followed) >= FOLLOWED_MAX:
+            self._followed.clear()
         self._followed[self._last] = command
         self._last = command
         self._ahead = None
@@ -123,9 +129,16 @@ class QmpChannel(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > LINE_BYTES_MAX:
+        *ends, rest = data.split(b"\n")
+        self._rest_bytes += len(ends[0] if ends else rest)
+        if self._rest_bytes > LINE_BYTES_MAX:
             self._end("says too much at a time")
+            return
+        if not ends:
+            self._rest.append(rest)
+            return
+        lines = [b"".join([*self._rest, ends[0]]), *ends[1:]]
+        self._rest, self._rest_bytes = [rest], len(rest)
         for line in lines:
             if self.ended.done():
                 return
@@ -144,12 +157,16 @@ class QmpChannel(asyncio.Protocol):
         elif said.greeting is not None:
             if not self.greeting.done():
                 self.greeting.set_result(said.greeting)
+        elif said.error is None and said.result is msgspec.UNSET:
+            self._end("says what nobody understands (neither an event nor an answer)")
         elif said.id is not None:
             answer = self._pending.pop(said.id, None)  # none was told ahead and called off
-            if answer is not None and not answer.done():
+            if answer is not None and not answer.done():  # else whoever wanted it has been cancelled
                 answer.set_result(said)
         elif said.error is not None:
             self._end(f"did not understand a command ({said.error.desc})")
+        else:
+            self._end("says what nobody understands (an answer without a number)")
 
     def _end(self, why: str) -> None:
         if self.ended.done():

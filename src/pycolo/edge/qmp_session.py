@@ -9,7 +9,7 @@ cancellation the command's outcome is unknown.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from pycolo.edge.patience import wait_for_first
@@ -32,18 +32,22 @@ class QmpSession:
         self._deadline_s = deadline_s
         self._channel = QmpChannel(self._hear)
         self._listeners: list[Callable[[Event], None]] = []
+        self._jobs_left = 0  # begun and not dismissed
 
     async def connect(self, channel: socket.socket, deadline_s: float) -> None:
         """Greeting and negotiation over a connected socket, taken over. VmLost as for a command."""
         await asyncio.get_running_loop().create_connection(lambda: self._channel, sock=channel)
-        greeting = await self._bounded("greeting", self._channel.greeting, deadline_s)
-        # With it QEMU reads on while it carries out a command, and several can be sent at once.
-        enabled = {"enable": ["oob"]} if "oob" in greeting.capabilities else None
-        await self._answer("qmp_capabilities", self._send("qmp_capabilities", enabled), deadline_s)
+        negotiation = asyncio.ensure_future(self._negotiate())
+        try:
+            (said,) = await self._bounded([("greeting", negotiation)], deadline_s)
+        finally:
+            negotiation.cancel()
+        self._result_of("qmp_capabilities", said)
 
     async def execute(self, command: str, arguments: Arguments = None) -> object:
         """The command's `return` value."""
-        return await self._answer(command, self._send(command, arguments))
+        (said,) = await self._bounded([(command, self._send(command, arguments))])
+        return self._result_of(command, said)
 
     async def execute_all(self, *commands: tuple[str, Arguments]) -> list[object]:
         """What they return, sent at once: QEMU keeps their order (docs/interop/qmp-spec, Issuing Commands).
@@ -51,7 +55,8 @@ class QmpSession:
         A command that QEMU refuses does not keep it from those behind it.
         """
         sent = [(command, self._send(command, arguments)) for command, arguments in commands]
-        return [await self._answer(command, answer) for command, answer in sent]
+        said = await self._bounded(sent)
+        return [self._result_of(command, answer) for (command, _), answer in zip(commands, said, strict=True)]
 
     async def reset(self, *before: str) -> None:
         """The commands `before`, and a reset by `system_reset`, which has been done when QEMU says so.
@@ -66,19 +71,25 @@ class QmpSession:
 
         with self._heard_by(hear):
             await self.execute_all(*((command, None) for command in (*before, "system_reset")))
-            await self._bounded("system_reset", done)
+            await self._bounded([("system_reset", done)])
 
-    async def run_job(self, command: str, arguments: Mapping[str, object], job_id: str) -> str | None:
-        """Start a job and wait until it has ended: the job's own error message, None when it went well.
+    async def run_job(self, command: str, arguments: Mapping[str, object], name: str) -> str | None:
+        """Start a job, wait until it has ended, dismiss it: the job's own error message, None when it went well.
 
-        The job is dismissed behind it; where QEMU does not do that, it refuses the next one of that name.
+        Jobs of one `name` have one id, as commands that are the same each time are told ahead, until one of them has
+        not come to its end here: it may still be under way, so that QEMU would refuse another of its id.
         """
-        job = _Job(job_id)
-        with self._heard_by(job.hear):
-            await self.execute(command, {"job-id": job_id, **arguments})
-            await self._bounded(command, job.ended)
-        error = _error_of(job_id, await self.execute("query-jobs")) if job.failed else None
-        self._send("job-dismiss", {"id": job_id})
+        job = _Job(f"{name}-{self._jobs_left}" if self._jobs_left else name)
+        try:
+            with self._heard_by(job.hear):
+                await self.execute(command, {"job-id": job.id, **arguments})
+                await self._bounded([(command, job.ended)])
+            error = _error_of(job.id, await self.execute("query-jobs")) if job.failed else None
+            # Its answer is waited for as what the job has left to be done later is done by then, too.
+            await self.execute("job-dismiss", {"id": job.id})
+        except BaseException:
+            self._jobs_left += 1
+            raise
         return error
 
     def notice(self, listener: Callable[[Event], None]) -> None:
@@ -117,21 +128,31 @@ class QmpSession:
             raise VmLost(self.lost.result())
         return self._channel.send(command_of(command, arguments))
 
-    async def _answer(self, command: str, answer: asyncio.Future[Said], deadline_s: float | None = None) -> object:
-        said = await self._bounded(command, answer, deadline_s)
+    async def _negotiate(self) -> Said:
+        greeting = await self._channel.greeting
+        # With it QEMU reads on while it carries out a command, and several can be sent at once.
+        enabled = {"enable": ["oob"]} if "oob" in greeting.capabilities else None
+        return await self._channel.send(command_of("qmp_capabilities", enabled))
+
+    def _result_of(self, command: str, said: Said) -> object:
         if said.error is not None:
             raise VmLost(f"QEMU {self._name} refused {command}: {said.error.desc}")
         return said.result
 
-    async def _bounded(self, what: str, answer: asyncio.Future[T], deadline_s: float | None = None) -> T:
-        """The answer, unless the deadline or the end of QEMU comes first."""
+    async def _bounded(
+        self, awaited: Sequence[tuple[str, asyncio.Future[T]]], deadline_s: float | None = None
+    ) -> list[T]:
+        """What comes of all of them, unless the deadline or the end of QEMU comes first."""
         limit_s = self._deadline_s if deadline_s is None else deadline_s
-        await wait_for_first((answer, self.lost, self._channel.ended), limit_s)
-        if answer.done() and not answer.cancelled():
-            return answer.result()
+        answers = [answer for _, answer in awaited]
+        everything = answers[0] if len(answers) == 1 else asyncio.gather(*answers, return_exceptions=True)
+        await wait_for_first((everything, self.lost, self._channel.ended), limit_s)
+        missing = [what for what, answer in awaited if not answer.done() or answer.cancelled()]
+        if not missing:
+            return [answer.result() for answer in answers]
         if self._channel.ended.done():
-            raise VmLost(await self._reason(f"{self._channel.ended.result()} at {what}"))
-        self.lose(f"QEMU {self._name} did not answer {what} within {limit_s:g} s")
+            raise VmLost(await self._reason(f"{self._channel.ended.result()} at {missing[0]}"))
+        self.lose(f"QEMU {self._name} did not answer {missing[0]} within {limit_s:g} s")
         raise VmLost(self.lost.result())
 
     async def _reason(self, otherwise: str) -> str:
@@ -145,12 +166,12 @@ class _Job:
     """What QEMU says of one job (qapi/job.json, JobStatus): one that fails is `aborting` before it is `concluded`."""
 
     def __init__(self, job_id: str) -> None:
+        self.id = job_id
         self.failed = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._id = job_id
 
     def hear(self, event: Event) -> None:
-        if event.name != "JOB_STATUS_CHANGE" or event.data.get("id") != self._id:
+        if event.name != "JOB_STATUS_CHANGE" or event.data.get("id") != self.id:
             return
         status = event.data.get("status")
         self.failed |= status == "aborting"
