@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -62,7 +62,7 @@ async def _qmp(reader: Reader) -> None:
             theirs.recv(1 << 16)
             theirs.send(said.pop(0)) if said else theirs.shutdown(socket.SHUT_WR)
 
-    with ours, theirs, mock.patch.object(qmp_session, "REASON_WAIT_S", 0.0):
+    with ours, theirs, _threads_as_they_are(), mock.patch.object(qmp_session, "REASON_WAIT_S", 0.0):
         session = QmpSession("web", _DEADLINE_S)
         ours.setblocking(False)
         theirs.setblocking(False)
@@ -98,12 +98,15 @@ def qmp_answers(data: bytes) -> None:
     session.execute = mock.AsyncMock(side_effect=answers)
     session.reset = mock.AsyncMock()
     session.run_job = mock.AsyncMock(side_effect=[qmp_session._error_of("job-1", answer) for answer in answers])
-    with (
-        mock.patch.object(os, "setpriority") as priority,
-        mock.patch.object(os, "sched_setscheduler") as policy,
-        suppress(VmLost, StopAsyncIteration),
-    ):
+    with _threads_as_they_are(), suppress(VmLost, StopAsyncIteration):
         run(_asked(machine, what))
+
+
+@contextlib.contextmanager
+def _threads_as_they_are() -> Iterator[None]:
+    """No thread's priority is changed; only those of this process were to be."""
+    with mock.patch.object(os, "setpriority") as priority, mock.patch.object(os, "sched_setscheduler") as policy:
+        yield
     changed = {call.args[1] for call in priority.call_args_list} | {call.args[0] for call in policy.call_args_list}
     assert changed <= set(map(int, os.listdir("/proc/self/task")))
 

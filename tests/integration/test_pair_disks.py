@@ -37,7 +37,7 @@ def template() -> Path:
 @pytest.fixture
 async def pair(guest_image: GuestImage, template: Path, tmp_path: Path) -> AsyncIterator[Pair]:
     """Not started yet; the primary's image is there."""
-    pair = Pair(guest_image, tmp_path / "pair", disks=[DISK])
+    pair = Pair(guest_image, tmp_path / "pair", disks=[DISK], heartbeat_lost_max=10)
     copy_disk(template, pair.disk(P, "data.img"))
     try:
         yield pair
@@ -209,7 +209,7 @@ async def test_no_room_on_the_secondary_ends_the_pair_and_room_brings_it_back(pa
 async def test_a_full_disk_pauses_a_vm_without_a_partner_and_room_lets_it_go_on(
     guest_image: GuestImage, template: Path, tmp_path: Path
 ) -> None:
-    pair = Pair(guest_image, tmp_path / "pair", disks=[DISK])
+    pair = Pair(guest_image, tmp_path / "pair", disks=[DISK], heartbeat_lost_max=10)
     folder = pair.disk(P, "data.img").parent
     await small_file_system(folder, 112)
     try:
