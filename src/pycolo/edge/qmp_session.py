@@ -80,16 +80,14 @@ class QmpSession:
         not come to its end here: it may still be under way, so that QEMU would refuse another of its id.
         """
         job = _Job(f"{name}-{self._jobs_left}" if self._jobs_left else name)
-        try:
-            with self._heard_by(job.hear):
-                await self.execute(command, {"job-id": job.id, **arguments})
-                await self._bounded([(command, job.ended)])
-            error = _error_of(job.id, await self.execute("query-jobs")) if job.failed else None
-            # Its answer is waited for as what the job has left to be done later is done by then, too.
-            await self.execute("job-dismiss", {"id": job.id})
-        except BaseException:
-            self._jobs_left += 1
-            raise
+        self._jobs_left += 1
+        with self._heard_by(job.hear):
+            await self.execute(command, {"job-id": job.id, **arguments})
+            await self._bounded([(command, job.ended)])
+        error = _error_of(job.id, await self.execute("query-jobs")) if job.failed else None
+        # Its answer is waited for as what the job has left to be done later is done by then, too.
+        await self.execute("job-dismiss", {"id": job.id})
+        self._jobs_left -= 1
         return error
 
     def notice(self, listener: Callable[[Event], None]) -> None:
@@ -117,7 +115,7 @@ class QmpSession:
 
     @contextlib.contextmanager
     def _heard_by(self, listener: Callable[[Event], None]) -> Iterator[None]:
-        self._listeners.append(listener)
+        self.notice(listener)
         try:
             yield
         finally:
