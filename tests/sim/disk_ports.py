@@ -18,6 +18,11 @@ class PvmDisksPort:
     async def _call(self, name: str, effect: Callable[[], None]) -> None:
         await self._gate.operate(self._host, f"pvm_disks.{name}", lambda: now(effect))
 
+    async def room(self, committed: int) -> None:
+        """See PrimaryDisks; the model's disks always have some."""
+        del committed
+        await self._call("room", lambda: None)
+
     async def expect_pause(self) -> None:
         """See PrimaryDisks; the model's disks answer at once anyway."""
         await self._call("expect_pause", lambda: None)

@@ -53,7 +53,7 @@ class Fault:
 
 _K = Kind
 _PVM = ("pvm.pause", "pvm.resume", "pvm.take_dirty_pages", "pvm.read_pages", "pvm.save_device_state")
-_PVM_DISKS = ("pvm_disks.expect_pause", "pvm_disks.seal", "pvm_disks.expect_requests")
+_PVM_DISKS = ("pvm_disks.room", "pvm_disks.expect_pause", "pvm_disks.seal", "pvm_disks.expect_requests")
 _OUTPUT = ("output.pause_feed", "output.resume_feed", "output.seal", "output.commit", "output.go_solo")
 _TO_SECONDARY = (
     "to_secondary.send_pages",
@@ -115,7 +115,7 @@ def _own_kinds(port: str) -> tuple[Kind, ...]:
     kinds: list[Kind] = []
     if port in _PVM + _PVM_DISKS + _OUTPUT + _SVM + _SVM_DISKS + _FEED + _TAKEOVER:
         kinds.append(_K.VM_LOST)
-    if port in ("partner.call", *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY):
+    if port in ("partner.call", "pvm_disks.room", *_TO_SECONDARY, *_SVM, *_SVM_DISKS, *_FEED, *_TO_PRIMARY):
         kinds.append(_K.PEER_LOST)
     if port in _REFUSING:
         kinds.append(_K.REFUSED)
@@ -189,9 +189,11 @@ _STORIES = {
         (_K.MANAGER_FREEZES, _K.CUT),
         (_K.CUT_OUT, _K.PEER_FREEZES),
     ),
+    "host asleep": ((_K.SUSPEND,),),  # and what had arrived before it fell asleep is there when it wakes
 }
 STORIES = tuple(_STORIES)
-FOCUS_RATE, ALONE_RATE = 0.3, 0.9
+LOST_ANSWERS = "lost answers"
+FOCUS_RATE, ALONE_RATE, ANSWER_LOST_RATE = 0.3, 0.9, 0.1
 EARLY_RATE, EARLY_AWAITS = 0.3, 40
 BURST_RATE, BURST_AWAITS = 0.25, 12
 
@@ -202,7 +204,7 @@ class Drawn(Plan):
     Most of them strike at one port when there is a `focus`, or at the first awaits ("early"), or only at what joins the
     hosts with each other and the arbiter ("lonely"), or so that one host does not know of the other ("apart"); in
     `bursts` one seldom comes alone. When the focus is a port of one who goes alone, the others see to it that one does.
-    Of the _STORIES the faults come one after the other.
+    Of the _STORIES the faults come one after the other. With "lost answers" a checkpoint fails by what has been done.
     """
 
     def __init__(self, seed: str, rate: float, budget: int, focus: str = "", *, bursts: bool = False) -> None:
@@ -216,6 +218,8 @@ class Drawn(Plan):
         """See Plan."""
         if self._budget <= 0 or self._random.random() >= self._rate_at(number, port):
             return None
+        if self._focus == LOST_ANSWERS:
+            return self._lost_answer(port)
         self._budget -= 1
         if self._bursts:
             self._burst_until = number + BURST_AWAITS
@@ -236,7 +240,15 @@ class Drawn(Plan):
         own = [fault for fault in faults if fault.kind in own_kinds]
         return self._random.choice(own if own and self._random.random() < 0.6 else faults)
 
+    def _lost_answer(self, port: str) -> Fault | None:
+        if port not in _REFUSING:
+            return None
+        self._budget -= 1
+        return Fault(_K.REFUSED, after=True)
+
     def _rate_at(self, number: int, port: str) -> float:
+        if self._focus == LOST_ANSWERS:
+            return ANSWER_LOST_RATE
         if port == self._focus:
             return ALONE_RATE if port in GOING_ALONE else FOCUS_RATE
         if self._focus == "early" and number < EARLY_AWAITS:

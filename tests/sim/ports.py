@@ -66,6 +66,11 @@ class Side:
         return kind in ENDING or (kind in PARTING and self.link is not None and not self.link.lost)
 
 
+def _primary_of(side: Side) -> Side:
+    """The one of the pair that speaks."""
+    return side if side.agent.is_primary or side.partner is None else side.partner
+
+
 class Gate:
     """Where faults strike."""
 
@@ -160,11 +165,12 @@ class Gate:
             case Kind.FREEZE:
                 host.frozen_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.AGENT_FREEZES | Kind.MANAGER_FREEZES:
-                primary = own if own.agent.is_primary or own.partner is None else own.partner
-                part = primary.host.agent if kind is Kind.AGENT_FREEZES else primary.host.manager
+                host = _primary_of(own).host
+                part = host.agent if kind is Kind.AGENT_FREEZES else host.manager
                 part.stopped_until_us = self.scheduler.now_us + FREEZE_US
             case Kind.SUSPEND:
-                host.fall_asleep(self.scheduler.now_us, FREEZE_US)
+                sleeper = _primary_of(own).host if self._random.random() < 0.8 else host  # it has a lease to lose
+                sleeper.fall_asleep(self.scheduler.now_us, FREEZE_US)
             case Kind.CLOCK:
                 host.clock_ahead_us += self._random.randint(-CLOCK_US_MAX, CLOCK_US_MAX)
 

@@ -23,7 +23,7 @@ from pycolo.errors import PeerLost
 from .agents import Agent, in_virtual_time
 from .clients import Client
 from .disks import PvmDisk, SvmDisk
-from .faults import GOING_ALONE, PORTS, STORIES, Drawn, Plan
+from .faults import GOING_ALONE, LOST_ANSWERS, PORTS, STORIES, Drawn, Plan
 from .frames import client_of
 from .guest import Disk, Guest
 from .history import Ending, History, LastAct, Leaving
@@ -389,11 +389,13 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
     )
     port = PORTS[seed % len(PORTS)]
     alone = dice.choice(GOING_ALONE)
-    focus = dice.choice((port, port, port, "early", "lonely", *STORIES, "apart", "apart", "apart", alone, alone, ""))
+    focus = dice.choice(
+        (port, port, port, "early", "lonely", *STORIES, LOST_ANSWERS, "apart", "apart", "apart", alone, alone, "")
+    )
     everywhere = focus in ("", "lonely", "apart", *STORIES, *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
     bursts = dice.random() < 0.5 or focus in STORIES
-    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus in STORIES)
+    budget = dice.choice((1, 2, 2, 3, 5)) + (focus in GOING_ALONE) + 3 * (focus in (*STORIES, LOST_ANSWERS))
     return scenario, Drawn(f"plan {seed}", rate, budget, focus, bursts=bursts)
 
 
