@@ -30,6 +30,7 @@ from pycolo.manager.common import console_says
 from tested_qemu import CPUS, QEMU
 
 BOOT_S_MAX = 60.0
+PATIENT, AS_SHIPPED = 10, 3  # heartbeats until a host is taken for dead
 SYNC_S_MAX = 40.0
 END_S_MAX = 6.0
 MEMORY_MIB = 128
@@ -56,6 +57,7 @@ class Pair:
     ) -> None:
         """`disks` are the tables of vm.toml; relative paths lie in a folder for each host, see `disk`.
 
+        A busy machine's stall is no death, unless `heartbeat_lost_max` says so: a test that asks how fast one is seen.
         `vm` replaces values of vm.toml, None leaves a key out; a guest that serves says `ready_line` on its console.
         """
         folder.mkdir(exist_ok=True)
@@ -65,7 +67,7 @@ class Pair:
         (folder / "arbiter").mkdir(exist_ok=True)
         self.image, self.folder = image, folder
         self.vm, self.ready_line = vm or {}, ready_line
-        self.memory_mib, self.protection = memory_mib, protection
+        self.memory_mib, self.protection = memory_mib, {"heartbeat_lost_max": PATIENT} | protection
         self.pki = make_pki((folder / "pki").absolute())
         self.lab = build_lab()
         self.load: LoadProcess | None = None

@@ -29,6 +29,7 @@ from pycolo.core.translation_chain import TranslatorChain
 from pycolo.disk.applier import Applier, Part
 from pycolo.disk.replica import Replica, ReplicaLimits
 from pycolo.disk.secondary import SecondarySide as SecondaryDisks
+from pycolo.disk.self_check import DIGEST_BYTES
 from pycolo.disk.source import SourceDisk
 from pycolo.disk.target import TargetDisk
 from pycolo.edge.doorway import Doorway
@@ -382,7 +383,7 @@ def disk_replica(data: bytes) -> None:
     with ExitStack() as stack:
         sources = _sources(stack, workers)
         sources[0].meta.change(sources[0].meta.kind, _SESSION)
-        limits = ReplicaLimits(1 << 14, 2000, 0, self_check=reader.flag())
+        limits = ReplicaLimits(1 << 14, 2000, 0)
         stream = MessageStream(line, "the disk channel", disk_wire.decode_header)
         replica, copied = Replica(sources, stream, limits, lambda _: None), _Copied(line, sources)
         answers: list[Answer] = []
@@ -400,9 +401,10 @@ def disk_replica(data: bytes) -> None:
                 elif what == 8:
                     workers.run_all()
                 elif what == 9:
+                    replica.has_room(reader.number())
                     epoch += 1
                     replica.expect_pause()
-                    replica.seal(epoch)
+                    replica.seal(epoch, reader.piece()[: DIGEST_BYTES * len(sources)])
                     replica.expect_requests()
                 else:
                     replica.turn(float(len(answers)))

@@ -14,13 +14,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pair import until
 from pycolo.agent.protocol import Connect
 from pycolo.core import peer
 from pycolo.core.failover import Role
 from pycolo.disk import protocol
 from pycolo.edge.disk_link import DiskLink
 from pycolo.edge.tls import TlsFiles
-from pycolo.errors import PycoloError
+from pycolo.errors import PeerLost, PycoloError
 from pycolo.pki.authority import init_authority, issue
 
 MIB = 1 << 20
@@ -54,6 +55,11 @@ class Guest:
         self._waiting[self._cookie] = (answer, length if kind == READ else 0)
         self._writer.write(struct.pack(">IHHQQI", 0x25609513, flags, kind, self._cookie, offset, length) + data)
         return answer
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request is under way."""
+        return bool(self._waiting)
 
     async def write(self, offset: int, data: bytes, flags: int = 0) -> None:
         """Until it is answered."""
@@ -125,6 +131,10 @@ class DiskHost:
         token = peer.channel_token(TOKEN, self.name)
         values = {"host": "127.0.0.1", "port": secondary.port, "token": token, "peer_name": secondary.name}
         await self.link.connect(Connect(**{**values, "tls": self.tls, **changed}))
+
+    async def settled(self) -> None:
+        """Until every request is answered, as QEMU does before its VM stands still."""
+        await until(lambda: not any(guest.waits for guest in self.guests), 10.0, "the answers")
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -221,15 +231,21 @@ class DiskPair:
         self, primary: DiskHost, secondary: DiskHost, cut: Callable[[], Coroutine[Any, Any, None]] | None = None
     ) -> int:
         """The disks' part of a checkpoint; `cut` is called while the PVM stands still."""
+        await primary.link.room(self.epoch)
         self.epoch += 1
         self.running.clear()
         await primary.link.expect_pause()
+        await primary.settled()
         if cut is not None:
             await cut()
         await primary.link.seal(self.epoch)
         await primary.link.expect_requests()
         self.running.set()
-        await secondary.link.staged(self.epoch)
+        try:
+            await secondary.link.staged(self.epoch)
+        except PeerLost:
+            assert not secondary.troubles  # else the daemon would have heard at once
+            raise
         await secondary.link.expect_pause()
         await secondary.link.commit(self.epoch)
         return self.epoch

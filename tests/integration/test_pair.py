@@ -64,7 +64,7 @@ async def checked(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFact
 @pytest_asyncio.fixture(loop_scope="module")
 async def empty(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A lab in which nothing runs yet."""
-    pair = Pair(guest_image, tmp_path_factory.mktemp("pair"), heartbeat_lost_max=10)  # nothing here asks how fast
+    pair = Pair(guest_image, tmp_path_factory.mktemp("pair"))
     try:
         yield pair
     finally:

@@ -16,7 +16,7 @@ from pycolo.guest.builder import GuestImage
 
 @pytest_asyncio.fixture
 async def pair(guest_image: GuestImage, tmp_path: Path) -> AsyncIterator[Pair]:
-    pair = Pair(guest_image, tmp_path / "pair", self_check=True, heartbeat_lost_max=10)
+    pair = Pair(guest_image, tmp_path / "pair", self_check=True)
     try:
         yield pair
     finally:

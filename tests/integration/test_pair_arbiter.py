@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from pair import Pair, Wiretap, log_of, now_ms, protected_under_load, until
+from pair import AS_SHIPPED, Pair, Wiretap, log_of, now_ms, protected_under_load, until
 from pycolo.core.failover import Role
 from pycolo.demo.lab import HOSTS
 from pycolo.demo.processes import DaemonProcess
@@ -25,7 +25,7 @@ NOTICED_S_MAX = 5.0
 @pytest_asyncio.fixture
 async def pair(guest_image: GuestImage, tmp_path: Path) -> AsyncIterator[Pair]:
     """A protected pair under load."""
-    async with protected_under_load(Pair(guest_image, tmp_path / "pair")) as pair:
+    async with protected_under_load(Pair(guest_image, tmp_path / "pair", heartbeat_lost_max=AS_SHIPPED)) as pair:
         yield pair
 
 

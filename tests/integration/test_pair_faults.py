@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pair import Pair, Wiretap, log_of, now_ms, protected_under_load
+from pair import AS_SHIPPED, Pair, Wiretap, log_of, now_ms, protected_under_load
 from pycolo.core.failover import Role
 from pycolo.errors import Fenced, VmLost
 from pycolo.guest.builder import GuestImage
@@ -21,7 +21,12 @@ NOTICED_S_MAX = 1.0  # a closed socket or three lost heartbeats, the claim and t
 async def pair(guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     """A protected pair under load."""
     async with protected_under_load(
-        Pair(guest_image, tmp_path_factory.mktemp("pair"), qmp_deadline_ms=QMP_DEADLINE_MS)
+        Pair(
+            guest_image,
+            tmp_path_factory.mktemp("pair"),
+            qmp_deadline_ms=QMP_DEADLINE_MS,
+            heartbeat_lost_max=AS_SHIPPED,
+        )
     ) as pair:
         yield pair
 

@@ -55,6 +55,9 @@ class PvmDisks:
         self.script = script
         self.hurried = False  # requests are answered at once
 
+    async def room(self, committed: int) -> None:
+        self.script.run(f"disks room {committed}")
+
     async def expect_pause(self) -> None:
         self.script.run("disks expect_pause", lambda: setattr(self, "hurried", True))
 

@@ -28,11 +28,11 @@ DIGEST_BYTES = 16
 class Primary:
     """Two disks of a primary whose replica talks to `other`."""
 
-    def __init__(self, folder: Path, *, self_check: bool = False, queue_bytes_max: int = 16 * MIB) -> None:
+    def __init__(self, folder: Path, *, queue_bytes_max: int = 16 * MIB) -> None:
         self.workers = HandWorkers()
         self.disks = [make_source(folder, FIRST, self.workers, 0), make_source(folder, b"x" * 700, self.workers, 1)]
         self.notices: list[protocol.Notice] = []
-        limits = ReplicaLimits(queue_bytes_max, int(STALL_S * 1000), 0, self_check)
+        limits = ReplicaLimits(queue_bytes_max, int(STALL_S * 1000), 0)
         self.side = PrimarySide(self.disks, limits, self.notices.append)
         ours, theirs = tcp_pair()
         self.other = Partner(theirs)

@@ -23,6 +23,7 @@ async def test_the_steps_of_a_checkpoint() -> None:
         pvm, pvm, pvm.disks, pvm, ledger, LIMITS, lambda: script.steps.append(f"sealed, running: {pvm.running}")
     )
     assert script.steps == [
+        "disks room 1",
         "take_dirty_pages",  # one page: fewer than precopy_pages_min, so no pre-copy
         "pause_feed",
         "disks expect_pause",
@@ -58,6 +59,7 @@ async def test_the_first_sync_sends_all_ram_in_batches() -> None:
 
 
 PRIMARY_STEPS = (
+    "disks room 1",
     "take_dirty_pages",
     "read_pages",
     "send_pages",

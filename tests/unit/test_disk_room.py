@@ -91,6 +91,55 @@ def test_checkpoints_that_bring_no_room_do_not_set_the_clock_back_and_more_are_n
     assert asked == 1
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["write", "checkpoint", "fail", "apply"]), st.integers(1, ROOM // 20))),
+)
+def test_no_order_of_events_makes_the_secondary_keep_more_than_room_and_one_pause(
+    steps: list[tuple[str, int]],
+) -> None:
+    """Writes wait when it is full, those of a pause never do; a checkpoint begins only when it may.
+
+    One that fails is taken again whatever there is, as only that helps: how often is the manager's limit.
+    """
+    room, committed, epoch, failed, failed_max = a_room(), 1, 1, 0, 0
+    for what, cost in steps:
+        if what == "write" and not room.full(0):
+            room.count(cost)
+        elif what == "apply":
+            room.applied(committed)
+        elif what in ("checkpoint", "fail"):
+            room.committed(committed)
+            if room.may_pause:
+                room.count(cost)
+                epoch += 1
+                room.seal(epoch)
+                failed = failed + 1 if what == "fail" else 0
+                failed_max = max(failed_max, failed)
+                committed = committed if failed else epoch
+        assert room.backlog_bytes <= 0.8 * ROOM + ROOM // 20 * (2 + failed_max)
+
+
+def test_what_is_not_committed_keeps_no_checkpoint_waiting() -> None:
+    """Only the next one gives room: what a failed checkpoint has sealed belongs to it."""
+    room = a_room()
+    room.count(2 * ROOM)
+    room.seal(2)
+    room.committed(1)
+    assert room.may_pause
+    room.seal(3)
+    room.committed(3)
+    assert not room.may_pause
+    room.applied(3)
+    assert room.may_pause
+
+
+def test_before_the_first_mark_a_checkpoint_may_begin() -> None:
+    room = a_room(counting=False)
+    room.count(2 * ROOM)
+    room.committed(0)
+    assert room.may_pause
+
+
 def test_time_in_which_nobody_waits_does_not_count_and_does_not_set_the_clock_back() -> None:
     room = a_room()
     room.count(ROOM)

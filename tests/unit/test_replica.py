@@ -109,12 +109,12 @@ def test_a_write_that_failed_is_sent_as_it_is_on_the_image(primary: Primary, mon
 
 
 def test_the_self_check_goes_with_the_mark(tmp_path: Path) -> None:
-    primary = Primary(tmp_path, self_check=True)
+    primary = Primary(tmp_path)
     try:
         primary.copied()
         primary.say(wire.Following())
         primary.write()
-        primary.side.seal(1)
+        primary.side.seal(1, primary.side.checks())
         images = [disk.image for disk in primary.disks]
         checks = checks_of([image.read for image in images], [image.size_bytes for image in images])
         assert len(checks) == 3 * 8

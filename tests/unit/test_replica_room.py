@@ -14,6 +14,7 @@ from pycolo.agent.protocol import Wanted
 from pycolo.core import disk_wire as wire
 from pycolo.core.block_store import BLOCK_BYTES
 from pycolo.core.disk_room import GIVE_UP_FACTOR, TURN_S_MAX
+from pycolo.disk import protocol
 from pycolo.disk.local import LocalExport
 from pycolo.errors import PeerLost
 
@@ -205,6 +206,41 @@ def test_pauses_do_not_set_the_clock_back(primary: Primary) -> None:
 def pause_until_given_up(pause: Callable[[int], None], number: int) -> None:
     for more in range(3):
         pause(number + more)
+
+
+def test_a_checkpoint_waits_for_what_is_committed_and_hears_when_there_is_room(primary: Primary) -> None:
+    primary.following()
+    for _ in range(90):
+        primary.write()
+    primary.side.seal(2)
+    assert primary.side.has_room(1)  # epoch 2 is not committed: only a checkpoint helps
+    primary.notices.clear()
+    assert not primary.side.has_room(2)
+    primary.turn()
+    assert primary.notices == []
+    primary.say(wire.Applied(2))
+    primary.turn()
+    primary.turn()
+    assert primary.notices == [protocol.RoomFree()]
+    assert primary.side.has_room(2)
+
+
+def test_a_checkpoint_waits_no_longer_than_a_write(primary: Primary) -> None:
+    primary.following()
+    primary.turn(100.0)
+    for _ in range(90):
+        primary.write()
+    primary.side.expect_pause()
+    primary.side.seal(2)
+    primary.side.expect_requests()
+    assert primary.side.stats().withheld == 0
+    assert not primary.side.has_room(2)
+    now_s = turns(primary, 100.0, STALL_S - 0.3)
+    with pytest.raises(PeerLost, match="give no room in 2000 ms"):
+        turns(primary, now_s, 0.6)
+    primary.side.leave()
+    with pytest.raises(PeerLost, match="no disk channel"):
+        primary.side.has_room(2)
 
 
 def test_writes_with_fua_wait_like_others(primary: Primary) -> None:

@@ -80,6 +80,13 @@ class PrimaryOutput(Protocol):
 class PrimaryDisks(Protocol):
     """The PVM's disks. Every method may raise VmLost."""
 
+    async def room(self, committed: int) -> None:
+        """Returns once the secondary's disks can take what a pause lets through. Raises PeerLost.
+
+        No write waits for room while the PVM is paused, so a checkpoint would follow the other until there is none:
+        what is `committed` has to reach the secondary's images first.
+        """
+
     async def expect_pause(self) -> None:
         """The PVM is about to be paused, which waits for its requests: from here on each is answered at once."""
 
@@ -199,6 +206,7 @@ async def take_checkpoint(
     stream = _Stream(vm, link, ledger, epoch, limits)
     committed = False
     try:
+        await disks.room(ledger.committed)
         await _precopy(vm, link, ledger, stream, limits)
         boundary, last_pages, device_state = await _cut(vm, output, disks, ledger, epoch, sealed)
         await stream.send(last_pages)

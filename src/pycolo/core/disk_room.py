@@ -1,8 +1,9 @@
 """How much of what the PVM writes may be under way, when its answers wait for that, and when the secondary is given up.
 
-Guarantees: the secondary never has to keep much more than it has room for (what QEMU has under way at a pause comes on
-top); a checkpoint is asked for only when one can help; the guest waits at most `stall_s` for a secondary that gets
-nowhere, GIVE_UP_FACTOR times that for one that works but gives no room; a stall of our own does not count (rule 9).
+Guarantees: the secondary never has to keep much more than it has room for (what QEMU has under way at one pause comes
+on top, as no pause waits for answers: the next checkpoint does not begin before there is room again); a checkpoint is
+asked for only when one can help; the guest waits at most `stall_s` for a secondary that gets nowhere, GIVE_UP_FACTOR
+times that for one that works but gives no room; a stall of our own does not count (rule 9).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class DiskRoom:
         self.room_bytes = 0
         self.backlog_bytes_max = 0
         self._counting = False  # from the first mark on the secondary keeps what it gets
-        self._sent_bytes = self._applied_bytes = 0
+        self._sent_bytes = self._committed_bytes = self._applied_bytes = 0
         self._marks: deque[tuple[int, int]] = deque()  # epoch, sent bytes at its mark
         self._asked = False
         self._turn_at_s: float | None = None
@@ -48,6 +49,12 @@ class DiskRoom:
         self._marks.append((epoch, self._sent_bytes))
         self._asked = False
 
+    def committed(self, epoch: int) -> None:
+        """The secondary has committed the checkpoint that starts `epoch`: what it holds of it needs no other one."""
+        for marked, sent_bytes in self._marks:
+            if marked <= epoch:
+                self._committed_bytes = sent_bytes
+
     def applied(self, epoch: int) -> None:
         """The secondary's images safely have everything up to that checkpoint."""
         while self._marks and self._marks[0][0] <= epoch:
@@ -59,6 +66,11 @@ class DiskRoom:
         if queued_bytes > self._queue_bytes_max:
             return True
         return self._counting and self.backlog_bytes > self.room_bytes * WITHHOLD_SHARE
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether a checkpoint may begin: not while what is committed takes the room, for which only time helps."""
+        return not self._counting or self._committed_bytes - self._applied_bytes <= self.room_bytes * WITHHOLD_SHARE
 
     def asks(self, *, someone_waits: bool) -> bool:
         """Whether a checkpoint is to be asked for; True once until the next seal."""

@@ -7,6 +7,7 @@ delays neither heartbeats nor packets, and QEMU can be stopped while the daemon 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -45,6 +46,7 @@ from pycolo.errors import DiskTrouble, EnvironmentFault, PeerLost, PeerUntrusted
 
 WORKER_THREADS = 8
 CONNECT_S_MAX = 1.0
+SELF_CHECK_S_MAX = 20.0  # the daemon waits for longer
 NICE = -10
 
 
@@ -62,6 +64,7 @@ class DiskProcess:
         self._doorway: Doorway | None = None
         self._call_by: Callable[[], Doorway]  # secondary: opens another one
         self._limits: ReplicaLimits
+        self._self_check = False
         self._channel_fd = -1
 
     def run(self) -> None:
@@ -161,10 +164,12 @@ class DiskProcess:
         match command:
             case Connect():
                 side.attach(self._dial(command), command.token)
+            case protocol.AskRoom():
+                return protocol.Room(side.has_room(command.committed_epoch))
             case protocol.ExpectPause():
                 side.expect_pause()
             case Seal():
-                side.seal(command.epoch)
+                side.seal(command.epoch, self._checks(side) if self._self_check else b"")
             case protocol.ExpectRequests():
                 side.expect_requests()
             case GetStats():
@@ -172,6 +177,16 @@ class DiskProcess:
             case _:
                 return Failed(f"a primary's disks have no {type(command).__name__}", "environment")
         return Done()
+
+    def _checks(self, side: PrimarySide) -> bytes:
+        """Beside the loop: QEMU flushes its disks while it saves the paused VM, and waits for our answer."""
+        outcome: list[bytes | OSError] = []
+        self._workers.submit(side.checks, outcome.append)
+        if not self._turn_until(lambda: bool(outcome), SELF_CHECK_S_MAX):
+            raise OSError(errno.ETIMEDOUT, f"the self-check takes longer than {SELF_CHECK_S_MAX:.0f} s")
+        if isinstance(outcome[0], OSError):
+            raise outcome[0]
+        return outcome[0]
 
     def _carry_out_secondary(self, side: SecondarySide, command: protocol.Command) -> protocol.Answer:
         match command:
@@ -198,9 +213,8 @@ class DiskProcess:
         images = OpenImages(command, self._workers)
         self._images = images
         port, exports = 0, list[Export](images.sources)
-        self._limits = ReplicaLimits(
-            command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max, command.self_check
-        )
+        self._limits = ReplicaLimits(command.queue_bytes_max, command.stall_ms_max, command.copy_bytes_per_s_max)
+        self._self_check = command.self_check
         if command.role == "primary":
             self._side = PrimarySide(images.sources, self._limits, self._daemon.say)
         else:

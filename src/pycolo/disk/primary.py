@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pycolo.core import disk_wire as wire
 from pycolo.disk import protocol
 from pycolo.disk.replica import Replica, ReplicaLimits
+from pycolo.disk.self_check import checks_of
 from pycolo.disk.source import SourceDisk
 from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.transport import Transport
@@ -54,6 +55,10 @@ class PrimarySide:
             self.replica.close()
             self.replica = None
 
+    def has_room(self, committed_epoch: int) -> bool:
+        """As `Replica.has_room`. Raises PeerLost."""
+        return self._to_secondary().has_room(committed_epoch)
+
     def expect_pause(self) -> None:
         """The VM is about to be stopped."""
         for disk in self.disks:
@@ -68,11 +73,18 @@ class PrimarySide:
         if self.replica is not None:
             self.replica.expect_requests()
 
-    def seal(self, epoch: int) -> None:
+    def checks(self) -> bytes:
+        """What a self-check compares; any thread may ask, while the PVM is paused. Raises OSError."""
+        return checks_of([disk.image.read for disk in self.disks], [disk.size_bytes for disk in self.disks])
+
+    def seal(self, epoch: int, checks: bytes = b"") -> None:
         """The PVM is paused. Raises PeerLost."""
+        self._to_secondary().seal(epoch, checks)
+
+    def _to_secondary(self) -> Replica:
         if self.replica is None:
             raise PeerLost("there is no disk channel to the secondary")
-        self.replica.seal(epoch)
+        return self.replica
 
     def turn(self, now_s: float) -> float | None:
         """As `Replica.turn`; also tells what troubles the images."""

@@ -50,6 +50,12 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
     older_disk: bool = False  # a VM may start from a secondary's image
 
 
+class AskRoom(msgspec.Struct, frozen=True, tag="ask-room"):
+    """Primary: a checkpoint is about to begin, and `committed_epoch` is known as committed; the answer is `Room`."""
+
+    committed_epoch: int
+
+
 class ExpectPause(msgspec.Struct, frozen=True, tag="expect-pause"):
     """The VM is about to be stopped, which waits for its requests: answer every one at once."""
 
@@ -73,6 +79,12 @@ class Opened(msgspec.Struct, frozen=True, tag="opened"):
 
     port: int
     sizes: list[int]
+
+
+class Room(msgspec.Struct, frozen=True, tag="room"):
+    """Whether the secondary can take what a pause lets through; if not, `RoomFree` says when it can."""
+
+    free: bool
 
 
 class DiskStats(msgspec.Struct, frozen=True, tag="disk-stats"):
@@ -106,6 +118,10 @@ class Marked(msgspec.Struct, frozen=True, tag="marked"):
     epoch: int
 
 
+class RoomFree(msgspec.Struct, frozen=True, tag="room-free"):
+    """Primary: there was no room when the daemon asked, and now there is."""
+
+
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     """A local image failed. With `fatal` this side can't keep its disks right any more."""
 
@@ -114,10 +130,21 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
 
 
 Command = (
-    Open | Connect | ExpectPause | Seal | ExpectRequests | Commit | Listen | TakeOver | LeavePair | Close | GetStats
+    Open
+    | Connect
+    | AskRoom
+    | ExpectPause
+    | Seal
+    | ExpectRequests
+    | Commit
+    | Listen
+    | TakeOver
+    | LeavePair
+    | Close
+    | GetStats
 )
-Answer = Opened | Done | Failed | DiskStats
-Notice = Wanted | Refused | ChannelLost | Following | Marked | Trouble
+Answer = Opened | Done | Failed | Room | DiskStats
+Notice = Wanted | Refused | ChannelLost | Following | Marked | RoomFree | Trouble
 
 command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 answer_decoder: msgspec.msgpack.Decoder[Answer | Notice] = msgspec.msgpack.Decoder(Answer | Notice)

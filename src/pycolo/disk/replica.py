@@ -21,7 +21,6 @@ from pycolo.core.changed_chunks import Bits
 from pycolo.core.disk_room import TURN_S_MAX, DiskRoom
 from pycolo.disk import protocol
 from pycolo.disk.copying import Copying, CopyTask
-from pycolo.disk.self_check import checks_of
 from pycolo.disk.source import SourceDisk
 from pycolo.edge.message_stream import MessageStream
 from pycolo.errors import PeerLost, PeerViolation
@@ -38,7 +37,6 @@ class ReplicaLimits:
     queue_bytes_max: int
     stall_ms_max: int
     copy_bytes_per_s_max: int
-    self_check: bool
 
 
 class Replica:
@@ -60,7 +58,7 @@ class Replica:
         self._sealed_epoch = self._sent_bytes = 0
         self.applied_epoch = 0  # what the secondary said to have on its images
         self._withheld: deque[Callable[[], None]] = deque()
-        self._hurried = self._follows = self._adopted = False
+        self._hurried = self._pause_waits = self._follows = self._adopted = False
         self._now_s = 0.0
         self._hopeless = ""
 
@@ -96,6 +94,12 @@ class Replica:
 
     # ---------------------------------------------------------------- checkpoints
 
+    def has_room(self, committed_epoch: int) -> bool:
+        """Whether the secondary can take what a pause lets through; if not, `RoomFree` is told when it can."""
+        self.room.committed(committed_epoch)
+        self._pause_waits = not self.room.may_pause
+        return not self._pause_waits
+
     def expect_pause(self) -> None:
         """Every answer is given at once from here on."""
         self._hurried = True
@@ -105,14 +109,16 @@ class Replica:
         """The VM runs again."""
         self._hurried = False
 
-    def seal(self, epoch: int) -> None:
-        """The PVM is paused: what has been sent belongs to the checkpoint that starts `epoch`."""
+    def seal(self, epoch: int, checks: bytes = b"") -> None:
+        """The PVM is paused: what has been sent belongs to the checkpoint that starts `epoch`.
+
+        `checks` are those of a self-check (`checks_of`), and empty without one.
+        """
         if self._hopeless:
             raise PeerLost(self._hopeless)
         for disk in self._disks:
             disk.changes.seal(epoch)
             disk.sealed_in(self._session)
-        checks = checks_of([disk.image.read for disk in self._disks], self._sizes()) if self._limits.self_check else b""
         self.stream.queue(wire.encode_control(wire.Mark(epoch, self._digest.take(), checks)))
         self.room.seal(epoch)
         self._sealed_epoch = epoch
@@ -146,7 +152,10 @@ class Replica:
         if due_s == 0.0 and self._copy_is_ahead:
             due_s = None  # the loop calls when more can be sent
         self._note_progress()
-        someone_waits = bool(self._withheld) or self._hurried
+        if self._pause_waits and self.room.may_pause:
+            self._pause_waits = False
+            self._notify(protocol.RoomFree())
+        someone_waits = bool(self._withheld) or self._hurried or self._pause_waits
         left_s = self.room.turn(now_s, someone_waits=someone_waits, queued_bytes=self.stream.waiting_bytes)
         if left_s is None:
             if self._withheld:
@@ -237,9 +246,6 @@ class Replica:
         self.room.applied(epoch)
         for disk in self._disks:
             disk.changes.applied(epoch)
-
-    def _sizes(self) -> list[int]:
-        return [disk.size_bytes for disk in self._disks]
 
     def _count(self, blocks: int) -> None:
         self.room.count(blocks * BLOCK_BYTES)

@@ -46,6 +46,8 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
             case ChannelLost():
                 self._broken = message.why
                 self.on_channel_lost(message.why)
+            case protocol.RoomFree():
+                pass  # who waits for it asks again
             case protocol.Following():
                 self.following = message
             case protocol.Marked():
@@ -94,7 +96,7 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
     async def wait_following(self, wait_s: float) -> bool:
         """Whether the secondary's images follow ours; waits at most `wait_s` for news. Raises PeerLost."""
         if self.following is None:
-            await self._wait_for_news(wait_s)
+            await self._wait_for(self._news, wait_s)
         return self.following is not None
 
     def give_up(self, why: str) -> None:
@@ -107,6 +109,15 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
         await self.command(TakeOver())
 
     # ---- PrimaryDisks
+
+    async def room(self, committed: int) -> None:
+        while True:
+            news = self._news  # before asking: the answer and what changes it may come together
+            answer = await self.command(protocol.AskRoom(committed))
+            assert isinstance(answer, protocol.Room)
+            if answer.free:
+                return
+            await self._wait_for(news, PATIENCE_S)
 
     async def expect_pause(self) -> None:
         await self.command(protocol.ExpectPause())
@@ -122,7 +133,7 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
     async def staged(self, epoch: int) -> None:
         deadline_s = time.monotonic() + STAGED_S_MAX
         while self._marked_epoch < epoch:
-            await self._wait_for_news(PATIENCE_S)
+            await self._wait_for(self._news, PATIENCE_S)
             if self._marked_epoch >= epoch:
                 return
             await self.stats()  # a process of ours that hangs is no fault of the peer's
@@ -132,10 +143,10 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
     async def commit(self, epoch: int) -> None:
         await self.command(protocol.Commit(epoch), self._seal_s_max)
 
-    async def _wait_for_news(self, wait_s: float) -> None:
-        news = asyncio.ensure_future(self._news.wait())
-        await asyncio.wait((news, self.gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        news.cancel()
+    async def _wait_for(self, news: asyncio.Event, wait_s: float) -> None:
+        waiting = asyncio.ensure_future(news.wait())
+        await asyncio.wait((waiting, self.gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
         if self.gone.done():
             raise VmLost(self.gone.result())
         if self._broken:
@@ -144,6 +155,9 @@ class DiskLink(ChildLink[protocol.Answer | protocol.Notice]):
 
 class NoDisks:
     """The disks of a VM that has none. Implements PrimaryDisks and SecondaryDisks."""
+
+    async def room(self, committed: int) -> None:
+        del committed
 
     async def expect_pause(self) -> None:
         return None
