@@ -166,11 +166,11 @@ class Exactly(Plan):
 
 
 _CUTS = (_K.CUT, _K.CUT_IN, _K.CUT_OUT, _K.CUT_OUT, _K.CLOG)
-_OWN = (_K.PEER_LOST,)  # only some ports can say so
+_OWN = (_K.PEER_LOST, _K.UNANSWERED)  # only some ports can say so
 GOING_ALONE = ("output.go_solo", *_TAKEOVER)  # awaited only by one whose partner is lost
 _KINDS = {
     **dict.fromkeys(GOING_ALONE, (*_CUTS[:-1], _K.DIE, _K.DIE, _K.PEER_DIES, _K.PEER_DIES, _K.PEER_FREEZES)),
-    "lonely": (*_CUTS, _K.NO_ARBITER, _K.NO_ARBITER, _K.NO_ARBITER_HERE, _K.LATE_CLAIM),
+    "lonely": (*_CUTS, _K.NO_ARBITER, _K.NO_ARBITER, _K.NO_ARBITER_HERE, _K.LATE_CLAIM, _K.UNANSWERED),
     "apart": (
         *(*_CUTS, _K.CLOG, _K.FREEZE, _K.PEER_FREEZES, _K.PEER_FREEZES, _K.SUSPEND, _K.PEER_LOST, _K.PEER_LOST),
         *(_K.AGENT_FREEZES, _K.AGENT_FREEZES, _K.MANAGER_FREEZES, _K.MANAGER_FREEZES),
@@ -230,7 +230,7 @@ class Drawn(Plan):
             kinds = [kind for kind in _KINDS[self._focus] if kind not in _OWN or kind in _own_kinds(port)]
             return Fault(self._random.choice(kinds), after=self._random.random() < 0.5)
         if port == "arbiter.claim" or self._random.random() < 0.1:
-            kind = self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM, _K.UNANSWERED))
+            kind = self._random.choice((_K.NO_ARBITER_HERE, _K.NO_ARBITER, _K.LATE_CLAIM, *2 * (_K.UNANSWERED,)))
             if port == "arbiter.claim" or kind is not _K.UNANSWERED:
                 return Fault(kind, after=kind is _K.UNANSWERED and self._random.random() < 0.5)
         faults = faults_of(port)

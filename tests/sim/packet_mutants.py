@@ -127,17 +127,17 @@ def _lease_sleeps(patch: pytest.MonkeyPatch) -> None:
 
 
 PACKET_MUTANTS = (
-    Mutant("an acknowledgement leaves early", client_history.NAME, _acknowledged_early, 113),
+    Mutant("an acknowledgement leaves early", client_history.NAME, _acknowledged_early, 74),
     Mutant("payload of streams not compared", client_history.NAME, _payload_not_compared, 8),
-    Mutant("datagrams not compared", client_history.NAME, _datagrams_not_compared, 6),
+    Mutant("datagrams not compared", client_history.NAME, _datagrams_not_compared, 15),
     Mutant("output of another epoch compared", client_history.NAME, _twins_of_other_epochs, 27),
-    Mutant("a commit frees what came after its cut", client_history.NAME, _commit_frees_all, 6),
+    Mutant("a commit frees what came after its cut", client_history.NAME, _commit_frees_all, 23),
     Mutant("compared before the commit", client_history.NAME, _compared_before_the_commit, 30),
     Mutant("clients' numbers not translated", client_history.NAME, _client_numbers_untranslated, 156),
-    Mutant("the survivor's numbers not translated", client_history.NAME, _output_untranslated, 10),
-    Mutant("a new secondary not told of the translation", client_history.NAME, _translation_not_told, 23),
+    Mutant("the survivor's numbers not translated", client_history.NAME, _output_untranslated, 25),
+    Mutant("a new secondary not told of the translation", client_history.NAME, _translation_not_told, 25),
     Mutant("offsets kept after a load", client_history.NAME, _offsets_kept_after_a_load, 0),
-    Mutant("a lease never ends", client_history.NAME, _lease_for_ever, 181),
-    Mutant("a lease by a clock that stands still while its host sleeps", client_history.NAME, _lease_sleeps, 181),
-    Mutant("a lease ten times as long as promised", client_history.NAME, _lease_too_long, 55, only=True),
+    Mutant("a lease never ends", client_history.NAME, _lease_for_ever, 81),
+    Mutant("a lease by a clock that stands still while its host sleeps", client_history.NAME, _lease_sleeps, 105),
+    Mutant("a lease ten times as long as promised", client_history.NAME, _lease_too_long, 81, only=True),
 )

@@ -389,9 +389,8 @@ def drawn(seed: int, steps: int = STEPS) -> tuple[Scenario, Plan]:
     )
     port = PORTS[seed % len(PORTS)]
     alone = dice.choice(GOING_ALONE)
-    focus = dice.choice(
-        (port, port, port, "early", "lonely", *STORIES, LOST_ANSWERS, "apart", "apart", "apart", alone, alone, "")
-    )
+    anything = ("early", "lonely", "lonely", *STORIES, LOST_ANSWERS, *3 * ("apart",), *2 * (alone,), "", "")
+    focus = dice.choice((*4 * (port,), *anything))
     everywhere = focus in ("", "lonely", "apart", *STORIES, *GOING_ALONE)
     rate = dice.choice((0.005, 0.02, 0.06)) if everywhere else dice.choice((0.001, 0.004))
     bursts = dice.random() < 0.5 or focus in STORIES
