@@ -101,13 +101,13 @@ async def pair(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
 
 @contextlib.asynccontextmanager
 async def protected(
-    image: GuestImage, folder: Path, vm_toml: str = ""
+    image: GuestImage, folder: Path, vm_toml: str = "", *, tls: bool = True
 ) -> AsyncIterator[tuple[Lab, DaemonProcess, DaemonProcess]]:
     """The two copies of a pair after the first checkpoint; `vm_toml` is what vm.toml has besides."""
     async with AsyncExitStack() as stack:
         lab = _lab(stack)
-        primary = await _primary(stack, lab, image, folder, vm_toml)
-        secondary = await _copy(stack, lab, Role.SECONDARY, image, folder, vm_toml)
+        primary = await _primary(stack, lab, image, folder, vm_toml, tls=tls)
+        secondary = await _copy(stack, lab, Role.SECONDARY, image, folder, vm_toml, tls=tls)
         await secondary.wait_for(lambda: secondary.first("loaded"), WAIT_S_MAX, "the first sync")
         await primary.wait_for(lambda: primary.first("checkpoint"), WAIT_S_MAX, "the first checkpoint")
         await until("the secondary's status", lambda: "pids" in secondary.status)
@@ -126,11 +126,11 @@ def _ours(lab: Lab, *copies: DaemonProcess) -> Guest:
 
 
 async def _primary(
-    stack: AsyncExitStack, lab: Lab, image: GuestImage, folder: Path, vm_toml: str = ""
+    stack: AsyncExitStack, lab: Lab, image: GuestImage, folder: Path, vm_toml: str = "", *, tls: bool = True
 ) -> DaemonProcess:
     make_pki(folder / "pki")
     (folder / "arbiter").mkdir()
-    primary = await _copy(stack, lab, Role.PRIMARY, image, folder, vm_toml)
+    primary = await _copy(stack, lab, Role.PRIMARY, image, folder, vm_toml, tls=tls)
     console = primary.state_dir / "console.log"
     await primary.wait_for(lambda: console_says(console, READY_LINE), WAIT_S_MAX, "the guest's boot")
     await until("the primary's status", lambda: "pids" in primary.status)
@@ -138,12 +138,12 @@ async def _primary(
 
 
 async def _copy(
-    stack: AsyncExitStack, lab: Lab, role: Role, image: GuestImage, folder: Path, more: str
+    stack: AsyncExitStack, lab: Lab, role: Role, image: GuestImage, folder: Path, more: str, *, tls: bool
 ) -> DaemonProcess:
     name = HOSTS[0 if role is Role.PRIMARY else 1]
     state_dir, host_toml, vm_toml = folder / name, folder / f"{name}.toml", folder / f"vm-{name}.toml"
-    disks = disk_folder(folder, name)
-    host_toml.write_text(lab.copy_toml(name, state_dir, file_arbiter(folder / "arbiter"), disks, folder / "pki"))
+    disks, pki = disk_folder(folder, name), folder / "pki" if tls else None
+    host_toml.write_text(lab.copy_toml(name, state_dir, file_arbiter(folder / "arbiter"), disks, pki))
     vm = {
         "name": "bench",
         "memory_mib": MEMORY_MIB,

@@ -44,6 +44,7 @@ def contestants() -> dict[str, Start]:
     return {
         "unprotected": plain(newer),
         "ours": ours(newer),
+        "ours, no TLS": ours(newer, tls=False),
         "checkpoints": ours(newer, CHECKPOINTS_ALONE),
         "qemu unix": colo(newer, "unix"),
         "qemu tcp": colo(newer, "tcp"),

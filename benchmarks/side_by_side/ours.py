@@ -22,8 +22,8 @@ DISK = "data.img"
 CHECKPOINTS_ALONE = '[compare]\ndefault = "checkpoint"\n'
 
 
-def ours(qemu: str, vm_toml: str = "") -> Start:
-    """A protected pair on that QEMU; `vm_toml` is what vm.toml has besides."""
+def ours(qemu: str, vm_toml: str = "", *, tls: bool = True) -> Start:
+    """A protected pair on that QEMU; `vm_toml` is what vm.toml has besides; without `tls` what QEMU's COLO has."""
 
     @contextlib.asynccontextmanager
     async def start(image: GuestImage, folder: Path, disk: Path | None) -> AsyncIterator[Subject]:
@@ -33,7 +33,7 @@ def ours(qemu: str, vm_toml: str = "") -> Start:
             if disk is not None:
                 tables += f'[[disks]]\nname = "data"\npath = "{DISK}"\nsize_mib = {disk.stat().st_size >> 20}\n'
                 copy_disk(disk, disk_folder(folder, "h1") / DISK)
-            lab, primary, secondary = await stack.enter_async_context(protected(image, folder, tables))
+            lab, primary, secondary = await stack.enter_async_context(protected(image, folder, tables, tls=tls))
             qemu_pid = primary.status["pids"]["qemu"]
             pauses = Pauses()
             await stack.enter_async_context(monitor(folder / f"monitor-{qemu_pid}", pauses))

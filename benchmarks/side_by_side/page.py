@@ -17,7 +17,7 @@ LEAD = (
     "The same guest, the same clients, one contestant at a time, booted anew for each measurement; all take turns. "
     "Median and range over the rounds. Only ratios mean anything on a machine with two cores. "
     "qemu: QEMU's own COLO, its checkpoints over a unix socket or over TCP; patient: over a unix socket, its threads "
-    "made patient as ours are, which no manual says. "
+    "made patient as ours are, which no manual says. QEMU has no TLS there; ours has, but where the name says so. "
     "checkpoints: our engine with the comparison off, as micro-checkpointing does it."
 )
 
