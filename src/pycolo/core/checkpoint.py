@@ -41,7 +41,7 @@ class CheckpointLimits:
     precopy_pages_min: int = 256  # fewer dirty pages are copied faster inside the pause than before it
     catch_up_pages_min: int = 2048  # so many that the secondary may be behind; fewer are taken sooner than it answers
     first_sync_rounds_max: int = 5
-    batch_pages_max: int = 1024
+    batch_pages_max: int = 256  # heartbeats wait for no more than one batch, which takes some ms of a slow host
 
 
 class PrimaryVm(Protocol):
@@ -208,9 +208,9 @@ async def take_checkpoint(
     try:
         await disks.room(ledger.committed)
         await _precopy(vm, link, ledger, stream, limits)
-        boundary, last_pages, device_state = await _cut(vm, output, disks, ledger, epoch, sealed)
-        await stream.send(last_pages)
-        await link.send_stage(stream.stage(boundary, device_state))
+        cut = await _cut(vm, output, disks, ledger, epoch, sealed)
+        await stream.send(cut.pages, cut.contents)
+        await link.send_stage(stream.stage(cut.boundary, cut.device_state))
         await link.committed(epoch)
         committed = True
     finally:
@@ -219,7 +219,7 @@ async def take_checkpoint(
         else:
             ledger.fail()
     await output.commit(epoch)
-    return Transfer(epoch, stream.pages, stream.bytes + len(device_state))
+    return Transfer(epoch, stream.pages, stream.bytes + len(cut.device_state))
 
 
 async def _precopy(
@@ -243,6 +243,16 @@ async def _precopy(
             await link.caught_up()
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What was copied while the PVM stood still: its last pages (n,), their contents (n, 4096), its device state."""
+
+    boundary: int
+    pages: Indices
+    contents: Contents
+    device_state: bytes
+
+
 async def _cut(
     vm: PrimaryVm,
     output: PrimaryOutput,
@@ -250,7 +260,7 @@ async def _cut(
     ledger: EpochLedger,
     epoch: int,
     sealed: Callable[[], None],
-) -> tuple[int, PageBatch, bytes]:
+) -> _Cut:
     """Pause the PVM at one point of its input and output, and copy what makes up its state there."""
     try:
         boundary = await output.pause_feed()
@@ -271,7 +281,7 @@ async def _cut(
             await disks.expect_requests()
     finally:
         await output.resume_feed()
-    return boundary, PageBatch.of(dirty, contents), device_state
+    return _Cut(boundary, dirty, contents, device_state)
 
 
 class _Stream:
@@ -291,13 +301,15 @@ class _Stream:
         owed = self._ledger.debt.take()
         for start in range(0, len(owed), self._batch_pages_max):
             indices = owed[start : start + self._batch_pages_max]
-            await self.send(PageBatch.of(indices, await self._vm.read_pages(indices)))
+            await self.send(indices, await self._vm.read_pages(indices))
 
-    async def send(self, batch: PageBatch) -> None:
-        """Send pages already copied."""
-        for part in _parts(batch, self._batch_pages_max):
-            self.pages += part.page_count
-            less = self._ledger.reduced(part)
+    async def send(self, indices: Indices, contents: Contents) -> None:
+        """Send pages already copied, a batch at a time: however many there are, none takes long."""
+        for start in range(0, len(indices), self._batch_pages_max):
+            part = slice(start, start + self._batch_pages_max)
+            batch = PageBatch.of(indices[part], contents[part])
+            self.pages += batch.page_count
+            less = self._ledger.reduced(batch)
             if less.page_count:
                 self._digest.add(less)
                 self.bytes += less.nbytes
@@ -307,21 +319,6 @@ class _Stream:
         """The end of the stream."""
         digest = self._digest.finish(boundary, device_state)
         return Stage(self._epoch, boundary, device_state, self._digest.batch_count, digest)
-
-
-def _parts(batch: PageBatch, pages_max: int) -> list[PageBatch]:
-    if batch.page_count <= pages_max:
-        return [batch] if batch.page_count else []
-    none = batch.zeros[:0]
-    parts = [
-        PageBatch(batch.indices[i : i + pages_max], batch.contents[i : i + pages_max], none)
-        for i in range(0, len(batch.indices), pages_max)
-    ]
-    no_contents = batch.contents[:0]
-    parts += [
-        PageBatch(none, no_contents, batch.zeros[i : i + pages_max]) for i in range(0, len(batch.zeros), pages_max)
-    ]
-    return parts
 
 
 # ---------------------------------------------------------------- secondary

@@ -225,6 +225,7 @@ class SessionWithSecondary(PeerSession):
 
     async def send_pages(self, epoch: int, batch: PageBatch) -> None:
         await self._guarded_send(self._bulk, *wire.encode_pages(epoch, batch))
+        await asyncio.sleep(0)  # heartbeats have their turn between batches
         self.pages_sent += batch.page_count
 
     async def send_stage(self, stage: Stage) -> None:

@@ -15,13 +15,13 @@ from statistics import median
 import numpy as np
 
 from pycolo.core.device_state import advance_clock
-from pycolo.core.pages import Contents, Indices
+from pycolo.core.pages import PAGE_BYTES, Contents, Indices
 from pycolo.edge.dirty_pages import missed_pages
 from pycolo.edge.page_compare import alike, differing_pages
 from pycolo.edge.qemu import Qemu
 from pycolo.errors import VmLost
 
-READ_STEP_PAGES = 4096  # 16 MiB: a few ms, after which heartbeats get their turn
+READ_STEP_PAGES = 256  # 1 MiB: a few ms, even of a slow host, after which heartbeats get their turn
 COMPARE_STEP_PAGES = 2048
 WRITE_STEP_PAGES = 1024  # memory that is written for the first time costs a fault for each page
 TURNS_PER_BREATH = 3  # a heartbeat that is due needs so many turns of the loop: its timer, its task, its socket
@@ -79,11 +79,14 @@ class PrimaryVmPort:
 
     async def read_pages(self, indices: Indices) -> Contents:
         self._reported[indices] = False
-        steps = []
-        for start in range(0, max(len(indices), 1), READ_STEP_PAGES):
-            steps.append(self._qemu.dirty.contents(indices[start : start + READ_STEP_PAGES]))
-            await asyncio.sleep(0)
-        contents = steps[0] if len(steps) == 1 else np.concatenate(steps)
+        if len(indices) <= READ_STEP_PAGES:
+            contents = self._qemu.dirty.contents(indices)
+        else:
+            contents = np.empty((len(indices), PAGE_BYTES), np.uint8)
+            for start in range(0, len(indices), READ_STEP_PAGES):
+                step = slice(start, start + READ_STEP_PAGES)
+                contents[step] = self._qemu.dirty.contents(indices[step])
+                await asyncio.sleep(0)
         if self._shadow is not None:
             self._shadow[indices] = contents
         return contents
