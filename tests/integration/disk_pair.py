@@ -289,3 +289,11 @@ class DiskPair:
         """End every process."""
         for host in self._hosts:
             await host.close()
+
+
+async def following(pair: DiskPair) -> tuple[DiskHost, DiskHost]:
+    """A pair whose secondary has a first checkpoint."""
+    primary, secondary = await pair.start("h1", Role.PRIMARY), await pair.start("h2", Role.SECONDARY)
+    await pair.join(primary, secondary)
+    await pair.checkpoint(primary, secondary)
+    return primary, secondary

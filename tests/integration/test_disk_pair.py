@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from disk_pair import FUA, MIB, TRIM, WRITE, DiskHost, DiskPair, Guest
+from disk_pair import FUA, MIB, TRIM, WRITE, DiskHost, DiskPair, Guest, following
 
 from file_systems import run, small_file_system
 from pair import until
@@ -34,14 +34,6 @@ async def pair(tmp_path: Path) -> AsyncIterator[DiskPair]:
         yield pair
     finally:
         await pair.close()
-
-
-async def following(pair: DiskPair) -> tuple[DiskHost, DiskHost]:
-    """A pair whose secondary has a first checkpoint."""
-    primary, secondary = await pair.start("h1", P), await pair.start("h2", S)
-    await pair.join(primary, secondary)
-    await pair.checkpoint(primary, secondary)
-    return primary, secondary
 
 
 class Writer:

@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from disk_pair import MIB, DiskHost, DiskPair
+from disk_pair import MIB, DiskHost, DiskPair, following
 
 from file_systems import run
-from pycolo.core.failover import Role
 from pycolo.errors import PeerLost
 
 BUFFER, SIZE, PIECES = 64 * MIB, 64 * MIB, 8
@@ -55,9 +54,7 @@ async def test_no_checkpoint_lets_through_what_there_is_no_room_for(
     pair = DiskPair(tmp_path, (SIZE,), buffer_bytes_max=BUFFER, self_check=False)
     writing: asyncio.Task[None] | None = None
     try:
-        primary, secondary = await pair.start("h1", Role.PRIMARY), await pair.start("h2", Role.SECONDARY)
-        await pair.join(primary, secondary)
-        await pair.checkpoint(primary, secondary)
+        primary, secondary = await following(pair)
         writing = asyncio.create_task(write_on(pair, primary, random.Random(1).randbytes(MIB)))
         await checkpoints(pair, primary, secondary, 0.5)
         for _ in range(2):
@@ -86,9 +83,7 @@ async def test_a_disk_that_stands_still_for_too_long_is_given_up_by_a_checkpoint
     pair = DiskPair(tmp_path, (SIZE,), buffer_bytes_max=BUFFER, self_check=False, stall_ms_max=1000)
     writing: asyncio.Task[None] | None = None
     try:
-        primary, secondary = await pair.start("h1", Role.PRIMARY), await pair.start("h2", Role.SECONDARY)
-        await pair.join(primary, secondary)
-        await pair.checkpoint(primary, secondary)
+        primary, secondary = await following(pair)
         await run("fsfreeze", "-f", str(frozen))
         writing = asyncio.create_task(write_on(pair, primary, bytes(MIB)))
         with pytest.raises(PeerLost, match="give no room in 1000 ms"):

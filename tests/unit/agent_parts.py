@@ -19,6 +19,16 @@ from tcp_frames import GUEST_MAC
 from tcp_pair import tcp_pair
 
 
+class Clock:
+    """The host's clock, which the test moves; in the place of `boottime_s`."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 class Wire(Tap):
     """An uplink that is a socket pair."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from agent_parts import Peer, Place, comparing
+from agent_parts import Clock, Peer, Place, comparing
 
 from pycolo.agent import primary, protocol
 from pycolo.agent.primary import UNUSED_MS_MAX, PrimarySide
@@ -381,16 +381,6 @@ def test_a_frozen_agent_keeps_the_rest_of_a_batch_as_the_guest_said_it(
     assert brief.tap.heard() == [one * 2 for one in said[2:]]
 
 
-class Clock:
-    """The agent's, so far ahead of the machine's that what a tap compares with that is never late."""
-
-    def __init__(self) -> None:
-        self.now_s = boottime_s() + 3600.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 class Slow(Doubling):
     """Takes so long for each batch that all of them together outlast a lease."""
 
@@ -446,7 +436,7 @@ def test_an_agent_says_nothing_after_its_lease_wherever_it_was_frozen(
 def test_what_takes_long_to_translate_leaves_in_parts(brief: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would leave, and there would be more to translate the next time."""
     said = [udp(b"%d" % number) for number in range(4 * BATCH_FRAMES_MAX)]
-    clock = Clock()
+    clock = Clock(boottime_s() + 3600.0)  # so far ahead that what a tap compares with the machine's is never late
     monkeypatch.setattr(primary, "boottime_s", clock)
     monkeypatch.setattr(brief.side.cards[0], "chain", Slow(clock))
     for start in range(0, len(said), BATCH_FRAMES_MAX):

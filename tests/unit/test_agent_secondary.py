@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import pytest
-from agent_parts import Peer, Place, comparing
+from agent_parts import Clock, Peer, Place, comparing
 
 from pycolo.agent import protocol, secondary
 from pycolo.agent.primary import PrimarySide
@@ -20,12 +20,6 @@ from pycolo.edge.message_stream import MessageStream
 from pycolo.edge.transport import PlainTransport
 from pycolo.errors import PeerLost
 from tcp_frames import udp
-
-
-class Clock:
-    """The host's clock, which the test moves."""
-
-    now_s = 1000.0
 
 
 class NoDoor:
@@ -180,8 +174,8 @@ def test_what_was_said_while_apart_is_in_the_next_checkpoint(host: Host) -> None
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(secondary, "boottime_s", lambda: clock.now_s)
+    clock = Clock(1000.0)
+    monkeypatch.setattr(secondary, "boottime_s", clock)
     return clock
 
 

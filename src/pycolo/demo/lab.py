@@ -41,7 +41,9 @@ class Lab:
     def copy_toml(self, name: str, state_dir: Path, arbiter: str, disk_dir: Path, pki: Path | None) -> str:
         """What a VM copy on one host has to know of it; `pki` is a folder that `make_pki` made, None: without TLS."""
         number = HOSTS.index(name) + 1
-        tls = f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/{name}.crt"\nkey = "{pki}/{name}.key"\n'
+        tls = "insecure = true\n"
+        if pki is not None:
+            tls = f'[tls]\nca = "{pki}/ca.crt"\ncert = "{pki}/{name}.crt"\nkey = "{pki}/{name}.key"\n'
         return (
             f'name = "{name}"\n'
             f'listen = "{host_address(number)}:{PEER_PORT}"\n'
@@ -50,7 +52,8 @@ class Lab:
             f"arbiter = {arbiter}\n"
             'bridge = "br0"\n'
             'taps = ["colo0"]\n'
-            f'disk_dir = "{disk_dir}"\n' + ("insecure = true\n" if pki is None else tls)
+            f'disk_dir = "{disk_dir}"\n'
+            f"{tls}"
         )
 
 
