@@ -358,9 +358,17 @@ def failures_in(daemon: DaemonProcess) -> list[str]:
 
 
 def failures_in_text(log: str) -> list[str]:
-    """As `failures_in`."""
+    """As `failures_in`; what follows of a traceback too."""
     bad = ("Traceback", "self-check", "UnexpectedEvent", "never retrieved", "never awaited")
-    return [line for line in log.splitlines() if any(word in line for word in bad)]
+    found, goes_on = [], False
+    for line in log.splitlines():
+        if any(word in line for word in bad):
+            found.append(line)
+            goes_on = True
+        elif goes_on:
+            found.append(line)
+            goes_on = line.startswith((" ", "future: "))
+    return found
 
 
 def output_of(namespace: Namespace, *command: str) -> list[str]:

@@ -5,6 +5,7 @@ meanwhile; the SVM's clock is moved to where the PVM's will be.
 from __future__ import annotations
 
 import asyncio
+import gc
 from types import SimpleNamespace
 from typing import cast
 
@@ -88,6 +89,26 @@ async def test_who_is_cancelled_while_it_is_saved_leaves_nothing_under_way() -> 
         await asking
     await port.resume()
     assert vm.steps == ["stop", "save", "saved", "cont"]
+
+
+@pytest.mark.parametrize("gives_up", ["at once", "while the VM is about to run again"])
+async def test_a_save_that_fails_when_its_checkpoint_has_failed_already_is_no_news(gives_up: str) -> None:
+    vm, port = await paused()
+    unheard: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context["message"]))
+    if gives_up != "at once":
+        resuming = asyncio.create_task(port.resume())
+        await asyncio.sleep(0)
+        resuming.cancel()
+        await asyncio.wait([resuming])
+        del resuming
+    vm.saved.set_exception(VmLost("it died"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert vm.steps == ["stop", "save", "saved"]
+    del port
+    gc.collect()
+    assert unheard == []
 
 
 async def test_a_pause_without_a_save_ends_at_once() -> None:

@@ -33,6 +33,12 @@ def _ms() -> float:
     return time.monotonic_ns() / 1e6
 
 
+def _seen(saving: asyncio.Task[bytes]) -> None:
+    """Its failure is told to whoever asks for the state; a checkpoint that fails first asks no more, and needn't."""
+    if not saving.cancelled():
+        saving.exception()
+
+
 async def _dirty(qemu: Qemu) -> Indices:
     try:
         if qemu.dirty.kind == "compare":  # long, so that heartbeats need their turn
@@ -94,6 +100,7 @@ class PrimaryVmPort:
     def begin_save(self) -> None:
         # QEMU saves by itself, while we look for dirty pages and copy them: the longest part of the pause and the next.
         self._saving = asyncio.create_task(self._qemu.save_device_state())
+        self._saving.add_done_callback(_seen)
 
     async def save_device_state(self) -> bytes:
         assert self._saving is not None
@@ -104,8 +111,6 @@ class PrimaryVmPort:
         saving, self._saving = self._saving, None
         if saving is not None:
             await asyncio.wait([saving])
-            if not saving.cancelled():
-                saving.exception()
 
     def _check(self, shadow: Contents) -> None:
         if not self._paused:

@@ -455,8 +455,8 @@ class VmCopy:
             await asyncio.wait((living,), timeout=END_S_MAX)
         elif self.failover.state is State.TAKING_OVER:  # a claim that is granted and not known would shut out the peer
             await asyncio.wait((living,), timeout=CLAIM_S_MAX)
-        failure = await ended(living) or await ended(watching)
-        await ended(stopped)
+        failures = [await ended(task) for task in (living, watching, stopped)]
+        failure = failures[0] or failures[1]
         if failure is not None and not isinstance(failure, VmLost | PeerLost | DiskTrouble):
             raise failure
         if not self.failover.ended:
