@@ -23,6 +23,7 @@ from typing import Any
 from pycolo.api import Client
 from pycolo.core.failover import Role
 from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, build_lab, file_arbiter, make_pki
+from pycolo.demo.load_echo import GIVE_UP_S
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
@@ -71,6 +72,7 @@ class Pair:
         self.pki = make_pki((folder / "pki").absolute())
         self.lab = build_lab()
         self.load: LoadProcess | None = None
+        self.ask_s = GIVE_UP_S  # of a test in which nobody may speak for a while: TIMEOUT_S, as its other clients wait
         self._daemons: list[DaemonProcess] = []
         self._closed = False
         self._shm_before = files_in_shm()
@@ -163,7 +165,8 @@ class Pair:
 
     async def load_on(self, warm_s: float = 1.5) -> None:
         """Start the clients and let them come into their stride."""
-        self.load = await LoadProcess.start(self.lab.clients, GUEST_ADDRESS, self.folder / f"load-{now_ms():.0f}.log")
+        log = self.folder / f"load-{now_ms():.0f}.log"
+        self.load = await LoadProcess.start(self.lab.clients, GUEST_ADDRESS, log, "", f"--ask-s={self.ask_s}")
         await self.serves(warm_s)
 
     async def serves(self, seconds: float) -> None:

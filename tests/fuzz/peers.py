@@ -14,7 +14,8 @@ import numpy as np
 
 from pycolo.core import disk_wire, peer, wire
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
-from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, Contents, PageBatch, PageDeltas
+from pycolo.core.page_changes import MASK_BYTES
+from pycolo.core.pages import PAGE_BYTES, Contents, PageBatch, PageDeltas
 from pycolo.disk import secondary as disk_secondary
 from pycolo.edge import packet_channel, peer_greeting
 from pycolo.edge.message_stream import MessageStream

@@ -320,11 +320,10 @@ def test_udp_echo_notices_a_wrong_answer(wrong: Callable[[bytes], bytes]) -> Non
     assert counters(result) == (0, 0, 1, 0, True)
 
 
-def test_udp_silence_fails_after_the_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pycolo.demo.load_echo.GIVE_UP_S", 0.5)
+def test_udp_silence_fails_after_the_last_try() -> None:
     ledger = Ledger()
     with serving(UdpServer(hang_always)) as address:
-        result = run_load(ledger, DatagramEcho("udp", "udp-0", ledger, UdpPort(address)), seconds=0.2)
+        result = run_load(ledger, DatagramEcho("udp", "udp-0", ledger, UdpPort(address), 0.5), seconds=0.2)
     assert counters(result) == (1, 0, 0, 0, True)
     assert 500 <= result["longest_gap_ms"] < 900
 

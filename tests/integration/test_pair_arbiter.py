@@ -13,6 +13,7 @@ import pytest_asyncio
 from pair import AS_SHIPPED, Pair, Wiretap, log_of, now_ms, protected_under_load, until
 from pycolo.core.failover import Role
 from pycolo.demo.lab import HOSTS
+from pycolo.demo.load_echo import TIMEOUT_S
 from pycolo.demo.processes import DaemonProcess
 from pycolo.errors import Fenced
 from pycolo.guest.builder import GuestImage
@@ -25,7 +26,9 @@ NOTICED_S_MAX = 5.0
 @pytest_asyncio.fixture
 async def pair(guest_image: GuestImage, tmp_path: Path) -> AsyncIterator[Pair]:
     """A protected pair under load."""
-    async with protected_under_load(Pair(guest_image, tmp_path / "pair", heartbeat_lost_max=AS_SHIPPED)) as pair:
+    pair = Pair(guest_image, tmp_path / "pair", heartbeat_lost_max=AS_SHIPPED)
+    pair.ask_s = TIMEOUT_S
+    async with protected_under_load(pair):
         yield pair
 
 

@@ -13,6 +13,7 @@ import pytest_asyncio
 from etcd_cluster import EtcdCluster
 from loopback_relay import LoopbackRelay
 from pair import Pair, failures_in, now_ms, until
+from pycolo.demo.load_echo import TIMEOUT_S
 from pycolo.errors import Fenced
 from pycolo.guest.builder import GuestImage
 
@@ -26,6 +27,7 @@ class EtcdPair(Pair):
     def __init__(self, image: GuestImage, folder: Path, cluster: EtcdCluster, **protection: Any) -> None:
         super().__init__(image, folder, **protection)
         self._cluster = cluster
+        self.ask_s = TIMEOUT_S  # how long an election takes is etcd's
         ports = [member.client_port for member in cluster.members]
         self.relays = {name: LoopbackRelay(host, ports) for name, host in self.lab.hosts.items()}
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycolo.core import wire
-from pycolo.core.pages import PAGE_BYTES, PAGE_WORDS, Contents, PageBatch
-from pycolo.core.sent_pages import WORDS_MAX, SentPages
+from pycolo.core.page_changes import PAGE_WORDS, WORDS_MAX
+from pycolo.core.pages import PAGE_BYTES, Contents, PageBatch
+from pycolo.core.sent_pages import SentPages
 
 PAGES = 7
 WRITES = st.lists(

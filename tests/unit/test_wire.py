@@ -8,7 +8,7 @@ import pytest
 
 from pycolo.core import wire
 from pycolo.core.packed import FRAME_BYTES_MAX, Batch, batch_of, pack
-from pycolo.core.pages import PAGE_BYTES, PAGE_WORDS, PageBatch, PageDeltas
+from pycolo.core.pages import PAGE_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
 STAGE = wire.StageMessage(4, 9, b"registers", 2, bytes(16), 1.5)
@@ -133,11 +133,10 @@ def test_a_page_batch_on_the_wire_is_what_the_docstring_says() -> None:
 
 
 def test_deltas_on_the_wire_are_what_the_docstring_says() -> None:
-    changed = np.zeros((1, PAGE_WORDS), np.bool_)
-    changed[0, [0, 9]] = True
-    contents = np.full((1, PAGE_BYTES), 7, np.uint8)
-    deltas = PageDeltas.between(np.array([258], np.uint32), changed, contents)
-    batch = PageBatch(np.empty(0, np.uint32), contents[:0], np.empty(0, np.uint32), deltas)
+    masks = np.zeros((1, 64), np.uint8)
+    masks[0, :2] = 0x80, 0x40  # the words 0 and 9
+    deltas = PageDeltas(np.array([258], np.uint32), masks, np.full(16, 7, np.uint8).view(np.uint64))
+    batch = PageBatch(np.empty(0, np.uint32), np.empty((0, PAGE_BYTES), np.uint8), np.empty(0, np.uint32), deltas)
     body = body_of(b"".join(wire.encode_pages(3, batch)))
     assert body[8:28] == b"".join(count.to_bytes(4, "big") for count in (0, 0, 1, 2)) + b"\x02\x01\0\0"
     assert body[28:] == b"\x80\x40" + bytes(62) + b"\x07" * 16

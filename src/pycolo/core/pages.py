@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE_BYTES = 4096
+from pycolo.core.page_changes import MASK_BYTES, PAGE_WORDS, WORD_BYTES, Words, apply, filled
+
+PAGE_BYTES = PAGE_WORDS * WORD_BYTES
 PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
-WORD_BYTES = 8
-PAGE_WORDS = PAGE_BYTES // WORD_BYTES
-MASK_BYTES = PAGE_WORDS // 8
 
 Indices = NDArray[np.uint32]
 Contents = NDArray[np.uint8]
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,6 @@ class PageDeltas:
         """No page."""
         return cls(np.empty(0, np.uint32), np.empty((0, MASK_BYTES), np.uint8), np.empty(0, np.uint64))
 
-    @classmethod
-    def between(cls, indices: Indices, changed: NDArray[np.bool_], contents: Contents) -> PageDeltas:
-        """Of the pages `indices` (n,) with `contents` (n, 4096): the words `changed` (n, 512)."""
-        return cls(indices, np.packbits(changed, axis=1), contents.view(np.uint64)[changed])
-
     @property
     def is_whole(self) -> bool:
         """Whether there are as many words as bits."""
@@ -55,9 +48,8 @@ class PageDeltas:
 
     def apply_to(self, image: Contents) -> None:
         """Change these words in an image of RAM, (pages, 4096) uint8."""
-        pages = image[self.indices].view(np.uint64)
-        pages[np.unpackbits(self.masks, axis=1).view(np.bool_)] = self.words
-        image[self.indices] = pages.view(np.uint8)
+        words = np.require(self.words, requirements="A")  # in a message they begin anywhere
+        apply(image.view(np.uint64), np.ascontiguousarray(self.indices), np.ascontiguousarray(self.masks), words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +68,10 @@ class PageBatch:
     @classmethod
     def of(cls, indices: Indices, contents: Contents) -> PageBatch:
         """Split `contents` (n, 4096) of the pages `indices` (n,) into zero pages and others."""
-        filled = contents.view(np.uint64).any(axis=1)
-        if filled.all():
+        some = filled(contents.view(np.uint64))
+        if some.all():
             return cls(indices, contents, np.empty(0, np.uint32))
-        return cls(indices[filled], contents[filled], indices[~filled])
+        return cls(indices[some], contents[some], indices[~some])
 
     @property
     def page_count(self) -> int:

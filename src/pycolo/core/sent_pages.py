@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, PAGE_WORDS, WORD_BYTES, Contents, Indices, PageBatch, PageDeltas
+from pycolo.core.page_changes import Kind, sift
+from pycolo.core.pages import PAGE_BYTES, Contents, Indices, PageBatch, PageDeltas
 
-WORDS_MAX = PAGE_WORDS - MASK_BYTES // WORD_BYTES  # a delta with more would be as long as the page
 NOWHERE = -1
 
 
@@ -41,22 +41,17 @@ class SentPages:
         `batch` has no deltas, and what is returned has to be sent.
         """
         self._drop(batch.zeros)
-        known = self._place[batch.indices] != NOWHERE
-        if not known.any():
+        kinds, masks, words = sift(
+            batch.contents.view(np.uint64), self._contents.view(np.uint64), self._place[batch.indices]
+        )
+        new = kinds == Kind.NEW
+        if new.all():
             self._remember(batch.indices, batch.contents)
             return batch
-        new_indices, new_contents = batch.indices[~known], batch.contents[~known]
-        indices, contents = batch.indices[known], batch.contents[known]
-        places = self._place[indices]
-        changed = contents.view(np.uint64) != self._contents[places].view(np.uint64)
-        counts = np.count_nonzero(changed, axis=1)
-        self._contents[places] = contents
-        few, many = (counts > 0) & (counts <= WORDS_MAX), counts > WORDS_MAX
-        deltas = PageDeltas.between(indices[few], changed[few], contents[few])
-        whole_indices = np.concatenate([new_indices, indices[many]])
-        whole_contents = np.concatenate([new_contents, contents[many]])
-        self._remember(new_indices, new_contents)
-        return PageBatch(whole_indices, whole_contents, batch.zeros, deltas)
+        whole = new | (kinds == Kind.MANY)
+        deltas = PageDeltas(batch.indices[kinds == Kind.FEW], masks, words)
+        self._remember(batch.indices[new], batch.contents[new])
+        return PageBatch(batch.indices[whole], batch.contents[whole], batch.zeros, deltas)
 
     def _remember(self, indices: Indices, contents: Contents) -> None:
         """Pages that are not remembered yet; of more than there is room for, the last ones."""

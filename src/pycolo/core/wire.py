@@ -23,7 +23,8 @@ import numpy as np
 from pycolo.core.lease import LEASE_MS_MAX
 from pycolo.core.memory_cache import DEVICE_STATE_BYTES_MAX, Stage
 from pycolo.core.packed import Batch, measure
-from pycolo.core.pages import MASK_BYTES, PAGE_BYTES, WORD_BYTES, PageBatch, PageDeltas
+from pycolo.core.page_changes import MASK_BYTES, WORD_BYTES
+from pycolo.core.pages import PAGE_BYTES, PageBatch, PageDeltas
 from pycolo.errors import PeerViolation
 
 PROTOCOL_VERSION = 10  # the newest that we speak

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Protocol
 
 from pycolo.demo.load_database import DatabaseClient
-from pycolo.demo.load_echo import DatagramEcho, IcmpPort, TcpEcho, UdpPort
+from pycolo.demo.load_echo import GIVE_UP_S, DatagramEcho, IcmpPort, TcpEcho, UdpPort
 from pycolo.demo.load_http import HttpClient
 from pycolo.demo.load_ledger import Ledger, monotonic_ms
 from pycolo.demo.load_redis import RedisClient
@@ -105,8 +105,10 @@ def make_workers(
     host: str,
     ports: Mapping[str, int],
     contents: Mapping[str, bytes],
+    ask_s: float = GIVE_UP_S,
 ) -> list[Worker]:
     """The workers asked for; `ports` has redis, http, echo and database; every second HTTP client keeps its connection.
+    UDP and ICMP clients ask for `ask_s`.
 
     EnvironmentFault when a socket can't be made.
     """
@@ -115,8 +117,8 @@ def make_workers(
         "redis": lambda name, _: RedisClient(name, ledger, redis_at),
         "http": lambda name, i: HttpClient(name, ledger, http_at, contents, keep_alive=i % 2 == 0),
         "tcp": lambda name, _: TcpEcho(name, ledger, echo_at),
-        "udp": lambda name, _: DatagramEcho("udp", name, ledger, UdpPort(echo_at)),
-        "icmp": lambda name, _: DatagramEcho("icmp", name, ledger, IcmpPort(host)),
+        "udp": lambda name, _: DatagramEcho("udp", name, ledger, UdpPort(echo_at), ask_s),
+        "icmp": lambda name, _: DatagramEcho("icmp", name, ledger, IcmpPort(host), ask_s),
         "database": lambda name, _: DatabaseClient(name, ledger, database_at),
     }
     try:
@@ -180,6 +182,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--database-port", type=int, default=5432)
     parser.add_argument("--workers", type=parse_workers, default=DEFAULT_WORKERS, help="default %(default)s")
     parser.add_argument("--pace-ms", type=float, default=8.0, help="pause after each answer")
+    parser.add_argument("--ask-s", type=float, default=GIVE_UP_S, help="how long UDP and ICMP clients do")
     parser.add_argument("--seconds-max", type=float, default=600.0)
     parser.add_argument("--contents", type=Path, help="folder with the files that HTTP must answer")
     return parser.parse_args(argv)
@@ -208,7 +211,7 @@ def _load(arguments: argparse.Namespace) -> int:
     contents = read_contents(arguments.contents) if arguments.workers.get("http") else {}
     ports = {name: getattr(arguments, f"{name}_port") for name in ("redis", "http", "echo", "database")}
     ledger = Ledger()
-    workers = make_workers(arguments.workers, ledger, arguments.target, ports, contents)
+    workers = make_workers(arguments.workers, ledger, arguments.target, ports, contents, arguments.ask_s)
     run(Runner(workers, ledger, arguments.pace_ms), ledger, stops, _emit)
     return 0
 

@@ -1,8 +1,8 @@
 """Echo clients over TCP, UDP and ICMP: what comes back must be what went out, byte for byte.
 
 UDP and ICMP may lose datagrams on any network, so these clients ask again with a fresh number every 200 ms,
-for 3 s, as a DNS resolver does. Late answers to earlier numbers are verified too. A connection that ends is
-never reopened.
+for 3 s unless told otherwise, as a DNS resolver does. Late answers to earlier numbers are verified too. A connection
+that ends is never reopened.
 """
 
 import hashlib
@@ -113,8 +113,9 @@ class DatagramPort(Protocol):
 class DatagramEcho:
     """Asks one numbered datagram after the other over a port, with retries."""
 
-    def __init__(self, kind: str, name: str, ledger: Ledger, port: DatagramPort) -> None:
+    def __init__(self, kind: str, name: str, ledger: Ledger, port: DatagramPort, ask_s: float = GIVE_UP_S) -> None:
         self.name = name
+        self._ask_s = ask_s
         self._kind = kind
         self._ledger = ledger
         self._port = port
@@ -130,14 +131,14 @@ class DatagramEcho:
 
     def _ask(self) -> None:
         first = self._next_number
-        give_up_s = time.monotonic() + GIVE_UP_S
+        give_up_s = time.monotonic() + self._ask_s
         while True:
             self._port.send(self._next_number)
             self._next_number += 1
             if self._answered(first, min(time.monotonic() + RETRY_S, give_up_s)):
                 return
             if time.monotonic() >= give_up_s:
-                raise UnansweredError(f"no answer to {self._next_number - first} datagrams in {GIVE_UP_S:g} s")
+                raise UnansweredError(f"no answer to {self._next_number - first} datagrams in {self._ask_s:g} s")
             self._ledger.retried(self._kind)
 
     def _answered(self, first: int, until_s: float) -> bool:

@@ -145,13 +145,14 @@ class LoadProcess:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, namespace: Namespace, target: str, log: Path, workers: str = "") -> LoadProcess:
+    async def start(cls, namespace: Namespace, target: str, log: Path, workers: str = "", *options: str) -> LoadProcess:
         """Start the load, its default without `workers`; it ends by `finish` or with the demo."""
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *_with_owner(namespace, outlives_us=False),
                 *("pycolo.demo.load", "--target", target, "--seconds-max", "inf"),
                 *(["--workers", workers] if workers else []),
+                *options,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
