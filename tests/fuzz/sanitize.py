@@ -22,7 +22,10 @@ from .runner import SEEDS, TEST_PATHS, TESTS
 from .targets import TARGETS, load
 
 BUILT = Path("build/sanitized").resolve()
-COMPILED = ("packed", "dataplane", "dataplane_raw", "secondary", "secondary_raw", "windows", "descriptors", "channel")
+COMPILED = (
+    *("packed", "dataplane", "dataplane_raw", "secondary", "secondary_raw", "windows", "descriptors", "channel"),
+    "pages",
+)
 _FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
 _OPTIONS = "detect_leaks=0:allocator_may_return_null=1"
 _CHANGES_MAX = 6

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from pycolo.core import _page_changes as compiled
 from pycolo.core import page_changes
 from pycolo.core.page_changes import (
+    MASK_BYTES,
     PAGE_WORDS,
     WORDS_MAX,
+    Bytes,
     Kind,
     Words,
     apply_twin,
@@ -83,18 +85,40 @@ def test_a_page_is_filled_by_one_word(words: list[int | None]) -> None:
     assert compiled.filled(contents).tolist() == filled_twin(contents).tolist() == expected
 
 
+WHOLE = np.ones((1, PAGE_WORDS), np.uint64)
+MASK = np.full((1, MASK_BYTES), 1, np.uint8)  # of 64 words
+
+
+@pytest.mark.parametrize(
+    ("index", "masks", "words", "image", "error"),
+    [
+        (2, MASK, 64, np.zeros((2, PAGE_WORDS), np.uint64), IndexError),
+        (0, MASK, 63, np.zeros((2, PAGE_WORDS), np.uint64), ValueError),
+        (0, MASK, 65, np.zeros((2, PAGE_WORDS), np.uint64), ValueError),
+        (0, np.concatenate([MASK, MASK]), 128, np.zeros((2, PAGE_WORDS), np.uint64), ValueError),
+        (0, MASK[:, 1:], 63, np.zeros((2, PAGE_WORDS), np.uint64), ValueError),
+        (0, MASK, 64, np.zeros((2, PAGE_WORDS // 2), np.uint64), ValueError),
+    ],
+)
 @pytest.mark.parametrize("apply", [compiled.apply, apply_twin])
-def test_a_page_to_change_that_is_not_there_is_an_error(apply: Callable[..., None]) -> None:
-    image, masks = np.zeros((2, PAGE_WORDS), np.uint64), np.zeros((1, PAGE_WORDS // 8), np.uint8)
-    with pytest.raises(IndexError):
-        apply(image, np.array([2], np.uint32), masks, np.empty(0, np.uint64))
+def test_changes_that_do_not_fit_change_nothing(
+    apply: Callable[..., None], index: int, masks: Bytes, words: int, image: Words, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        apply(image, np.array([index], np.uint32), np.ascontiguousarray(masks), np.ones(words, np.uint64))
+    assert not image.any()
 
 
+@pytest.mark.parametrize(
+    ("contents", "remembered", "places"),
+    [(WHOLE, WHOLE, 2), (WHOLE[:, :8], WHOLE, 1), (WHOLE, WHOLE[:, :8], 1), (WHOLE[:, :8], WHOLE[:, :8], 1)],
+)
 @pytest.mark.parametrize("sift", [compiled.sift, sift_twin])
-def test_places_of_other_pages_are_an_error(sift: Callable[..., object]) -> None:
-    contents = np.zeros((2, PAGE_WORDS), np.uint64)
+def test_pages_that_do_not_fit_are_an_error(
+    sift: Callable[..., object], contents: Words, remembered: Words, places: int
+) -> None:
     with pytest.raises(ValueError, match="fit together"):
-        sift(contents, contents.copy(), np.array([0], np.int32))
+        sift(contents.copy(), remembered.copy(), np.zeros(places, np.int32))
 
 
 def test_places_beyond_what_is_remembered_are_no_place() -> None:

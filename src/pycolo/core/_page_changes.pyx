@@ -2,7 +2,8 @@
 """What has changed in pages, compiled; `page_changes` says what each function does.
 
 Guarantees: no page is copied but into what remembers it, equal stretches are found at the speed of memory, nothing
-outside of the arrays is read or written whatever the arguments hold, and the GIL is released meanwhile.
+outside of the arrays is read or written whatever they hold, as long as no two of them overlap, and the GIL is released
+meanwhile.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
@@ -127,21 +128,27 @@ def apply(
 ):
     """As `page_changes.apply_twin`."""
     cdef size_t count = indices.shape[0]
-    cdef size_t total = words.shape[0]
-    cdef size_t at, byte, bit, taken = 0
-    cdef bint fits = masks.shape[0] == indices.shape[0] and masks.shape[1] == MASK_BYTES and image.shape[1] == PAGE_WORDS
+    cdef size_t at, byte, bit, marked = 0, taken = 0
+    cdef bint there = True
     cdef uint64_t* page
+    if masks.shape[0] != indices.shape[0] or masks.shape[1] != MASK_BYTES or image.shape[1] != PAGE_WORDS:
+        raise ValueError("pages and masks don't fit together")
     with nogil:
         for at in range(count):
-            if not fits or indices[at] >= <size_t>image.shape[0]:
-                fits = False
-                break
+            there = there and indices[at] < <size_t>image.shape[0]
+            for byte in range(MASK_BYTES):
+                for bit in range(8):
+                    marked += (masks[at, byte] >> bit) & 1
+    if not there:
+        raise IndexError("a page to change is not there")
+    if marked != <size_t>words.shape[0]:
+        raise ValueError(f"{words.shape[0]} words can't go to {marked} places")
+    with nogil:
+        for at in range(count):
             page = &image[indices[at], 0]
             for byte in range(MASK_BYTES):
                 if masks[at, byte]:
                     for bit in range(8):
-                        if masks[at, byte] & (0x80 >> bit) and taken < total:
+                        if masks[at, byte] & (0x80 >> bit):
                             page[byte * 8 + bit] = words[taken]
                             taken += 1
-    if not fits:
-        raise IndexError("a page to change is not there")

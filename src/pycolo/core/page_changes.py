@@ -59,10 +59,13 @@ def sift_twin(contents: Words, remembered: Words, places: NDArray[np.int32]) -> 
 
 
 def apply_twin(image: Words, indices: NDArray[np.uint32], masks: Bytes, words: Words) -> None:
-    """Write `words` to the places in the pages `indices` of an image that `masks` name; there are as many as bits.
+    """Write `words` to the places in the pages `indices` of an image that `masks` name. No page comes twice.
 
-    No page comes twice. Raises IndexError for a page that isn't there.
+    Raises IndexError for a page that isn't there, ValueError when there are not as many words as bits or the shapes do
+    not fit together; nothing is written then.
     """
+    if len(masks) != len(indices) or masks.shape[1] != MASK_BYTES or image.shape[1] != PAGE_WORDS:
+        raise ValueError("pages and masks don't fit together")
     pages = image[indices]
     pages[np.unpackbits(masks, axis=1).view(np.bool_)] = words
     image[indices] = pages

@@ -48,8 +48,8 @@ class PageDeltas:
 
     def apply_to(self, image: Contents) -> None:
         """Change these words in an image of RAM, (pages, 4096) uint8."""
-        words = np.require(self.words, requirements="A")  # in a message they begin anywhere
-        apply(image.view(np.uint64), np.ascontiguousarray(self.indices), np.ascontiguousarray(self.masks), words)
+        indices, masks, words = (np.require(part, requirements="CA") for part in (self.indices, self.masks, self.words))
+        apply(image.view(np.uint64), indices, masks, words)  # in a message they begin anywhere
 
 
 @dataclass(frozen=True, slots=True)

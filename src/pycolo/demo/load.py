@@ -182,7 +182,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--database-port", type=int, default=5432)
     parser.add_argument("--workers", type=parse_workers, default=DEFAULT_WORKERS, help="default %(default)s")
     parser.add_argument("--pace-ms", type=float, default=8.0, help="pause after each answer")
-    parser.add_argument("--ask-s", type=float, default=GIVE_UP_S, help="how long UDP and ICMP clients do")
+    parser.add_argument(
+        "--ask-s", type=float, default=GIVE_UP_S, help="how long UDP and ICMP clients repeat a question"
+    )
     parser.add_argument("--seconds-max", type=float, default=600.0)
     parser.add_argument("--contents", type=Path, help="folder with the files that HTTP must answer")
     return parser.parse_args(argv)

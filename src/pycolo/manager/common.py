@@ -455,10 +455,11 @@ class VmCopy:
             await asyncio.wait((living,), timeout=END_S_MAX)
         elif self.failover.state is State.TAKING_OVER:  # a claim that is granted and not known would shut out the peer
             await asyncio.wait((living,), timeout=CLAIM_S_MAX)
-        failures = [await ended(task) for task in (living, watching, stopped)]
-        failure = failures[0] or failures[1]
-        if failure is not None and not isinstance(failure, VmLost | PeerLost | DiskTrouble):
-            raise failure
+        failures = [failure for task in (living, watching, stopped) if (failure := await ended(task)) is not None]
+        for bug in failures:
+            if not isinstance(bug, VmLost | PeerLost | DiskTrouble):
+                raise bug
+        failure = failures[0] if failures else None
         if not self.failover.ended:
             if failure is None and self._trouble.done():
                 failure = DiskTrouble(self._trouble.result())
