@@ -48,8 +48,9 @@ class PageDeltas:
 
     def apply_to(self, image: Contents) -> None:
         """Change these words in an image of RAM, (pages, 4096) uint8."""
-        indices, masks, words = (np.require(part, requirements="CA") for part in (self.indices, self.masks, self.words))
-        apply(image.view(np.uint64), indices, masks, words)  # in a message they begin anywhere
+        indices = np.require(self.indices, requirements="CA")  # in a message they begin anywhere
+        words = np.require(self.words, requirements="CA")
+        apply(image.view(np.uint64), indices, np.ascontiguousarray(self.masks), words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class PageBatch:
     def apply_to(self, image: Contents) -> None:
         """Write the batch into an image of RAM, (pages, 4096) uint8."""
         image[self.indices] = self.contents
-        image[self.zeros] = 0
+        stale = filled(image[self.zeros].view(np.uint64))  # memory that was never written is not taken for zeros either
+        image[self.zeros[stale]] = 0
         if len(self.deltas.indices):
             self.deltas.apply_to(image)
 

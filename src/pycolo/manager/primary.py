@@ -144,6 +144,7 @@ class PrimaryStory:
         session, welcome = await connect(
             peer_address, hello, protection.heartbeat_ms, protection.heartbeat_lost_max, tls
         )
+        session.awaited = resume  # else nobody waits for it before the first checkpoint is cut
         self._refused, self._paired_with = "", peer_address
         if not resume:  # else the debt goes on: the secondary has what it had
             remembered = protection.sent_pages_mib_max * PAGES_PER_MIB
@@ -231,6 +232,7 @@ class PrimaryStory:
             """Whatever asked for a checkpoint before this instant has got it."""
             while not self._wanted.empty():
                 self._wanted.get_nowait()
+            session.awaited = True
             self._copy.decide(Event.OUTPUT_SEALED)
 
         try:

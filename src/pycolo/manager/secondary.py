@@ -58,6 +58,7 @@ class SecondaryStory:
         async with listening(copy.host.listen, self._listener, copy.host.tls_files) as address:
             copy.events.add("listening", address=address)
             session = self._open(*await self._listener.accepted())
+            session.awaited = False  # until there is something to go on with
             copy.term = self._listener.term
             await copy.drive(Event.PEER_JOINED)
             while copy.failover.state in (State.SYNCING, State.PROTECTED):
@@ -149,6 +150,7 @@ class SecondaryStory:
     def _committed(self) -> None:
         self._copy.decide(Event.COMMITTED)
         if self._session is not None:
+            self._session.awaited = True
             self._pvm_resumed_at_s = self._session.pvm_resumed_at_s
 
     def _resumed_at_s(self) -> float:
