@@ -48,8 +48,8 @@ class PageDeltas:
 
     def apply_to(self, image: Contents) -> None:
         """Change these words in an image of RAM, (pages, 4096) uint8."""
-        indices = np.require(self.indices, requirements="CA")  # in a message they begin anywhere
-        words = np.require(self.words, requirements="CA")
+        indices = np.require(self.indices, requirements=["C", "A"])  # in a message they begin anywhere
+        words = np.require(self.words, requirements=["C", "A"])
         apply(image.view(np.uint64), indices, np.ascontiguousarray(self.masks), words)
 
 
