@@ -45,7 +45,7 @@ test: setup test-packages ## Unit, property, simulation and integration tests wi
 
 .PHONY: matrix
 matrix: setup test-packages ## Every single fault, one after the other, on three hosts with etcd: a line each
-	@$(BIN)/python -m pytest -q tests/integration/test_fault_matrix.py
+	@$(BIN)/python -m pytest -q --as-shipped tests/integration/test_fault_matrix.py
 
 .PHONY: campaign
 campaign: setup test-packages ## Rounds of faults drawn from seeds, on three hosts with etcd (ROUNDS=50 ARGS="--help" for options)

@@ -51,6 +51,12 @@ class StartedQemu(NamedTuple):
 StartQemu = Callable[..., Awaitable[StartedQemu]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--as-shipped", action="store_true", help="the fault matrix with as many heartbeats as are shipped"
+    )
+
+
 @pytest.fixture(scope="session")
 def guest_image() -> GuestImage:
     return build_guest()
