@@ -32,9 +32,9 @@ from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, PEER_PORT, Lab, build_lab, mak
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import PycoloError
 from pycolo.guest.builder import READY_LINE, build_guest
+from pycolo.guest.console import console_says
 from pycolo.host.client import DaemonClient
 from pycolo.host.models import ProtectRequest, VmStatus
-from pycolo.manager.common import console_says
 
 VM = "bench"
 MEMORY_MIB = 256

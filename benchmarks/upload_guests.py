@@ -27,7 +27,7 @@ from pycolo.demo.lab import GUEST_ADDRESS, HOSTS, Lab, build_lab, file_arbiter, 
 from pycolo.demo.processes import DaemonProcess
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.console import console_says
 
 QEMU = "qemu-system-x86_64"
 MAC = "52:54:00:00:00:02"

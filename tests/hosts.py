@@ -19,6 +19,7 @@ from typing import Any
 from pair import (
     BOOT_S_MAX,
     END_S_MAX,
+    PATIENT,
     LeftBehind,
     environment_of_pair,
     files_in_shm,
@@ -32,7 +33,7 @@ from pair import (
 from pycolo.demo.lab import HOSTS, build_lab, host_address, make_pki
 from pycolo.edge.namespaces import Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.console import console_says
 from tested_qemu import CPUS
 
 COMMAND_S_MAX = 90.0
@@ -112,7 +113,7 @@ class Hosts:
             "name": "web",
             "memory_mib": 128,
             # A busy machine's stalls are no deaths: a takeover during a boot makes roles others than a test expects.
-            "protection": {"heartbeat_lost_max": 10},
+            "protection": {"heartbeat_lost_max": PATIENT},
             **vm_values(self.image),
             **changed,
         }

@@ -27,7 +27,7 @@ from pycolo.demo.load_echo import GIVE_UP_S
 from pycolo.demo.processes import DaemonProcess, LoadProcess
 from pycolo.edge.namespaces import CLONE_NEWNET, Namespace
 from pycolo.guest.builder import READY_LINE, GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.console import console_says
 from tested_qemu import CPUS, QEMU
 
 BOOT_S_MAX = 60.0

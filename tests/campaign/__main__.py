@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fault_matrix import NAMES
-from pair import LeftBehind
+from pair import PATIENT, LeftBehind
 from pycolo.errors import PycoloError
 from pycolo.guest.builder import GuestImage, build_guest
 
@@ -28,7 +28,8 @@ from .report import report, summary
 from .rounds import Player
 from .signals import until_signalled
 
-PROTECTION = {"heartbeat_lost_max": 10}  # how fast a loss is seen is the matrix's question: this bears a busy machine
+# How fast a loss is seen is the matrix's question: this bears a busy machine.
+PROTECTION = {"heartbeat_lost_max": PATIENT}
 
 
 class Campaign:

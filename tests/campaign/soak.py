@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_matrix import FAULTS, PARTS, serves, suffer
-from pair import LeftBehind
+from pair import PATIENT, LeftBehind
 from pycolo.errors import PycoloError
 from pycolo.guest.builder import GuestImage, build_guest
 
@@ -63,7 +63,7 @@ class Soak:
         """The whole time. Raises PycoloError, OSError, TimeoutError when there can be no hosts."""
         with tempfile.TemporaryDirectory(prefix="colo-soak-", ignore_cleanup_errors=True) as folder:
             try:
-                async with CampaignCluster.running(image, Path(folder), heartbeat_lost_max=10) as cluster:
+                async with CampaignCluster.running(image, Path(folder), heartbeat_lost_max=PATIENT) as cluster:
                     history = await cluster.registers.begin()
                     await self._under_load(cluster)
                     self._judge(cluster, history, await cluster.load.finish())

@@ -23,8 +23,15 @@ from .targets import TARGETS, load
 
 BUILT = Path("build/sanitized").resolve()
 COMPILED = (
-    *("packed", "dataplane", "dataplane_raw", "secondary", "secondary_raw", "windows", "descriptors", "channel"),
+    "packed",
     "pages",
+    "dataplane",
+    "dataplane_raw",
+    "secondary",
+    "secondary_raw",
+    "windows",
+    "descriptors",
+    "channel",
 )
 _FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
 _OPTIONS = "detect_leaks=0:allocator_may_return_null=1"

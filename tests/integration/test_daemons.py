@@ -18,7 +18,7 @@ from pycolo.demo.lab import GUEST_ADDRESS
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import EnvironmentFault, UnknownVm, WrongState
 from pycolo.guest.builder import GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.console import console_says
 from tested_qemu import CPUS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

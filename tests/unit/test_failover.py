@@ -199,3 +199,14 @@ def test_who_waits_for_the_arbiter_goes_on_when_the_peer_is_back(role: Role) -> 
     assert (decision.state, decision.commands) == (State.PROTECTED, ())
     with pytest.raises(UnexpectedEvent):
         at(role, State.TAKING_OVER).handle(Event.PEER_RETURNED)
+
+
+@pytest.mark.parametrize(
+    ("role", "covered"), [(Role.PRIMARY, Event.OUTPUT_SEALED), (Role.SECONDARY, Event.COMMITTED)], ids=["P", "S"]
+)
+def test_the_peer_is_awaited_from_the_first_checkpoint_on(role: Role, covered: Event) -> None:
+    failover, awaited = Failover(role), []
+    for event in (Event.PEER_JOINED, covered, Event.PEER_LOST, Event.CLAIM_UNANSWERED, Event.PEER_RETURNED):
+        awaited.append(failover.awaits_peer)
+        failover.handle(event)
+    assert [*awaited, failover.awaits_peer] == [False, False, True, True, True, True]

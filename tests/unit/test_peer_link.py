@@ -164,9 +164,9 @@ async def test_silence_is_noticed_in_time_and_ends_every_call() -> None:
 
 
 async def test_while_nobody_waits_for_it_a_peer_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_link, "SYNC_SILENCE_S", 0.4)
+    monkeypatch.setattr(peer_link, "SYNC_SILENCE_S_MAX", 0.4)
     async with paired(beating=False) as pair:
-        pair.primary.awaited = False
+        pair.primary.awaited = lambda: False
         pair.primary.open()
         begun = asyncio.get_running_loop().time()
         assert "has been silent" in await lost(pair.primary)
@@ -174,13 +174,13 @@ async def test_while_nobody_waits_for_it_a_peer_may_be_silent_for_longer(monkeyp
 
 
 async def test_a_peer_that_is_waited_for_at_last_is_lost_as_soon_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_link, "SYNC_SILENCE_S", 60.0)
+    monkeypatch.setattr(peer_link, "SYNC_SILENCE_S_MAX", 60.0)
     async with paired(beating=False) as pair:
-        pair.primary.awaited = False
+        pair.primary.awaited = lambda: False
         pair.primary.open()
         await asyncio.sleep(HEARTBEAT_MS * LOST_MAX * 2 / 1000)
         assert not pair.primary.lost.done()
-        pair.primary.awaited = True
+        pair.primary.awaited = lambda: True
         assert "has been silent" in await lost(pair.primary)
 
 

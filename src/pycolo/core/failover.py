@@ -215,6 +215,11 @@ class Failover:
         self.role, self._table = Role.PRIMARY, _PRIMARY
 
     @property
+    def awaits_peer(self) -> bool:
+        """Whether clients wait for what the peer says, or this side may have to go on without it."""
+        return self.state not in (State.SOLO, State.SYNCING)
+
+    @property
     def ended(self) -> bool:
         """Whether this side is over: fenced or stopped; events are ignored from then on."""
         return self.state in _ENDED

@@ -11,8 +11,22 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MASK_BYTES", "PAGE_WORDS", "WORDS_MAX", "WORD_BYTES", "Bytes", "Kind", "Marks", "Words"]
-__all__ += ["apply", "apply_twin", "filled", "filled_twin", "sift", "sift_twin"]
+__all__ = [
+    "MASK_BYTES",
+    "PAGE_WORDS",
+    "WORDS_MAX",
+    "WORD_BYTES",
+    "Bytes",
+    "Kind",
+    "Marks",
+    "Words",
+    "apply",
+    "apply_twin",
+    "filled",
+    "filled_twin",
+    "sift",
+    "sift_twin",
+]
 
 WORD_BYTES = 8
 PAGE_WORDS = 512

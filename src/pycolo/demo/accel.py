@@ -14,7 +14,7 @@ from pycolo.edge.qemu import Qemu
 from pycolo.edge.qemu_command import QemuConfig, default_machine, qemu_version
 from pycolo.errors import EnvironmentFault, VmLost
 from pycolo.guest.builder import READY_LINE, GuestImage
-from pycolo.manager.common import console_says
+from pycolo.guest.console import console_says
 
 KVM_BOOT_S_MAX = 10.0
 TRIAL_FILE = "kvm-trial"

@@ -14,9 +14,9 @@ from pathlib import Path
 from pycolo.edge.namespaces import Namespace
 from pycolo.errors import DemoFailed, EnvironmentFault
 from pycolo.guest.builder import UNMOUNTED_LINE
+from pycolo.guest.console import console_says
 from pycolo.guest.control import CONTROL_PORT
 from pycolo.guest.disk_image import copy_disk
-from pycolo.manager.common import console_says
 
 WORKERS = "database=2,http=1,tcp=1,udp=1"
 NAME = "data.img"

@@ -105,7 +105,7 @@ def make_workers(
     host: str,
     ports: Mapping[str, int],
     contents: Mapping[str, bytes],
-    ask_s: float = GIVE_UP_S,
+    ask_s: float,
 ) -> list[Worker]:
     """The workers asked for; `ports` has redis, http, echo and database; every second HTTP client keeps its connection.
     UDP and ICMP clients ask for `ask_s`.

@@ -43,8 +43,8 @@ from pycolo.demo.screen import Phase, Screen
 from pycolo.edge.preflight import check_machine
 from pycolo.errors import DemoFailed, EnvironmentFault, WrongState
 from pycolo.guest.builder import READY_LINE, GuestImage, build_guest
+from pycolo.guest.console import console_says
 from pycolo.guest.disk_image import build_disk
-from pycolo.manager.common import console_says
 
 BOOT_S_MAX = 90.0
 SYNC_S_MAX = 60.0

@@ -3,7 +3,7 @@
 Guarantees: when the peer is lost, `lost` is set with the reason in a sentence and every call under way raises PeerLost.
 A closed socket counts at once; silence counts after `heartbeat_lost_max` heartbeats of our own, so that a stall of our
 own process is never taken for the peer's death. Until the first checkpoint is cut nobody waits for the peer, and its
-host is busier than ever: silence counts after `SYNC_SILENCE_S` then.
+host is busier than ever: silence counts after `SYNC_SILENCE_S_MAX` then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
 
 T = TypeVar("T")
 
-SYNC_SILENCE_S = 3.0
+SYNC_SILENCE_S_MAX = 3.0
 COMMIT_S_MAX = 10.0
 FAREWELL_S_MAX = 0.5
 DISMISSAL_S_MAX = 1.0
@@ -106,7 +106,7 @@ class PeerSession:
         self._control, self._bulk, self._table = control, bulk, table
         self._heartbeat_s, self._lost_max = heartbeat_ms / 1000, heartbeat_lost_max
         self._heard = True
-        self.awaited = True  # somebody waits for what the peer says, or may have to go on without it
+        self.awaited: Callable[[], bool] = lambda: True  # see Failover.awaits_peer
         self.said_bye = False  # the peer has left by its own will
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -180,7 +180,7 @@ class PeerSession:
             await asyncio.sleep(self._heartbeat_s)
             silent = 0 if self._heard else silent + 1
             self._heard = False
-            if silent >= self._lost_max and (self.awaited or silent * self._heartbeat_s >= SYNC_SILENCE_S):
+            if silent >= self._lost_max and (self.awaited() or silent * self._heartbeat_s >= SYNC_SILENCE_S_MAX):
                 self.close(f"the peer has been silent for {silent} heartbeats of {self._heartbeat_s * 1000:.0f} ms")
                 return
             try:

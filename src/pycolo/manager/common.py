@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from pycolo.agent import protocol
@@ -483,14 +482,6 @@ class VmCopy:
         if hasattr(self, "agent"):
             await self.agent.close()
         self.nics.close()
-
-
-def console_says(path: Path, line: str) -> bool:
-    """Whether the guest's console has printed `line`."""
-    try:
-        return line.encode() in path.read_bytes()
-    except FileNotFoundError:
-        return False
 
 
 async def ended(task: asyncio.Task[Any]) -> BaseException | None:

@@ -144,7 +144,6 @@ class PrimaryStory:
         session, welcome = await connect(
             peer_address, hello, protection.heartbeat_ms, protection.heartbeat_lost_max, tls
         )
-        session.awaited = resume  # else nobody waits for it before the first checkpoint is cut
         self._refused, self._paired_with = "", peer_address
         if not resume:  # else the debt goes on: the secondary has what it had
             remembered = protection.sent_pages_mib_max * PAGES_PER_MIB
@@ -159,6 +158,7 @@ class PrimaryStory:
     def _tie(self, session: SessionWithSecondary) -> None:
         session.resumed_ms_ago = self._vm.resumed_ms_ago
         session.on_wanted = self.want_checkpoint
+        session.awaited = lambda: self._copy.failover.awaits_peer
         self._copy.agent.on_channel_lost = session.close
         self._copy.disks.tie(self.want_checkpoint, session.close)
         session.open()
@@ -232,7 +232,6 @@ class PrimaryStory:
             """Whatever asked for a checkpoint before this instant has got it."""
             while not self._wanted.empty():
                 self._wanted.get_nowait()
-            session.awaited = True
             self._copy.decide(Event.OUTPUT_SEALED)
 
         try:

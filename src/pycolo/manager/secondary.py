@@ -58,7 +58,6 @@ class SecondaryStory:
         async with listening(copy.host.listen, self._listener, copy.host.tls_files) as address:
             copy.events.add("listening", address=address)
             session = self._open(*await self._listener.accepted())
-            session.awaited = False  # until there is something to go on with
             copy.term = self._listener.term
             await copy.drive(Event.PEER_JOINED)
             while copy.failover.state in (State.SYNCING, State.PROTECTED):
@@ -72,6 +71,7 @@ class SecondaryStory:
         session = SessionWithPrimary(control, bulk, table, protection.heartbeat_ms, protection.heartbeat_lost_max)
         session.on_committed = self._committed
         session.on_rebase = self._rebase
+        session.awaited = lambda: copy.failover.awaits_peer
         copy.agent.on_channel_lost = session.close
         copy.disks.tie(self._ask_primary, session.close)
         session.lost.add_done_callback(lambda lost: copy.disks.give_up(lost.result()))
@@ -150,7 +150,6 @@ class SecondaryStory:
     def _committed(self) -> None:
         self._copy.decide(Event.COMMITTED)
         if self._session is not None:
-            self._session.awaited = True
             self._pvm_resumed_at_s = self._session.pvm_resumed_at_s
 
     def _resumed_at_s(self) -> float:
