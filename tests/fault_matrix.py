@@ -43,6 +43,7 @@ LISTEN_S = 0.02
 SETTLE_S_MAX = 30.0
 SERVE_S = 0.5
 REUNION_S_MAX = 3.0
+LOSS_S_MAX = 5.0  # of ten heartbeats, and an answer of the arbiter's that does not come
 AWAKE_S = 1.0
 ANSWER_S_MAX = 12.0  # clients give up after 10
 PARTS = ("daemon", "manager", "agent", "qemu", "disks")
@@ -212,6 +213,17 @@ class Cluster:
                 return now
             await asyncio.sleep(0.1)
         raise TimeoutError(f"not protected in {self.settle_s_max:.0f} s: {[await self.status(name) for name in NAMES]}")
+
+    async def both_wait(self, pair: Seen) -> None:
+        """Wait until neither of a pair speaks, as neither knows who may. Raises TimeoutError."""
+        async with asyncio.timeout(LOSS_S_MAX):
+            for name in (pair.primary, pair.secondary):
+                while not await self._waits(name):  # noqa: ASYNC110 - another process is asked
+                    await asyncio.sleep(0.05)
+
+    async def _waits(self, name: str) -> bool:
+        status = await self.status(name)
+        return status is not None and status.state == "waiting-for-arbiter"
 
     async def pids(self, name: str) -> dict[str, int]:
         """The parts of a host that has a copy."""
@@ -383,13 +395,16 @@ async def cut_all_arbiters(cluster: Cluster, _: Seen) -> Undo:
 async def cut_everything(cluster: Cluster, seen: Seen) -> Undo:
     """The link comes back first, early enough for the two to find each other; else one of them rightly claims."""
     arbiters = await cluster.cut_arbiter(*NAMES)
+    link = cluster.cut(seen.primary, (seen.secondary,))
+    with contextlib.suppress(TimeoutError):  # one of them may be dead by a second fault
+        await cluster.both_wait(seen)
 
     async def reunited() -> None:
         with contextlib.suppress(TimeoutError):  # one of them may be dead by a second fault
             async with asyncio.timeout(REUNION_S_MAX):
                 await cluster.protected(seen, "not")
 
-    return partial(all_of, [cluster.cut(seen.primary, (seen.secondary,)), reunited, arbiters])
+    return partial(all_of, [link, reunited, arbiters])
 
 
 FAULTS = (
@@ -410,7 +425,7 @@ FAULTS = (
     Fault("isolate the secondary", isolate("secondary"), "on"),
     Fault("freeze and isolate the primary", frozen_alone, "over"),
     Fault("cut the arbiter", cut_all_arbiters, "not", undo_first=True, lasts_s=1.0),
-    Fault("cut link and arbiter", cut_everything, "not", undo_first=True, lasts_s=1.0),
+    Fault("cut link and arbiter", cut_everything, "not", undo_first=True, lasts_s=0.5),
 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pycolo.core import disk_wire, peer, wire
 from pycolo.core.memory_cache import MemoryCache, Stage, StageDigest
-from pycolo.core.page_changes import MASK_BYTES
+from pycolo.core.page_changes import MASK_BYTES, apply_twin
 from pycolo.core.pages import PAGE_BYTES, Contents, PageBatch, PageDeltas
 from pycolo.disk import secondary as disk_secondary
 from pycolo.edge import packet_channel, peer_greeting
@@ -121,6 +121,12 @@ def _stage(cache: MemoryCache, epoch: int, batch: PageBatch) -> None:
     cache.stage(epoch, batch)
     for indices in batch.all_indices():
         assert np.all(indices < PAGES)
+    deltas = batch.deltas
+    if len(np.unique(deltas.indices)) == len(deltas.indices):
+        twin = cache.image.copy()
+        apply_twin(twin.view(np.uint64), deltas.indices, deltas.masks, deltas.words)
+        deltas.apply_to(cache.image)  # once more, which changes nothing
+        assert np.array_equal(twin, cache.image)
 
 
 def _pages_body(reader: Reader, epoch: int) -> bytes:
@@ -129,8 +135,9 @@ def _pages_body(reader: Reader, epoch: int) -> bytes:
     zeros = np.array([reader.number() % (PAGES + 1) for _ in range(reader.number() % 4)], np.uint32)
     contents = np.full((len(indices), PAGE_BYTES), reader.number(), np.uint8)
     changed = np.array([reader.number() % (PAGES + 1) for _ in range(reader.number() % 4)], np.uint32)
-    masks = np.full((len(changed), MASK_BYTES), reader.number() % 4, np.uint8)
-    words = np.zeros(int(np.bitwise_count(masks).sum()) + reader.number() % 2, np.uint64)
+    pattern = np.array([reader.number() for _ in range(1 + reader.number() % 4)], np.uint8)
+    masks = np.resize(pattern, (len(changed), MASK_BYTES))
+    words = np.arange(int(np.bitwise_count(masks).sum()) + reader.number() % 2, dtype=np.uint64)
     batch = PageBatch(indices, contents, zeros, PageDeltas(changed, masks, words))
     body = b"".join(wire.encode_pages(epoch + reader.number() % 2, batch))
     return body[wire.HEADER.size :]

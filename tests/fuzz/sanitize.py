@@ -83,9 +83,10 @@ def _environment() -> dict[str, str]:
 
 
 def _replay(name: str, seconds: float, folder: Path) -> None:
-    from pycolo.core import _hot
+    from pycolo.core import _hot, _page_changes
 
-    assert Path(_hot.__file__).is_relative_to(BUILT), _hot.__file__
+    for made in (_hot, _page_changes):
+        assert Path(made.__file__).is_relative_to(BUILT), made.__file__
     one, random = load(TARGETS[name]), Random(7)
     folders = (SEEDS / name, folder / name / "corpus")
     inputs = [path.read_bytes() for each in folders for path in sorted(each.glob("*"))]

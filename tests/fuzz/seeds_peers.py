@@ -59,10 +59,12 @@ def control() -> Seeds:
 
 
 def pages() -> Seeds:
-    good = bytes([0, 2, 1, 2, 1, 3, 9, 0])
-    yield "committed", good + good + bytes([7, 1]) + bytes([0, 1, 5, 0, 0, 0]) + bytes([7, 1])
+    no_words = bytes([0, 0, 0, 0, 0])
+    good = bytes([0, 2, 1, 2, 1, 3, 9]) + no_words
+    yield "committed", good + good + bytes([7, 1]) + bytes([0, 1, 5, 0, 0]) + no_words + bytes([7, 1])
+    yield "changed", good + bytes([0, 0, 0, 0, 3, 1, 2, 7, 2, 0x81, 0, 0xFF, 0, 0, 7, 1])
     yield "ahead", good + bytes([6, 4]) + good + bytes([7, 1])
-    yield "beyond", bytes([0, 1, 8, 0, 0, 0])
+    yield "beyond", bytes([0, 1, 8, 0, 0]) + no_words
     yield "raw", b"\x03" + piece_of((1).to_bytes(8) + (0).to_bytes(4) + (1).to_bytes(4) + (2).to_bytes(4, "little"))
     yield "stage", b"\x05" + piece_of(msgspec.msgpack.encode(_controls()[12]))
 

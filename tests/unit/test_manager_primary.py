@@ -1,5 +1,6 @@
 """Where a primary may start a VM at all, and whom it calls."""
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,24 @@ async def test_a_vm_that_may_live_somewhere_is_not_started_again(tmp_path: Path,
     with pytest.raises(EnvironmentFault, match=f"{holder} holds term 1 .* start with --no-copy-lives"):
         await claim_first_term(copy_of(tmp_path))
     assert (await arbiter.claim("vm", 1, holder)).granted, "nothing changed"
+
+
+async def test_a_bug_is_not_hidden_by_a_loss_that_comes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy: Any = copy_of(tmp_path)
+    never = asyncio.get_running_loop().create_future()
+    copy.qemu, copy.agent, copy.disks = (SimpleNamespace(lost=never), SimpleNamespace(gone=never), MagicMock(gone=()))
+
+    async def lost() -> None:
+        raise VmLost("it died")
+
+    async def broken() -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(copy, "_watch_arbiter", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        await copy._live_or_end(lost)
 
 
 async def test_a_kernel_that_is_a_folder_is_called_one(tmp_path: Path) -> None:

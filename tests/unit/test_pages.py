@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -43,6 +47,27 @@ def test_applying_writes_contents_and_zeros_and_nothing_else() -> None:
     PageBatch.of(pages(1, 2), contents(4, 0)).apply_to(image)
     assert image[:, 0].tolist() == [9, 4, 0, 9]
     assert (image == image[:, :1]).all()
+
+
+def test_pages_of_zeros_take_no_memory_that_nobody_has_written() -> None:
+    memory = mmap.mmap(-1, 64 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)  # so that it is a line of its own in the kernel's list as well
+    image = np.frombuffer(memory, np.uint8).reshape(64, PAGE_BYTES)
+    PageBatch.of(np.arange(64, dtype=np.uint32), np.zeros((64, PAGE_BYTES), np.uint8)).apply_to(image)
+    assert written_kib(image) == 0
+    PageBatch.of(pages(3, 5), contents(4, 0)).apply_to(image)
+    assert written_kib(image) == 4
+
+
+def written_kib(image: Contents) -> int:
+    address, found = image.ctypes.data, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+            found = first <= address < last
+        elif found and line.startswith("Anonymous:"):
+            return int(line.split()[1])
+    raise AssertionError("it is mapped nowhere")
 
 
 @pytest.mark.parametrize(("all_owed", "owed"), [(True, [0, 1, 2]), (False, [])])

@@ -62,8 +62,8 @@ async def paired(*, beating: bool = True) -> AsyncIterator[Pair]:
     pair = Pair(primary, SessionWithPrimary(control, bulk, table, HEARTBEAT_MS, LOST_MAX))
     primary.on_wanted = pair.asked.put_nowait
     if beating:
-        primary.open()
-        pair.secondary.open()
+        primary.open(lambda: True)
+        pair.secondary.open(lambda: True)
     try:
         yield pair
     finally:
@@ -151,7 +151,7 @@ async def test_a_session_outlives_silence_on_bulk() -> None:
 
 async def test_silence_is_noticed_in_time_and_ends_every_call() -> None:
     async with paired(beating=False) as pair:
-        pair.primary.open()
+        pair.primary.open(lambda: True)
         await pair.primary.send_stage(STAGE)
         waiting = asyncio.create_task(pair.primary.committed(3))
         begun = asyncio.get_running_loop().time()
@@ -166,8 +166,7 @@ async def test_silence_is_noticed_in_time_and_ends_every_call() -> None:
 async def test_while_nobody_waits_for_it_a_peer_may_be_silent_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_link, "SYNC_SILENCE_S_MAX", 0.4)
     async with paired(beating=False) as pair:
-        pair.primary.awaited = lambda: False
-        pair.primary.open()
+        pair.primary.open(lambda: False)
         begun = asyncio.get_running_loop().time()
         assert "has been silent" in await lost(pair.primary)
         assert asyncio.get_running_loop().time() - begun >= 0.4
@@ -175,13 +174,31 @@ async def test_while_nobody_waits_for_it_a_peer_may_be_silent_for_longer(monkeyp
 
 async def test_a_peer_that_is_waited_for_at_last_is_lost_as_soon_as_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_link, "SYNC_SILENCE_S_MAX", 60.0)
+    awaited = False
     async with paired(beating=False) as pair:
-        pair.primary.awaited = lambda: False
-        pair.primary.open()
+        pair.primary.open(lambda: awaited)
         await asyncio.sleep(HEARTBEAT_MS * LOST_MAX * 2 / 1000)
         assert not pair.primary.lost.done()
-        pair.primary.awaited = lambda: True
+        awaited = True
         assert "has been silent" in await lost(pair.primary)
+
+
+async def test_what_its_kernel_does_not_acknowledge_counts_when_the_peer_is_waited_for() -> None:
+    awaited = False
+
+    def acknowledged_ms_max(pair: Pair) -> int:
+        connection: socket.socket = pair.primary._control._stream.transport.get_extra_info("socket")
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    async with paired(beating=False) as pair:
+        pair.primary.open(lambda: awaited)
+        pair.secondary.open(lambda: awaited)
+        await asyncio.sleep(HEARTBEAT_MS * 2 / 1000)
+        assert acknowledged_ms_max(pair) == 3000
+        awaited = True
+        await asyncio.sleep(HEARTBEAT_MS * 4 / 1000)
+        assert acknowledged_ms_max(pair) == HEARTBEAT_MS * LOST_MAX
+        assert not pair.primary.lost.done()
 
 
 async def test_the_reason_is_the_first_one() -> None:

@@ -165,6 +165,6 @@ async def test_a_greeting_that_was_under_way_when_the_window_closed_pairs_nobody
     await asyncio.sleep(0.02)
     with contextlib.suppress(PeerLost):
         session = await bereft.called(resume=True)
-        session.open()
+        session.open(lambda: True)
         assert await lost(session)
     assert await waiting is None

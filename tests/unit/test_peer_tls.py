@@ -60,7 +60,7 @@ class Secondary:
         control, bulk = self._connections
         both = self._sessions[0], SessionWithPrimary(control, bulk, table, HEARTBEAT_MS, LOST_MAX)
         for session in both:
-            session.open()
+            session.open(lambda: True)
         return both
 
     @contextlib.asynccontextmanager

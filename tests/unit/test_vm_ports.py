@@ -111,6 +111,14 @@ async def test_a_save_that_fails_when_its_checkpoint_has_failed_already_is_no_ne
     assert unheard == []
 
 
+async def test_a_bug_in_a_save_that_nobody_asks_for_any_more_is_raised() -> None:
+    vm, port = await paused()
+    vm.saved.set_exception(TypeError("a bug"))
+    with pytest.raises(TypeError, match="a bug"):
+        await port.resume()
+    assert vm.steps == ["stop", "save", "saved"]
+
+
 async def test_a_pause_without_a_save_ends_at_once() -> None:
     vm = Vm()
     port = PrimaryVmPort(cast(Qemu, vm), self_check=False)

@@ -119,7 +119,7 @@ def test_the_largest_message_is_allowed() -> None:
         wire.MESSAGE_BYTES_MAX,
         wire.Kind.PAGES,
     )
-    assert wire.MESSAGE_BYTES_MAX >= 16 + (PAGE_BYTES + 4) * wire.BATCH_PAGES_MAX + 4 * wire.BATCH_ZEROS_MAX
+    assert wire.MESSAGE_BYTES_MAX >= 16 + (PAGE_BYTES + 4) * wire.BATCH_PAGES_MAX
 
 
 def test_a_page_batch_on_the_wire_is_what_the_docstring_says() -> None:
@@ -155,7 +155,8 @@ def test_deltas_on_the_wire_are_what_the_docstring_says() -> None:
         wire._PAGES.pack(1, 0, 1, 0, 0),
         wire._PAGES.pack(1, wire.BATCH_PAGES_MAX + 1, 0, 0, 0) + bytes((wire.BATCH_PAGES_MAX + 1) * (PAGE_BYTES + 4)),
         wire._PAGES.pack(1, wire.BATCH_PAGES_MAX, 0, 1, 0) + bytes((wire.BATCH_PAGES_MAX) * (PAGE_BYTES + 4) + 68),
-        wire._PAGES.pack(1, 0, wire.BATCH_ZEROS_MAX + 1, 0, 0),
+        wire._PAGES.pack(1, 0, wire.BATCH_PAGES_MAX + 1, 0, 0) + bytes((wire.BATCH_PAGES_MAX + 1) * 4),
+        wire._PAGES.pack(1, wire.BATCH_PAGES_MAX, 1, 0, 0) + bytes(wire.BATCH_PAGES_MAX * (PAGE_BYTES + 4) + 4),
         wire._PAGES.pack(1, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF),
         wire._PAGES.pack(1, 0, 0, 1, 1) + bytes(4 + 64 + 8),  # a word that no bit marks
         wire._PAGES.pack(1, 0, 0, 1, 0) + bytes(4) + b"\x01" + bytes(63),  # a bit without its word

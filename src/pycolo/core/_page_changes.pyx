@@ -11,6 +11,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 import numpy as np
 
+cdef extern from *:
+    int popcount "__builtin_popcountll"(unsigned long long) noexcept nogil
+
 cdef enum:
     PAGE_BYTES = 4096
     PAGE_WORDS = 512
@@ -129,6 +132,7 @@ def apply(
     """As `page_changes.apply_twin`."""
     cdef size_t count = indices.shape[0]
     cdef size_t at, byte, bit, marked = 0, taken = 0
+    cdef uint64_t bits[8]
     cdef bint there = True
     cdef uint64_t* page
     if masks.shape[0] != indices.shape[0] or masks.shape[1] != MASK_BYTES or image.shape[1] != PAGE_WORDS:
@@ -136,9 +140,9 @@ def apply(
     with nogil:
         for at in range(count):
             there = there and indices[at] < <size_t>image.shape[0]
-            for byte in range(MASK_BYTES):
-                for bit in range(8):
-                    marked += (masks[at, byte] >> bit) & 1
+            memcpy(bits, &masks[at, 0], MASK_BYTES)
+            for byte in range(8):
+                marked += popcount(bits[byte])
     if not there:
         raise IndexError("a page to change is not there")
     if marked != <size_t>words.shape[0]:

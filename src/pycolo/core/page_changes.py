@@ -73,7 +73,8 @@ def sift_twin(contents: Words, remembered: Words, places: NDArray[np.int32]) -> 
 
 
 def apply_twin(image: Words, indices: NDArray[np.uint32], masks: Bytes, words: Words) -> None:
-    """Write `words` to the places in the pages `indices` of an image that `masks` name. No page comes twice.
+    """Write `words` to the places in the pages `indices` of an image that `masks` name; of a page that comes twice
+    the last may be all that is written.
 
     Raises IndexError for a page that isn't there, ValueError when there are not as many words as bits or the shapes do
     not fit together; nothing is written then.

@@ -91,7 +91,7 @@ class PageBatch:
     def apply_to(self, image: Contents) -> None:
         """Write the batch into an image of RAM, (pages, 4096) uint8."""
         image[self.indices] = self.contents
-        stale = filled(image[self.zeros].view(np.uint64))  # memory that was never written is not taken for zeros either
+        stale = filled(image[self.zeros].view(np.uint64))  # a page that nobody has written yet takes no memory
         image[self.zeros[stale]] = 0
         if len(self.deltas.indices):
             self.deltas.apply_to(image)

@@ -31,10 +31,9 @@ PROTOCOL_VERSION = 10  # the newest that we speak
 PROTOCOL_VERSION_MIN = 10  # the oldest
 GREETING_BYTES_MAX = 16 << 10  # a stranger may say no more than this before we know who it is
 BATCH_PAGES_MAX = 1024
-BATCH_ZEROS_MAX = 1 << 20
 FRAMES_MAX = 128  # of the longest ones a message has half of MESSAGE_BYTES_MAX
 NICS_MAX = 8
-MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_BYTES + 4) + BATCH_ZEROS_MAX * 4 + 64)
+MESSAGE_BYTES_MAX = max(DEVICE_STATE_BYTES_MAX + 4096, BATCH_PAGES_MAX * (PAGE_BYTES + 4) + 64)
 
 HEADER = struct.Struct(">IB")
 _PAGES = struct.Struct(">QIIII")
@@ -370,7 +369,7 @@ def decode_pages(body: bytes | memoryview) -> tuple[int, PageBatch]:
     if len(body) < _PAGES.size:
         raise PeerViolation(f"the peer sent a page batch of only {len(body)} bytes")
     epoch, count, zero_count, delta_count, word_count = _PAGES.unpack_from(body)
-    if count + delta_count > BATCH_PAGES_MAX or zero_count > BATCH_ZEROS_MAX:
+    if count + zero_count + delta_count > BATCH_PAGES_MAX:
         raise PeerViolation(f"the peer sent {count} pages, {delta_count} deltas, {zero_count} zero pages in one batch")
     sizes = [4 * count, 4 * zero_count, 4 * delta_count, PAGE_BYTES * count, MASK_BYTES * delta_count]
     ends = [_PAGES.size, *(_PAGES.size + end for end in itertools.accumulate([*sizes, WORD_BYTES * word_count]))]

@@ -2,8 +2,10 @@
 
 Guarantees: when the peer is lost, `lost` is set with the reason in a sentence and every call under way raises PeerLost.
 A closed socket counts at once; silence counts after `heartbeat_lost_max` heartbeats of our own, so that a stall of our
-own process is never taken for the peer's death. Until the first checkpoint is cut nobody waits for the peer, and its
-host is busier than ever: silence counts after `SYNC_SILENCE_S_MAX` then.
+own process is never taken for the peer's death. In a first sync nobody waits for the peer yet, and its host is busier
+than ever: silence of less than `SYNC_SILENCE_S_MAX` doesn't count until the primary has cut the first checkpoint, and
+the secondary committed it. A secondary that hears nothing between these two bears that, so the primary, whose clients
+wait from the cut on, goes by what the peer's kernel acknowledges as well.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TypeVar
 from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
-from pycolo.edge.peer_socket import prepare_peer_socket
+from pycolo.edge.peer_socket import limit_unacknowledged, prepare_peer_socket
 from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import certified_names, failure
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
@@ -48,6 +50,11 @@ class Connection:
         tls: ssl.SSLObject | None = stream.transport.get_extra_info("ssl_object")
         self.certified = None if tls is None else certified_names(tls)
         prepare_peer_socket(connection)
+
+    def limit_unacknowledged(self, seconds: float) -> None:
+        """From here on it breaks when the peer's kernel acknowledges nothing for so long."""
+        with suppress(OSError):  # it may have broken just now
+            limit_unacknowledged(self._stream.transport.get_extra_info("socket"), seconds)
 
     async def send(self, *buffers: bytes | memoryview) -> None:
         """Send one encoded message; waits while the peer does not take it."""
@@ -106,7 +113,7 @@ class PeerSession:
         self._control, self._bulk, self._table = control, bulk, table
         self._heartbeat_s, self._lost_max = heartbeat_ms / 1000, heartbeat_lost_max
         self._heard = True
-        self.awaited: Callable[[], bool] = lambda: True  # see Failover.awaits_peer
+        self._awaited: Callable[[], bool]
         self.said_bye = False  # the peer has left by its own will
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,8 +123,9 @@ class PeerSession:
         """The address of the peer, in numbers: further channels go to the same host, without asking a name server."""
         return self._control.peer_host
 
-    def open(self) -> None:
-        """Start heartbeats and the control reader."""
+    def open(self, awaited: Callable[[], bool]) -> None:
+        """Start heartbeats and the control reader; `awaited` as Failover.awaits_peer, which stays at yes."""
+        self._awaited = awaited
         self._table.phase = peer.Phase.OPEN
         self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._listen())]
 
@@ -175,12 +183,15 @@ class PeerSession:
         return lost
 
     async def _beat(self) -> None:
-        silent = 0
+        silent, patient = 0, True
         while True:
             await asyncio.sleep(self._heartbeat_s)
             silent = 0 if self._heard else silent + 1
             self._heard = False
-            if silent >= self._lost_max and (self.awaited() or silent * self._heartbeat_s >= SYNC_SILENCE_S_MAX):
+            if patient and self._awaited():
+                patient = False
+                self._control.limit_unacknowledged(self._heartbeat_s * self._lost_max)
+            if silent >= self._lost_max and not (patient and silent * self._heartbeat_s < SYNC_SILENCE_S_MAX):
                 self.close(f"the peer has been silent for {silent} heartbeats of {self._heartbeat_s * 1000:.0f} ms")
                 return
             try:

@@ -107,10 +107,14 @@ class PrimaryVmPort:
         return await self._saving
 
     async def _end_save(self) -> None:
-        """Whatever came of it: who wants to know has asked."""
+        """Whatever came of it: who wants to know has asked. But for a bug: nobody may."""
         saving, self._saving = self._saving, None
-        if saving is not None:
-            await asyncio.wait([saving])
+        if saving is None:
+            return
+        await asyncio.wait([saving])
+        failure = None if saving.cancelled() else saving.exception()
+        if failure is not None and not isinstance(failure, VmLost):
+            raise failure
 
     def _check(self, shadow: Contents) -> None:
         if not self._paused:

@@ -158,10 +158,9 @@ class PrimaryStory:
     def _tie(self, session: SessionWithSecondary) -> None:
         session.resumed_ms_ago = self._vm.resumed_ms_ago
         session.on_wanted = self.want_checkpoint
-        session.awaited = lambda: self._copy.failover.awaits_peer
         self._copy.agent.on_channel_lost = session.close
         self._copy.disks.tie(self.want_checkpoint, session.close)
-        session.open()
+        session.open(lambda: self._copy.failover.awaits_peer)
         self._copy.session = self._session = session
 
     async def _untie(self, why: str) -> None:

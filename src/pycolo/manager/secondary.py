@@ -71,11 +71,10 @@ class SecondaryStory:
         session = SessionWithPrimary(control, bulk, table, protection.heartbeat_ms, protection.heartbeat_lost_max)
         session.on_committed = self._committed
         session.on_rebase = self._rebase
-        session.awaited = lambda: copy.failover.awaits_peer
         copy.agent.on_channel_lost = session.close
         copy.disks.tie(self._ask_primary, session.close)
         session.lost.add_done_callback(lambda lost: copy.disks.give_up(lost.result()))
-        session.open()
+        session.open(lambda: copy.failover.awaits_peer)
         copy.session = self._session = session
         copy.events.add("paired", primary=session.peer_host)
         return session
