@@ -85,8 +85,9 @@ def _environment() -> dict[str, str]:
 def _replay(name: str, seconds: float, folder: Path) -> None:
     from pycolo.core import _hot, _page_changes
 
-    for made in (_hot, _page_changes):
-        assert Path(made.__file__).is_relative_to(BUILT), made.__file__
+    for made in (_hot.__file__, _page_changes.__file__):
+        assert made is not None, "it is not compiled"
+        assert Path(made).is_relative_to(BUILT), made
     one, random = load(TARGETS[name]), Random(7)
     folders = (SEEDS / name, folder / name / "corpus")
     inputs = [path.read_bytes() for each in folders for path in sorted(each.glob("*"))]

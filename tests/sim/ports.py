@@ -235,6 +235,9 @@ class PvmPort:
         """See PrimaryVm."""
         return await self._call("take_dirty_pages", self._guest.take_dirty)
 
+    async def expect_pages(self, count: int) -> None:
+        """Memory of our own is made ready, which nobody else takes part in."""
+
     async def read_pages(self, indices: Indices) -> Contents:
         """See PrimaryVm."""
         return await self._call("read_pages", lambda: self._guest.ram[indices])

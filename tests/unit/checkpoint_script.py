@@ -98,6 +98,9 @@ class Pvm:
         self.script.run("take_dirty_pages", self.dirty.clear)
         return taken
 
+    async def expect_pages(self, count: int) -> None:
+        self.script.run("expect_pages")
+
     async def read_pages(self, indices: Indices) -> Contents:
         self.script.run("read_pages")
         contents = self.ram[indices]

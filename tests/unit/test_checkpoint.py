@@ -25,6 +25,7 @@ async def test_the_steps_of_a_checkpoint() -> None:
     assert script.steps == [
         "disks room 1",
         "take_dirty_pages",  # one page: fewer than precopy_pages_min, so no pre-copy
+        "expect_pages",
         "pause_feed",
         "disks expect_pause",
         "pause",

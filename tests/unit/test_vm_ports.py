@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import pytest
 
+from pycolo.core.pages import Contents
 from pycolo.edge import vm_ports
 from pycolo.edge.qemu import Qemu
 from pycolo.edge.vm_ports import LOAD_S_FIRST_GUESS, PrimaryVmPort, SecondaryVmPort
@@ -24,6 +25,7 @@ class Vm:
     def __init__(self) -> None:
         self.steps: list[str] = []
         self.saved: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.dirty: SimpleNamespace
         self.ram = SimpleNamespace(page_count=4, pages=np.zeros((4, 4096), np.uint8))
 
     async def stop(self) -> None:
@@ -117,6 +119,22 @@ async def test_a_bug_in_a_save_that_nobody_asks_for_any_more_is_raised() -> None
     with pytest.raises(TypeError, match="a bug"):
         await port.resume()
     assert vm.steps == ["stop", "save", "saved"]
+
+
+@pytest.mark.parametrize(("expected", "read"), [(600, 600), (600, 900), (600, 1000), (0, 700), (9000, 1024)])
+async def test_what_was_read_in_a_pause_is_nobody_elses(expected: int, read: int) -> None:
+    vm, port = await paused()
+    ram = np.arange(1024, dtype=np.uint32).repeat(1024).reshape(1024, 1024).view(np.uint8)
+    vm.ram = SimpleNamespace(page_count=1024, pages=ram)
+    vm.dirty = SimpleNamespace(contents=lambda indices: ram[indices])
+    port = PrimaryVmPort(cast(Qemu, vm), self_check=False)
+    seen: list[Contents] = []
+    for _ in range(3):
+        await port.expect_pages(expected)
+        indices = np.arange(1024 - read, 1024, dtype=np.uint32)
+        seen.append(await port.read_pages(indices))
+        assert np.array_equal(seen[-1], ram[indices])
+    assert not any(np.shares_memory(one, other) for one in seen for other in seen if one is not other)
 
 
 async def test_a_pause_without_a_save_ends_at_once() -> None:

@@ -53,6 +53,10 @@ class PrimaryVm(Protocol):
         """Let it run, once nothing is being saved any more."""
 
     async def take_dirty_pages(self) -> Indices: ...
+
+    async def expect_pages(self, count: int) -> None:
+        """About so many pages will be read in the coming pause: what copies of them need is made ready before it."""
+
     async def read_pages(self, indices: Indices) -> Contents: ...
 
     def begin_save(self) -> None:
@@ -230,17 +234,18 @@ async def _precopy(
     After many of them the secondary is waited for: what it has not taken yet would keep it from committing, while
     clients wait for what the PVM says.
     """
-    first_sync, owed_before = ledger.committed == 0, 0
+    first_sync, owed, owed_before = ledger.committed == 0, 0, 0
     for turn in range(limits.first_sync_rounds_max if first_sync else limits.precopy_rounds_max):
         await _collect_dirty(vm.take_dirty_pages, ledger.debt)
         owed = ledger.debt.owed_count
         hardly_fewer = turn >= limits.precopy_rounds_min and not first_sync and owed > owed_before // 2
         if owed < limits.precopy_pages_min or hardly_fewer:
-            return
+            break
         owed_before = owed
         await stream.send_owed()
         if owed >= limits.catch_up_pages_min:
             await link.caught_up()
+    await vm.expect_pages(owed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from pycolo.errors import VmLost
 
 READ_STEP_PAGES = 256  # 1 MiB: a few ms, even of a slow host, after which heartbeats get their turn
 COMPARE_STEP_PAGES = 2048
+ROOM_MULTIPLE = 4  # of the pages expected: those beyond take memory only when there are so many
+NO_PAGES: Contents = np.empty((0, PAGE_BYTES), np.uint8)
 WRITE_STEP_PAGES = 1024  # memory that is written for the first time costs a fault for each page
 TURNS_PER_BREATH = 3  # a heartbeat that is due needs so many turns of the loop: its timer, its task, its socket
 LOAD_S_FIRST_GUESS = 0.0085
@@ -59,6 +61,7 @@ class PrimaryVmPort:
         self._paused = False
         self.pause_ms = 0.0
         self._saving: asyncio.Task[bytes] | None = None
+        self._room = NO_PAGES
 
     async def pause(self) -> None:
         self._paused_at_ms = _ms()
@@ -83,12 +86,22 @@ class PrimaryVmPort:
             self._check(self._shadow)
         return taken
 
+    async def expect_pages(self, count: int) -> None:
+        # To write memory for the first time takes ten times as long as to copy a page to it.
+        if count <= READ_STEP_PAGES:
+            self._room = NO_PAGES
+            return
+        self._room = np.empty((min(ROOM_MULTIPLE * count, self._qemu.ram.page_count), PAGE_BYTES), np.uint8)
+        for start in range(0, count + count // 2, READ_STEP_PAGES):  # half as many again: the VM writes on meanwhile
+            self._room[start : start + READ_STEP_PAGES, 0] = 0
+            await asyncio.sleep(0)
+
     async def read_pages(self, indices: Indices) -> Contents:
         self._reported[indices] = False
         if len(indices) <= READ_STEP_PAGES:
             contents = self._qemu.dirty.contents(indices)
         else:
-            contents = np.empty((len(indices), PAGE_BYTES), np.uint8)
+            contents = self._take_room(len(indices))
             for start in range(0, len(indices), READ_STEP_PAGES):
                 step = slice(start, start + READ_STEP_PAGES)
                 contents[step] = self._qemu.dirty.contents(indices[step])
@@ -96,6 +109,11 @@ class PrimaryVmPort:
         if self._shadow is not None:
             self._shadow[indices] = contents
         return contents
+
+    def _take_room(self, count: int) -> Contents:
+        """Memory for so many pages; its owner is who asks, as it may be under way to the secondary for long."""
+        room, self._room = self._room, NO_PAGES
+        return room[:count] if len(room) >= count else np.empty((count, PAGE_BYTES), np.uint8)
 
     def begin_save(self) -> None:
         # QEMU saves by itself, while we look for dirty pages and copy them: the longest part of the pause and the next.
