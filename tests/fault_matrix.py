@@ -215,15 +215,21 @@ class Cluster:
         raise TimeoutError(f"not protected in {self.settle_s_max:.0f} s: {[await self.status(name) for name in NAMES]}")
 
     async def both_wait(self, pair: Seen) -> None:
-        """Wait until neither of a pair speaks, as neither knows who may. Raises TimeoutError."""
-        async with asyncio.timeout(LOSS_S_MAX):
-            for name in (pair.primary, pair.secondary):
-                while not await self._waits(name):  # noqa: ASYNC110 - another process is asked
-                    await asyncio.sleep(0.05)
+        """Wait until neither of a pair speaks, as neither knows who may; who is dead by a second fault doesn't either.
 
-    async def _waits(self, name: str) -> bool:
-        status = await self.status(name)
-        return status is not None and status.state == "waiting-for-arbiter"
+        Raises TimeoutError.
+        """
+        for name in (pair.primary, pair.secondary):
+            deadline_s = time.monotonic() + LOSS_S_MAX
+            while True:
+                status = await self.status(name)
+                if status is not None and (not status.running or status.state == "waiting-for-arbiter"):
+                    break
+                if time.monotonic() > deadline_s:
+                    if status is None:
+                        break
+                    raise TimeoutError(f"with link and arbiter cut {name} is {status.state}: {status.reason}")
+                await asyncio.sleep(0.05)
 
     async def pids(self, name: str) -> dict[str, int]:
         """The parts of a host that has a copy."""
@@ -396,8 +402,7 @@ async def cut_everything(cluster: Cluster, seen: Seen) -> Undo:
     """The link comes back first, early enough for the two to find each other; else one of them rightly claims."""
     arbiters = await cluster.cut_arbiter(*NAMES)
     link = cluster.cut(seen.primary, (seen.secondary,))
-    with contextlib.suppress(TimeoutError):  # one of them may be dead by a second fault
-        await cluster.both_wait(seen)
+    await cluster.both_wait(seen)
 
     async def reunited() -> None:
         with contextlib.suppress(TimeoutError):  # one of them may be dead by a second fault

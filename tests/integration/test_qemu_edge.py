@@ -392,10 +392,11 @@ async def test_a_hanging_qemu_is_lost_within_the_deadline(start_qemu: StartQemu,
     os.kill(vm.qemu.pid, signal.SIGSTOP)
     begun = time.monotonic()
 
-    with pytest.raises(VmLost, match=r"did not answer [a-z-]+ within 0.5 s"):
-        await getattr(vm.qemu, command)()
+    async with asyncio.timeout(10):
+        with pytest.raises(VmLost, match=r"did not answer [a-z-]+ within 0.5 s"):
+            await getattr(vm.qemu, command)()
 
-    assert 0.4 < time.monotonic() - begun < 2
+    assert time.monotonic() - begun > 0.4
     assert "did not answer" in vm.qemu.lost.result()
     with pytest.raises(VmLost, match="did not answer"):
         await vm.qemu.status()
@@ -409,7 +410,7 @@ async def test_a_dead_qemu_is_lost_at_once(start_qemu: StartQemu) -> None:
         log.write("the last thing it said\n\n")
     os.kill(vm.qemu.pid, signal.SIGKILL)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         reason = await vm.qemu.lost
 
     assert reason == "QEMU vm was killed by SIGKILL; its last words: the last thing it said"
@@ -427,7 +428,7 @@ async def test_a_command_under_way_when_qemu_dies_says_why(start_qemu: StartQemu
     os.kill(vm.qemu.pid, signal.SIGKILL)
 
     with pytest.raises(VmLost, match="was killed by SIGKILL"):
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_killing_gives_everything_back(start_qemu: StartQemu) -> None:

@@ -422,8 +422,8 @@ def _applied(cache: MemoryCache) -> Contents:
     """The image that a roll-forward from here would come to; the cache itself stays as it is."""
     image = cache.image.copy()
     for kept in (cache._restoring, cache._past):
-        for pages, contents in kept:
-            image[pages] = contents
+        for past in kept:
+            past.apply_to(image)
     return image
 
 

@@ -99,7 +99,7 @@ class Pvm:
         return taken
 
     async def expect_pages(self, count: int) -> None:
-        self.script.run("expect_pages")
+        self.script.run(f"expect_pages {count}")
 
     async def read_pages(self, indices: Indices) -> Contents:
         self.script.run("read_pages")

@@ -28,6 +28,7 @@ from pycolo.errors import PeerLost
 from tcp_frames import arp, udp
 
 BRIEF_LEASE_MS = 600.0
+AHEAD_S = 3600.0  # so far that what a tap compares with the machine's clock is never late
 
 
 class Host:
@@ -96,14 +97,20 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def no_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that this machine does ends a lease: its clock stands still."""
+    monkeypatch.setattr(primary, "boottime_s", Clock(boottime_s() + AHEAD_S))
+
+
+@pytest.fixture
+def host(no_stalls: None) -> Iterator[Host]:
     host = Host()
     yield host
     host.close()
 
 
 @pytest.fixture
-def two() -> Iterator[Host]:
+def two(no_stalls: None) -> Iterator[Host]:
     """With two network cards, each of which may hold a few frames only."""
     host = Host(2, replace(DataplaneLimits(), held_frames_max=4))
     yield host
@@ -436,7 +443,7 @@ def test_an_agent_says_nothing_after_its_lease_wherever_it_was_frozen(
 def test_what_takes_long_to_translate_leaves_in_parts(brief: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would leave, and there would be more to translate the next time."""
     said = [udp(b"%d" % number) for number in range(4 * BATCH_FRAMES_MAX)]
-    clock = Clock(boottime_s() + 3600.0)  # so far ahead that what a tap compares with the machine's is never late
+    clock = Clock(boottime_s() + AHEAD_S)
     monkeypatch.setattr(primary, "boottime_s", clock)
     monkeypatch.setattr(brief.side.cards[0], "chain", Slow(clock))
     for start in range(0, len(said), BATCH_FRAMES_MAX):

@@ -25,7 +25,7 @@ async def test_the_steps_of_a_checkpoint() -> None:
     assert script.steps == [
         "disks room 1",
         "take_dirty_pages",  # one page: fewer than precopy_pages_min, so no pre-copy
-        "expect_pages",
+        "expect_pages 1",
         "pause_feed",
         "disks expect_pause",
         "pause",
@@ -124,7 +124,7 @@ async def test_the_commit_stands_when_the_release_fails() -> None:
         (1, 1),  # few are left
     ],
 )
-async def test_precopy_goes_on_while_it_helps(busy_pages: int, rounds: int) -> None:
+async def test_precopy_goes_on_while_it_helps_and_the_pause_expects_the_rest(busy_pages: int, rounds: int) -> None:
     script = Script()
     pvm, ledger = Pvm(script), EpochLedger(PAGES)
     await one_checkpoint(pvm, ledger)
@@ -134,6 +134,7 @@ async def test_precopy_goes_on_while_it_helps(busy_pages: int, rounds: int) -> N
     await one_checkpoint(pvm, ledger)
     ahead = script.steps[: script.steps.index("pause_feed")]
     assert ahead.count("caught_up") == rounds
+    assert ahead[-1] == f"expect_pages {busy_pages}"
     assert script.steps[-1] == "commit 2"
     assert pages_of(pvm.sent) == list(range(PAGES))
 
@@ -150,7 +151,8 @@ async def test_precopy_rounds_have_a_limit() -> None:
                 self.write(page, len(taken))
             return found
 
-    pvm, ledger = Halving(Script()), EpochLedger(64)
+    script = Script()
+    pvm, ledger = Halving(script), EpochLedger(64)
     pvm.ram = np.zeros((64, PAGE_BYTES), np.uint8)
     await one_checkpoint(pvm, ledger)
     taken.clear()
@@ -158,6 +160,7 @@ async def test_precopy_rounds_have_a_limit() -> None:
         pvm.write(page, 3)
     await one_checkpoint(pvm, ledger)
     assert taken == [64, 32, 16, 8, 4], "four rounds, and the pause"
+    assert "expect_pages 4" in script.steps, "not the 8 that have been sent"
 
 
 async def test_the_first_sync_has_all_its_rounds() -> None:

@@ -9,7 +9,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +20,11 @@ from aiohttp import web
 from fake_etcd import CLUSTER_ID, FakeEtcd, Fault, fake_etcd, hang, only, say
 
 from pycolo.core.arbitration import ClaimRecord
-from pycolo.edge import etcd
+from pycolo.edge import etcd, etcd_gateway
 from pycolo.edge.etcd_gateway import ANSWER_BYTES_MAX, ATTEMPT_S_MAX
 from pycolo.errors import ArbiterUnanswered, EnvironmentFault
 
+PATIENT_S = 60.0
 HEADER = {"header": {"cluster_id": CLUSTER_ID}}
 KEY = base64.b64encode(b"/pycolo/claims/vm").decode()
 RECORD = base64.b64encode(b'{"vm": "vm", "term": 1, "holder": "alpha"}').decode()
@@ -35,6 +35,13 @@ HELD = {"key": KEY, "mod_revision": "7", "value": RECORD}
 async def store() -> AsyncIterator[FakeEtcd]:
     async with fake_etcd() as one:
         yield one
+
+
+@pytest.fixture
+def patient(store: FakeEtcd, monkeypatch: pytest.MonkeyPatch) -> FakeEtcd:
+    """Its questions have much time, so that no stall of this machine ends one."""
+    monkeypatch.setattr(etcd_gateway, "ATTEMPT_S_MAX", PATIENT_S)
+    return store
 
 
 async def test_one_of_two_holds_a_term(store: FakeEtcd) -> None:
@@ -126,6 +133,20 @@ async def test_a_claim_that_fails_without_saying_why_is_no_answer(
         await store.arbiter().claim("vm", 1, "alpha")
 
 
+async def test_a_member_that_hangs_is_not_waited_for(patient: FakeEtcd) -> None:
+    patient.members[0].before = hang
+    async with asyncio.timeout(PATIENT_S / 2):
+        assert (await patient.arbiter().claim("vm", 1, "alpha")).granted, "by the second member"
+
+
+async def test_when_all_members_hang_a_question_has_an_end(store: FakeEtcd) -> None:
+    for member in store.members:
+        member.before = hang
+    asked = f"(http://127.0.0.1:[0-9]+ does not answer within {ATTEMPT_S_MAX} s(; )?){{2}}$"
+    with pytest.raises(ArbiterUnanswered, match=asked):
+        await store.arbiter().claim("vm", 1, "alpha")
+
+
 async def endless(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     await response.prepare(request)
@@ -150,19 +171,15 @@ BOMB = gzip.compress(json.dumps({**HEADER, "kvs": []}).encode() + b" " * (50 << 
         (say({"message": "etcdserver: no leader\n\0"}, status=503), r"HTTP status 503 \(etcdserver: no leader  \)"),
         (say({"message": "x" * 9999}, status=400), r"HTTP status 400 \(x{200}\)"),
         (say("[" * 50_000, status=500), "answers with HTTP status 500"),
-        (hang, f"does not answer within {ATTEMPT_S_MAX} s"),
     ],
 )
-async def test_a_member_that_gives_no_answer(store: FakeEtcd, fault: Fault, says: str) -> None:
-    first, second = store.members
+async def test_a_member_that_gives_no_answer(patient: FakeEtcd, fault: Fault, says: str) -> None:
+    store, (first, second) = patient, patient.members
     first.before = fault
-    async with asyncio.timeout(1.0):
-        assert (await store.arbiter().claim("vm", 1, "alpha")).granted, "by the second member"
+    assert (await store.arbiter().claim("vm", 1, "alpha")).granted, "by the second member"
     second.before = fault
-    begun_s = time.monotonic()
     with pytest.raises(ArbiterUnanswered, match=says) as caught:
         await store.arbiter().claim("vm", 2, "alpha")
-    assert time.monotonic() - begun_s < 2 * ATTEMPT_S_MAX, "not one member after the other"
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
     assert store.records() == [{"vm": "vm", "term": 1, "holder": "alpha"}]
@@ -269,11 +286,13 @@ async def test_a_record_that_keeps_changing_ends_the_claim(store: FakeEtcd) -> N
         await store.arbiter(endpoints=[store.members[0].url]).claim("vm", 2, "alpha")
 
 
-async def test_a_claim_that_was_given_up_may_be_granted_late_and_nobody_acts_on_it(store: FakeEtcd) -> None:
+async def test_a_claim_that_was_given_up_may_be_granted_late_and_nobody_acts_on_it(patient: FakeEtcd) -> None:
     """It waits in two frozen members when its caller has long given up."""
-    thawed, done = asyncio.Event(), asyncio.Event()
+    store, thawed, done = patient, asyncio.Event(), asyncio.Event()
+    frozen = asyncio.Semaphore(0)
 
     async def freeze(_: web.Request) -> None:
+        frozen.release()
         await thawed.wait()
 
     async def note(_: web.Request) -> None:
@@ -281,9 +300,13 @@ async def test_a_claim_that_was_given_up_may_be_granted_late_and_nobody_acts_on_
 
     for member in store.members:
         member.before, member.after = only("/v3/kv/txn", freeze), note
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(ATTEMPT_S_MAX - 0.1):  # by then both have been asked, and neither was given up
-            await store.arbiter().claim("vm", 1, "alpha")
+    claiming = asyncio.create_task(store.arbiter().claim("vm", 1, "alpha"))
+    async with asyncio.timeout(10):
+        for _ in store.members:
+            await frozen.acquire()
+    claiming.cancel()
+    await asyncio.wait([claiming])
+    assert claiming.cancelled()
     assert [member.asked[-1] for member in store.members] == ["/v3/kv/txn"] * 2
     assert store.records() == []
     done.clear()

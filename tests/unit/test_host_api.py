@@ -394,11 +394,11 @@ async def test_who_says_nothing_is_dropped_and_who_is_one_too_many_too(
             writer.write(text)
         reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 2) == b""  # one too many
+            assert await asyncio.wait_for(reader.read(), 10) == b""  # one too many
         writer.close()
         for reader, writer in mute:
             with contextlib.suppress(ConnectionError):
-                await asyncio.wait_for(reader.read(), 2)
+                await asyncio.wait_for(reader.read(), 10)
             writer.close()
         async with aiohttp.ClientSession() as session:
             for _ in range(2):

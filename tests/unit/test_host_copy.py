@@ -57,7 +57,6 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         return await spawn(*command[:4], str(script), *command[6:], **options)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn_script)
-    monkeypatch.setattr(copy_module, "STOP_S_MAX", 2.0)
     started: list[Copy] = []
 
     async def begin(mode: str) -> Copy:
@@ -97,7 +96,8 @@ async def test_a_process_that_fails_is_quoted(start: Start) -> None:
     assert (ended["kind"], ended["exit_status"], ended["reason"]) == ("copy-ended", 2, "it can't start: mend it")
 
 
-async def test_a_process_that_does_not_stop_is_killed(start: Start) -> None:
+async def test_a_process_that_does_not_stop_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_module, "STOP_S_MAX", 2.0)
     copy = await start("hangs")
     assert await copy.until(lambda: copy.state == "solo", 10)
     await copy.stop()

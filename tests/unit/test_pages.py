@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from written_memory import written_kib
 
 from pycolo.core.pages import PAGE_BYTES, Contents, Indices, PageBatch, PageDebt
 
@@ -57,17 +56,6 @@ def test_pages_of_zeros_take_no_memory_that_nobody_has_written() -> None:
     assert written_kib(image) == 0
     PageBatch.of(pages(3, 5), contents(4, 0)).apply_to(image)
     assert written_kib(image) == 4
-
-
-def written_kib(image: Contents) -> int:
-    address, found = image.ctypes.data, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
-            first, last = (int(number, 16) for number in line.split()[0].split("-"))
-            found = first <= address < last
-        elif found and line.startswith("Anonymous:"):
-            return int(line.split()[1])
-    raise AssertionError("it is mapped nowhere")
 
 
 @pytest.mark.parametrize(("all_owed", "owed"), [(True, [0, 1, 2]), (False, [])])

@@ -20,7 +20,8 @@ from pycolo.errors import EnvironmentFault, PeerLost
 PACKETS, DISKS = (1234, "packets"), (0, "")
 
 
-async def test_a_secondary_that_is_sent_away_promises_by_its_farewell() -> None:
+async def test_a_secondary_that_is_sent_away_promises_by_its_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_link, "DISMISSAL_S_MAX", 10.0)
     async with paired() as pair:
         dismissal = asyncio.create_task(pair.primary.dismiss("the guest has powered off"))
         assert await asyncio.wait_for(pair.secondary.dismissed, 5) == "the guest has powered off"
@@ -44,7 +45,7 @@ async def test_who_is_sent_away_and_says_nothing_is_not_waited_for(monkeypatch: 
 
 @pytest.mark.parametrize("agrees", [True, False])
 async def test_a_base_counts_when_the_secondary_has_agreed(monkeypatch: pytest.MonkeyPatch, agrees: bool) -> None:
-    monkeypatch.setattr(peer_link, "REBASE_S_MAX", 0.3)
+    monkeypatch.setattr(peer_link, "REBASE_S_MAX", 10.0 if agrees else 0.3)
     async with paired() as pair:
         asked: list[int] = []
 
@@ -119,7 +120,10 @@ async def test_a_primary_that_was_ours_comes_back_through_the_window(bereft: Sec
     session.close("the test ends")
 
 
-async def test_who_comes_a_little_early_waits_for_the_window(bereft: Secondary) -> None:
+async def test_who_comes_a_little_early_waits_for_the_window(
+    bereft: Secondary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_greeting, "REUNION_S_MAX", 10.0)
     calling = asyncio.create_task(bereft.called(resume=True))
     await asyncio.sleep(0.1)
     returned = await bereft.listener.returned(PACKETS, DISKS, 5.0)
@@ -135,7 +139,7 @@ async def test_outside_of_the_window_nobody_comes_back(bereft: Secondary) -> Non
 
 
 async def test_the_window_is_for_the_old_primary_only(bereft: Secondary) -> None:
-    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 1.0))
+    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 3.0))
     await asyncio.sleep(0.05)
     await bereft.refuses("was a pair with a primary of term 5, not 6", resume=True, term=6)
     await bereft.refuses("paired already")
@@ -161,7 +165,7 @@ async def test_a_greeting_that_was_under_way_when_the_window_closed_pairs_nobody
         return await real(peer_address, None)
 
     monkeypatch.setattr(peer_greeting, "_dial", slow_second)
-    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 1.0))
+    waiting = asyncio.create_task(bereft.listener.returned(PACKETS, DISKS, 3.0))
     await asyncio.sleep(0.02)
     with contextlib.suppress(PeerLost):
         session = await bereft.called(resume=True)

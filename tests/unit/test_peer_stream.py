@@ -128,7 +128,7 @@ async def test_a_read_under_way_ends_with_the_connection() -> None:
     await asyncio.sleep(0)
     wire.stream.connection_lost(ConnectionResetError("reset by peer"))
     with pytest.raises(ConnectionResetError, match="reset by peer"):
-        await asyncio.wait_for(reading, 1)
+        await asyncio.wait_for(reading, 10)
 
 
 async def test_a_writer_waits_while_much_is_kept() -> None:
@@ -140,7 +140,7 @@ async def test_a_writer_waits_while_much_is_kept() -> None:
     await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
     wire.stream.resume_writing()
-    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
     assert wire.written == b"abc"
 
 
@@ -155,7 +155,7 @@ async def test_a_writer_hears_that_the_connection_is_lost(before: bool) -> None:
     if not before:
         wire.stream.connection_lost(None)
     with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 10)
 
 
 @pytest.mark.parametrize("secured", [False, True])

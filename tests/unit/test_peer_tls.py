@@ -188,14 +188,15 @@ async def test_a_greeting_once_more_ends_the_session(pki: Pki) -> None:
 
 
 async def test_silent_callers_neither_block_nor_stand_in_the_way(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 60.0)  # time makes room for nobody
     async with Secondary(pki.files("h2")).serving() as secondary:
         silent: list[Streams] = [
             await asyncio.open_connection(*address(secondary.where)) for _ in range(CALLERS_MAX + 3)
         ]
         for number, (_, writer) in enumerate(silent):
             writer.write(b"\x16\x03\x01\x02\x00\x01"[:number])  # the beginning of a handshake
-        assert await asyncio.wait_for(silent[0][0].read(), 1) == b""  # the oldest made room
-        await asyncio.wait_for(secondary.greets(pki.files("h1")), 1)
+        assert await asyncio.wait_for(silent[0][0].read(), 10) == b""  # the oldest made room
+        await asyncio.wait_for(secondary.greets(pki.files("h1")), 10)
         for _, writer in silent:
             writer.transport.abort()
 
@@ -203,7 +204,7 @@ async def test_silent_callers_neither_block_nor_stand_in_the_way(pki: Pki, monke
 async def test_silent_callers_are_dropped_in_time(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_greeting, "GREETING_S_MAX", 0.1)
     async with Secondary(pki.files("h2")).serving() as secondary:
-        assert await asyncio.wait_for(call(secondary.where, None, b"\x16\x03\x01"), 2) == b""
+        assert await asyncio.wait_for(call(secondary.where, None, b"\x16\x03\x01"), 10) == b""
         assert secondary.refusals == []
 
 
@@ -323,7 +324,7 @@ async def test_a_secondary_of_a_version_that_we_do_not_speak() -> None:
 async def test_a_long_greeting_is_refused_before_its_body_is_read(kind: wire.Kind) -> None:
     async with Secondary(None).serving() as secondary:
         said = wire.HEADER.pack(wire.GREETING_BYTES_MAX + 1, kind)
-        assert await asyncio.wait_for(call(secondary.where, None, said), 1) == b""
+        assert await asyncio.wait_for(call(secondary.where, None, said), 10) == b""
         assert "a message of 16385 bytes; the limit is 16384" in secondary.refusals[0]
 
 

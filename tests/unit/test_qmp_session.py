@@ -368,7 +368,7 @@ async def test_a_job_that_is_refused_says_so_at_once() -> None:
         (command,) = await monitor.commands()
         monitor.say({"id": command["id"], "error": {"class": "GenericError", "desc": "no such device"}})
         with pytest.raises(VmLost, match="QEMU web refused snapshot-load: no such device"):
-            await asyncio.wait_for(running, 2)
+            await asyncio.wait_for(running, 10)
 
 
 async def test_what_follows_what_is_not_kept_without_a_bound() -> None:

@@ -24,7 +24,10 @@ TERMS = 200
 CLAIMANT = """
 import asyncio, sys, time
 from pathlib import Path
+from pycolo.edge import state_file
 from pycolo.edge.state_file import FileArbiter
+
+state_file.LOCK_S_MAX = 60.0  # who stands still with the lock in hand is waited for
 
 async def claim_all(arbiter, host, terms):
     for term in range(1, terms + 1):
@@ -176,10 +179,9 @@ async def test_a_lock_that_is_never_given_back_is_not_waited_for(
     files = len(os.listdir("/proc/self/fd"))
     with (tmp_path / "vm.json.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        begun = time.monotonic()
-        with pytest.raises(ArbiterUnanswered):
-            await granted(tmp_path, 1, "alpha")
-        assert time.monotonic() - begun < 1.0
+        async with asyncio.timeout(10):
+            with pytest.raises(ArbiterUnanswered):
+                await granted(tmp_path, 1, "alpha")
     assert await granted(tmp_path, 1, "alpha")
     assert len(os.listdir("/proc/self/fd")) == files
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+from written_memory import written_kib
 
 from pycolo.core.pages import Contents
 from pycolo.edge import vm_ports
@@ -118,7 +119,7 @@ async def test_a_bug_in_a_save_that_nobody_asks_for_any_more_is_raised() -> None
     vm.saved.set_exception(TypeError("a bug"))
     with pytest.raises(TypeError, match="a bug"):
         await port.resume()
-    assert vm.steps == ["stop", "save", "saved"]
+    assert vm.steps == ["stop", "save", "saved", "cont"], "the VM is not left standing"
 
 
 @pytest.mark.parametrize(("expected", "read"), [(600, 600), (600, 900), (600, 1000), (0, 700), (9000, 1024)])
@@ -135,6 +136,29 @@ async def test_what_was_read_in_a_pause_is_nobody_elses(expected: int, read: int
         seen.append(await port.read_pages(indices))
         assert np.array_equal(seen[-1], ram[indices])
     assert not any(np.shares_memory(one, other) for one in seen for other in seen if one is not other)
+
+
+@pytest.mark.parametrize("read", [700, 900, 2400])
+async def test_memory_for_the_pages_of_a_pause_is_written_before_it(read: int) -> None:
+    vm, ram = Vm(), np.ones((4096, 4096), np.uint8)
+    vm.ram = SimpleNamespace(page_count=4096, pages=ram)
+    vm.dirty = SimpleNamespace(contents=lambda indices: ram[indices])
+    port = PrimaryVmPort(cast(Qemu, vm), self_check=False)
+    await port.expect_pages(600)
+    room = port._room
+    assert written_kib(room) >= 900 * 4, "half as many again"
+    contents = await port.read_pages(np.arange(read, dtype=np.uint32))
+    assert np.shares_memory(contents, room)
+
+
+async def test_memory_that_no_pause_took_is_given_back() -> None:
+    vm = Vm()
+    vm.ram.page_count = 4096
+    port = PrimaryVmPort(cast(Qemu, vm), self_check=False)
+    await port.expect_pages(600)
+    assert len(port._room)
+    await port.resume()
+    assert not len(port._room)
 
 
 async def test_a_pause_without_a_save_ends_at_once() -> None:

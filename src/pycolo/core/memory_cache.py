@@ -74,10 +74,11 @@ class MemoryCache:
         self.committed: Stage | None = None
         self.loaded_epoch = 0  # the SVM runs from the start of this epoch
         self.fed_epoch = 0  # and its feed has started there
-        self._past: list[tuple[Indices, Contents]] = []  # each page once: what it was when the last one was committed
+        self._past: list[PageBatch] = []  # each page once: what it was when the last one was committed
         self._has_past = np.zeros(page_count, np.bool_)
-        self._restoring: list[tuple[Indices, Contents]] = []
-        self._spent: list[tuple[Indices, Contents]] = []
+        self._restoring: list[PageBatch] = []
+        self._spent: list[PageBatch] = []
+        self._has_content = np.zeros(page_count, np.bool_)  # the others are zeros, as the image's memory is at first
         self._staged_pages = 0
         self._digest: StageDigest | None = None
         self._staging_epoch = 0
@@ -108,11 +109,18 @@ class MemoryCache:
         if self.committed is not None:
             fresh: Indices = pages[~self._has_past[pages]]
             if len(fresh):
-                self._past.append((fresh, self.image[fresh]))
-                self._has_past[fresh] = True
+                self._keep(fresh)
         batch.apply_to(self.image)
+        self._has_content[batch.indices] = self._has_content[batch.deltas.indices] = True
         self.debt.add(pages)
         return pages
+
+    def _keep(self, pages: Indices) -> None:
+        """What is committed of pages that are about to be changed; of zeros that they are, which takes no memory."""
+        has_content = self._has_content[pages]
+        kept: Indices = pages[has_content]
+        self._past.append(PageBatch(kept, self.image[kept], pages[~has_content]))
+        self._has_past[pages] = True
 
     def _check(self, batch: PageBatch) -> None:
         """Counts the batch. Raises PeerViolation."""
@@ -128,8 +136,9 @@ class MemoryCache:
 
     def discard(self) -> None:
         """Forget everything staged; the image is the committed one after as many `restore_next` as it takes."""
-        for pages, _ in self._past:
-            self.debt.add(pages)  # the SVM's RAM may be found to be like what was staged
+        for past in self._past:
+            for pages in past.all_indices():
+                self.debt.add(pages)  # the SVM's RAM may be found to be like what was staged
         self._restoring += self._past
         self._past = []
         self._staged_pages = 0
@@ -139,9 +148,10 @@ class MemoryCache:
         """Bring a part of what was discarded back to what is committed; False when there is nothing left."""
         if not self._restoring:
             return False
-        pages, contents = self._restoring.pop()
-        self.image[pages] = contents
-        self._has_past[pages] = False
+        past = self._restoring.pop()
+        past.apply_to(self.image)
+        for pages in past.all_indices():
+            self._has_past[pages] = False
         return True
 
     def problem(self, stage: Stage) -> str | None:

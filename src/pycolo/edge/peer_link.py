@@ -22,7 +22,7 @@ from typing import TypeVar
 from pycolo.core import peer, wire
 from pycolo.core.memory_cache import Stage
 from pycolo.core.pages import PageBatch
-from pycolo.edge.peer_socket import limit_unacknowledged, prepare_peer_socket
+from pycolo.edge.peer_socket import UNACKNOWLEDGED_S_MAX, limit_unacknowledged, prepare_peer_socket
 from pycolo.edge.peer_stream import PeerStream
 from pycolo.edge.tls import certified_names, failure
 from pycolo.errors import CheckpointFailed, PeerLost, PeerViolation
@@ -52,9 +52,12 @@ class Connection:
         prepare_peer_socket(connection)
 
     def limit_unacknowledged(self, seconds: float) -> None:
-        """From here on it breaks when the peer's kernel acknowledges nothing for so long."""
+        """From here on it breaks when the peer's kernel acknowledges nothing for so long; sooner, never later."""
+        connection: socket.socket | None = self._stream.transport.get_extra_info("socket")
+        if connection is None:  # it has broken, and TLS has let go of it
+            return
         with suppress(OSError):  # it may have broken just now
-            limit_unacknowledged(self._stream.transport.get_extra_info("socket"), seconds)
+            limit_unacknowledged(connection, min(seconds, UNACKNOWLEDGED_S_MAX))
 
     async def send(self, *buffers: bytes | memoryview) -> None:
         """Send one encoded message; waits while the peer does not take it."""
@@ -189,7 +192,7 @@ class PeerSession:
             silent = 0 if self._heard else silent + 1
             self._heard = False
             if patient and self._awaited():
-                patient = False
+                silent, patient = 0, False  # what was allowed until now is not counted
                 self._control.limit_unacknowledged(self._heartbeat_s * self._lost_max)
             if silent >= self._lost_max and not (patient and silent * self._heartbeat_s < SYNC_SILENCE_S_MAX):
                 self.close(f"the peer has been silent for {silent} heartbeats of {self._heartbeat_s * 1000:.0f} ms")

@@ -69,11 +69,14 @@ class PrimaryVmPort:
         self._paused = True
 
     async def resume(self) -> None:
-        await self._end_save()
+        bug = await self._end_save()
         await self._qemu.cont()
         self._paused = False
         self._resumed_at_ms = _ms()
         self.pause_ms = self._resumed_at_ms - self._paused_at_ms
+        self._room = NO_PAGES
+        if bug is not None:
+            raise bug
 
     def resumed_ms_ago(self) -> float:
         """Time since the PVM ran again."""
@@ -88,8 +91,8 @@ class PrimaryVmPort:
 
     async def expect_pages(self, count: int) -> None:
         # To write memory for the first time takes ten times as long as to copy a page to it.
+        self._room = NO_PAGES  # the old one goes before the new one comes
         if count <= READ_STEP_PAGES:
-            self._room = NO_PAGES
             return
         self._room = np.empty((min(ROOM_MULTIPLE * count, self._qemu.ram.page_count), PAGE_BYTES), np.uint8)
         for start in range(0, count + count // 2, READ_STEP_PAGES):  # half as many again: the VM writes on meanwhile
@@ -124,15 +127,14 @@ class PrimaryVmPort:
         assert self._saving is not None
         return await self._saving
 
-    async def _end_save(self) -> None:
-        """Whatever came of it: who wants to know has asked. But for a bug: nobody may."""
+    async def _end_save(self) -> BaseException | None:
+        """Whatever came of it: who wants to know has asked. But for a bug, which is returned: nobody may."""
         saving, self._saving = self._saving, None
         if saving is None:
-            return
+            return None
         await asyncio.wait([saving])
         failure = None if saving.cancelled() else saving.exception()
-        if failure is not None and not isinstance(failure, VmLost):
-            raise failure
+        return None if isinstance(failure, VmLost) else failure
 
     def _check(self, shadow: Contents) -> None:
         if not self._paused:
