@@ -24,6 +24,7 @@ from loopback_relay import LoopbackRelay
 from pair import GUEST_MAC, now_ms, socket_in, until
 from pycolo.config import VmConfig, load_config
 from pycolo.demo.lab import GUEST_ADDRESS, Lab
+from pycolo.demo.load_echo import GIVE_UP_S
 from pycolo.demo.processes import LoadProcess
 from pycolo.errors import PycoloError
 from pycolo.guest.builder import GuestImage
@@ -110,8 +111,9 @@ class Cluster:
 
     settle_s_max = SETTLE_S_MAX
 
-    def __init__(self, image: GuestImage, folder: Path, **protection: Any) -> None:
-        """`protection`: of that table in vm.toml, what differs from the defaults."""
+    def __init__(self, image: GuestImage, folder: Path, *, ask_s: float = GIVE_UP_S, **protection: Any) -> None:
+        """`ask_s`: how long UDP and ICMP clients ask; `protection`: what differs from the defaults of vm.toml."""
+        self._ask_s = ask_s
         self._protection = {"qmp_deadline_ms": QMP_DEADLINE_MS, **protection}
         (folder / "etcd").mkdir()
         self.etcd = EtcdCluster(folder / "etcd")
@@ -165,7 +167,7 @@ class Cluster:
     async def load_on(self) -> None:
         """Start the clients; returns when they are in their stride."""
         load = self.load = await LoadProcess.start(
-            self.hosts.lab.clients, GUEST_ADDRESS, self.folder / "load.log", WORKERS
+            self.hosts.lab.clients, GUEST_ADDRESS, self.folder / "load.log", WORKERS, f"--ask-s={self._ask_s}"
         )
         await until(lambda: load.latest.get("requests", 0) > 50, 10.0, "the load")
 

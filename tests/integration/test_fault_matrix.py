@@ -15,6 +15,7 @@ from campaign.nemesis import Plan, Strike
 from campaign.rounds import Player
 from fault_matrix import FAULTS, Fault, suffer
 from pair import AS_SHIPPED, PATIENT
+from pycolo.demo.load_echo import GIVE_UP_S, TIMEOUT_S
 from pycolo.guest.builder import GuestImage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,9 +26,10 @@ async def cluster(
     request: pytest.FixtureRequest, guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[CampaignCluster]:
     """A busy machine's stall would be a second fault, unless `make matrix` asks how fast one is seen."""
-    lost_max = AS_SHIPPED if request.config.getoption("as_shipped") else PATIENT
+    as_shipped = request.config.getoption("as_shipped")
+    lost_max, ask_s = (AS_SHIPPED, GIVE_UP_S) if as_shipped else (PATIENT, TIMEOUT_S)
     async with CampaignCluster.running(
-        guest_image, tmp_path_factory.mktemp("m"), heartbeat_lost_max=lost_max
+        guest_image, tmp_path_factory.mktemp("m"), ask_s=ask_s, heartbeat_lost_max=lost_max
     ) as cluster:
         yield cluster
         result = await cluster.load.finish()

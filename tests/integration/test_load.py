@@ -305,7 +305,7 @@ def test_udp_echo_retries_what_is_dropped() -> None:
         result = run_load(ledger, DatagramEcho("udp", "udp-0", ledger, UdpPort(address)), seconds=0.8)
     assert counters(result) == ALL_WELL, result["errors"]
     assert result["by_kind"]["udp"]["retries"] == 2
-    assert 400 <= result["longest_gap_ms"] < 700
+    assert result["longest_gap_ms"] >= 400
 
 
 @pytest.mark.parametrize(
